@@ -1,0 +1,33 @@
+import type { Clock } from "#base/clock";
+import type { Log, LogLevel } from "#base/log";
+import { drainAll, startAll, type Service } from "#base/service";
+
+/** What a command may use of the process: nothing else reads argv, env or signals. */
+export interface CliContext {
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** Aborted by SIGINT or SIGTERM: finish, clean up, and leave. */
+  readonly signal: AbortSignal;
+  readonly clock: Clock;
+  /** Absolute path of the program's start script, for starting other roles with it. */
+  readonly program: string;
+  /** Writes to standard output: what was asked for. */
+  out(text: string): void;
+  /** Writes to standard error: progress and remarks. */
+  note(text: string): void;
+  /** True when standard error is a terminal. */
+  readonly interactive: boolean;
+  log(role: string, level?: LogLevel): Log;
+}
+
+/**
+ * Runs a role: starts its services, waits for SIGTERM or SIGINT, drains them in reverse within `drainMs`.
+ * Rejects when a service cannot start.
+ */
+export async function runRole(context: CliContext, services: readonly Service[], drainMs: number): Promise<void> {
+  await startAll(services, context.signal);
+  await new Promise<void>((resolve) => {
+    if (context.signal.aborted) resolve();
+    context.signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+  await drainAll(services, drainMs);
+}

@@ -1,0 +1,2 @@
+export { runRole, type CliContext } from "./context.ts";
+export { buildProgram } from "./program.ts";

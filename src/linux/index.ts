@@ -1,0 +1,1 @@
+export { adoptNetns, inNetns, openNetns, type Netns } from "./netns.ts";

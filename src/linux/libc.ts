@@ -1,0 +1,43 @@
+import koffi from "koffi";
+import { defineErrors } from "#base/errors";
+
+/**
+ * The C library, loaded once. Only this folder calls it.
+ */
+export const libc = koffi.load("libc.so.6");
+
+/** Failures of the seam to the kernel. */
+export const linuxError = defineErrors("linux", {
+  LINUX_SYSCALL: {
+    when: "a system call failed",
+    hint: "the message names the call and the kernel's reason; most need root (CAP_NET_ADMIN, CAP_SYS_ADMIN)",
+  },
+  LINUX_NETNS_GONE: {
+    when: "a network namespace could not be opened or entered",
+    hint: "the pod or node it belonged to has ended; nothing is to be done when that was intended",
+  },
+  LINUX_WRONG_SHAPE: {
+    when: "the running Node's socket internals differ from the version this release is made for",
+    hint: "run Veil with the Node version it ships (bin/veil does)",
+  },
+  LINUX_COMMAND: {
+    when: "a system program such as nft or ip failed",
+    hint: "the message carries the program's own words; check that the package is installed and that you are root",
+  },
+});
+
+const strerror = libc.func("const char *strerror(int)");
+
+/** `errno` of the last libc call on this thread, with its text. */
+export function lastErrno(): { errno: number; text: string } {
+  const errno = koffi.errno();
+  const text: unknown = strerror(errno);
+  return { errno, text: String(text) };
+}
+
+/** Throws `LINUX_SYSCALL` for `call` when `result` is negative; returns it otherwise. */
+export function checkCall(call: string, result: number, details: Record<string, unknown> = {}): number {
+  if (result >= 0) return result;
+  const { errno, text } = lastErrno();
+  throw linuxError("LINUX_SYSCALL", `${call} failed: ${text}`, { details: { ...details, call, errno } });
+}

@@ -1,0 +1,26 @@
+export { Propagation } from "./gen/veil/control_pb.js";
+export {
+  AggregatedDiscoveryService,
+  DeltaDiscoveryRequestSchema,
+  DeltaDiscoveryResponseSchema,
+  ResourceSchema,
+  type DeltaDiscoveryRequest,
+  type DeltaDiscoveryResponse,
+  type Resource,
+} from "./gen/envoy/discovery/discovery_pb.js";
+export { IstioCertificateService } from "./gen/istio/auth/citadel_pb.js";
+export { AuthorizationSchema } from "./gen/istio/security/authorization_pb.js";
+export {
+  WorkloadRequestSchema,
+  WorkloadResponseSchema,
+  ZdsHelloSchema,
+  type WorkloadRequest,
+  type WorkloadResponse,
+} from "./gen/istio/zds/zds_pb.js";
+export {
+  CertificateUpdateSchema,
+  WatchRequestSchema,
+  WorkloadCertificates,
+  type CertificateUpdate,
+  type WatchRequest,
+} from "./gen/veil/node_pb.js";
