@@ -11,12 +11,12 @@ export interface CliContext {
   /** Absolute path of the program's start script, for starting other roles with it. */
   readonly program: string;
   /** Writes to standard output: what was asked for. */
-  out(text: string): void;
+  readonly out: (text: string) => void;
   /** Writes to standard error: progress and remarks. */
-  note(text: string): void;
+  readonly note: (text: string) => void;
   /** True when standard error is a terminal. */
   readonly interactive: boolean;
-  log(role: string, level?: LogLevel): Log;
+  readonly log: (role: string, level?: LogLevel) => Log;
 }
 
 /**
