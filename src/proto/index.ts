@@ -24,3 +24,4 @@ export {
   type CertificateUpdate,
   type WatchRequest,
 } from "./gen/veil/node_pb.js";
+export { decodeAddress, encodeAddress, MAX_ADDRESS_BYTES } from "./address.ts";
