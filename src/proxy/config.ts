@@ -1,0 +1,51 @@
+import { parseCidr, type Cidr } from "#base/ip";
+
+/** Where pods' outbound connections are redirected to. */
+export const OUTBOUND_PORT = 15001;
+/** Where plaintext that arrives at a pod is redirected to. */
+export const PLAINTEXT_PORT = 15006;
+/** Where HBONE arrives, dialled directly by other proxies. */
+export const INBOUND_PORT = 15008;
+/** Nobody may ask the proxy to dial these: it would talk to itself. */
+export const OWN_PORTS: ReadonlySet<number> = new Set([OUTBOUND_PORT, PLAINTEXT_PORT, INBOUND_PORT]);
+/** The mark on every packet that the proxy sends inside a pod's namespace; redirection leaves those alone. */
+export const PACKET_MARK = 0x539;
+
+/** What a proxy needs to know about its place. Plain data: it crosses to the data threads as it is. */
+export interface ProxyConfig {
+  readonly node: string;
+  readonly clusterId: string;
+  readonly trustDomain: string;
+  readonly network: string;
+  /** Addresses inside are the cluster's own: an unknown one is asked for and never simply passed. */
+  readonly clusterRanges: readonly Cidr[];
+  /** Plaintext between two workloads that have both been enrolled for longer than this is refused. */
+  readonly propagationBoundMs: number;
+  /** How long a connection is held for an answer about its destination, or for a certificate. */
+  readonly holdMs: number;
+  /** How long one TCP connect may take. */
+  readonly dialMs: number;
+}
+
+/** Private and shared address space: what a cluster's own ranges are made of when nobody says. */
+export const DEFAULT_CLUSTER_RANGES: readonly Cidr[] = [
+  "10.0.0.0/8",
+  "172.16.0.0/12",
+  "192.168.0.0/16",
+  "100.64.0.0/10",
+  "fc00::/7",
+].map((text) => parseCidr(text));
+
+/** Everything but the node's name has a default. */
+export function proxyConfig(given: Partial<ProxyConfig> & { readonly node: string }): ProxyConfig {
+  return {
+    clusterId: "Kubernetes",
+    trustDomain: "cluster.local",
+    network: "",
+    clusterRanges: DEFAULT_CLUSTER_RANGES,
+    propagationBoundMs: 10_000,
+    holdMs: 5_000,
+    dialMs: 10_000,
+    ...given,
+  };
+}

@@ -1,0 +1,169 @@
+import { findHostPort, findIp, cidrContains, formatHostPort, type IpAddress } from "#base/ip";
+import type { FlowReason } from "#model/flow";
+import { parseWorkloadIdentity, type SpiffeId } from "#model/spiffe-id";
+import type { Service, Workload } from "#model/workload";
+import { OWN_PORTS } from "./config.ts";
+import { targetPortOf } from "./endpoints.ts";
+import { isLoopback, type LocalPod, type SocketAddress, type View } from "./route.ts";
+
+/**
+ * What happens to a connection that arrives at a pod.
+ *
+ * - `connect`: dial the application at `target`, from `sourceIp` when it is set, and copy.
+ * - `wait`: hold it until the first snapshot is there, then decide again.
+ * - `refuse`: answer CONNECT with `status`; a plain connection is reset.
+ */
+export type Verdict =
+  | {
+      readonly kind: "connect";
+      readonly target: SocketAddress;
+      /** The client's address, which the application shall see. Undefined: leave it to the kernel. */
+      readonly sourceIp: IpAddress | undefined;
+      readonly reason: "ok" | "source_not_enrolled" | "enrolling";
+      readonly source: Workload | undefined;
+      readonly service: Service | undefined;
+    }
+  | { readonly kind: "wait" }
+  | {
+      readonly kind: "refuse";
+      readonly status: 400 | 503;
+      readonly reason: FlowReason;
+      readonly detail: string;
+      readonly source: Workload | undefined;
+    };
+
+/** A CONNECT that arrived on an authenticated session. */
+export interface TunnelRequest {
+  readonly peer: SpiffeId;
+  readonly remote: SocketAddress;
+  /** The pod's end of the session's TCP connection. */
+  readonly local: SocketAddress;
+  readonly authority: string;
+  /** The service that the client dialled (`forwarded: …;host=`): a label for records, nothing else. */
+  readonly forwardedHost?: string | undefined;
+}
+
+/** A plain connection that was redirected. */
+export interface PlainRequest {
+  readonly remote: SocketAddress;
+  readonly originalDestination: SocketAddress;
+}
+
+/**
+ * Decides about a tunnel. First match:
+ *
+ * 1. the authority is no `host:port`                      → refuse 400 `bad_request`
+ * 2. an address other than the one that was dialled       → refuse 400 `bad_request`
+ * 3. a hostname that is no service of this pod, or a port that it does not have → refuse 503 `no_healthy_upstream`
+ * 4. one of the proxy's own ports                         → refuse 503 `self_call`
+ * 5. else                                                 → connect; the application sees the client's address,
+ *    unless the pod calls itself
+ */
+export function decideInbound(pod: LocalPod, request: TunnelRequest, view: View): Verdict {
+  const { remote, local, forwardedHost } = request;
+  const source = sourceOf(remote.ip, request.peer, view);
+  const authority = findHostPort(request.authority);
+  if (authority === undefined) {
+    return refuse("bad_request", { status: 400, detail: `authority "${request.authority}" is no host:port`, source });
+  }
+  const ip = findIp(authority.host);
+  if (ip !== undefined && ip !== local.ip) {
+    return refuse("bad_request", { status: 400, detail: `asked for ${ip} on a session to ${local.ip}`, source });
+  }
+  const asked = ip === undefined ? findPort(pod, authority, view) : { port: authority.port, service: undefined };
+  if (asked === undefined || asked.port === 0) {
+    const detail = `this pod does not serve ${request.authority}`;
+    return refuse("no_healthy_upstream", { status: 503, detail, source });
+  }
+  if (OWN_PORTS.has(asked.port)) {
+    return refuse("self_call", { status: 503, detail: `port ${asked.port} is the proxy's own`, source });
+  }
+  const service = asked.service ?? view.table.findServiceByHostname(forwardedHost ?? "", pod.namespace);
+  const target = { ip: local.ip, port: asked.port };
+  return { kind: "connect", target, sourceIp: spoofed(remote.ip, local.ip), reason: "ok", source, service };
+}
+
+/**
+ * Decides about a connection that came in clear. First match:
+ *
+ * 1. one of the proxy's own ports                                        → refuse `self_call`
+ * 2. nothing is known yet and the source is inside the cluster           → wait
+ * 3. source and pod both enrolled for longer than the propagation bound  → refuse `plaintext_refused`
+ * 4. both enrolled                                                       → connect `enrolling`
+ * 5. else                                                                → connect `source_not_enrolled`
+ *
+ * A pod that the control plane does not know is enrolled as long as the agent has handed it over (`podSinceMs`).
+ */
+export function decidePlaintext(
+  pod: LocalPod & { readonly podSinceMs: number },
+  request: PlainRequest,
+  view: View,
+): Verdict {
+  const { remote, originalDestination: target } = request;
+  if (OWN_PORTS.has(target.port)) {
+    const detail = `${formatHostPort(target.ip, target.port)} is the proxy's own port`;
+    return refuse("self_call", { status: 503, detail, source: undefined });
+  }
+  const inside = view.clusterRanges.some((range) => cidrContains(range, remote.ip));
+  if (!view.synced && inside) return { kind: "wait" };
+  const source = view.table.findWorkloadByIp(view.network, remote.ip);
+  const connect = (reason: "source_not_enrolled" | "enrolling"): Verdict => ({
+    kind: "connect",
+    target,
+    sourceIp: spoofed(remote.ip, target.ip),
+    reason,
+    source,
+    service: undefined,
+  });
+  const sourceSince = source === undefined ? undefined : view.table.enrolledSinceMs(source.uid);
+  const podSince = ownSinceMs(pod, view);
+  if (source === undefined || sourceSince === undefined || podSince === undefined)
+    return connect("source_not_enrolled");
+  const bothForMs = view.monotonicMs - Math.max(sourceSince, podSince);
+  if (bothForMs <= view.propagationBoundMs) return connect("enrolling");
+  const detail = `${source.uid} and ${pod.workloadUid} are both enrolled, yet ${remote.ip} sent plaintext`;
+  return refuse("plaintext_refused", { status: 503, detail, source });
+}
+
+function ownSinceMs(pod: LocalPod & { readonly podSinceMs: number }, view: View): number | undefined {
+  if (view.table.findWorkload(pod.workloadUid) === undefined) return pod.podSinceMs;
+  return view.table.enrolledSinceMs(pod.workloadUid);
+}
+
+/** The workload at this address, when it is one of the identity that the peer has proved: else it is somebody else's. */
+function sourceOf(ip: IpAddress, peer: SpiffeId, view: View): Workload | undefined {
+  const workload = view.table.findWorkloadByIp(view.network, ip);
+  if (workload === undefined) return undefined;
+  try {
+    const proved = parseWorkloadIdentity(peer);
+    const same = proved.namespace === workload.namespace && proved.serviceAccount === workload.serviceAccount;
+    return same ? workload : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function findPort(
+  pod: LocalPod,
+  { host, port }: { host: string; port: number },
+  view: View,
+): { port: number; service: Service } | undefined {
+  const service = view.table.findServiceByHostname(host, pod.namespace);
+  const workload = view.table.findWorkload(pod.workloadUid);
+  if (service === undefined || workload === undefined) return undefined;
+  if (workload.services[`${service.namespace}/${service.hostname}`] === undefined) return undefined;
+  const target = targetPortOf(service, workload, port);
+  return target === undefined ? undefined : { port: target, service };
+}
+
+/** A pod that calls itself, or a loopback address, is dialled from an address that the kernel chooses. */
+function spoofed(client: IpAddress, pod: IpAddress): IpAddress | undefined {
+  return client === pod || isLoopback(client) || isLoopback(pod) ? undefined : client;
+}
+
+function refuse(
+  reason: FlowReason,
+  rest: { status: 400 | 503; detail: string; source: Workload | undefined },
+): Verdict {
+  return { kind: "refuse", reason, ...rest };
+}
