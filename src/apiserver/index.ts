@@ -1,0 +1,2 @@
+export { apiserverError } from "./errors.ts";
+export { ensureKubectl, type KubectlOptions } from "./kubectl.ts";
