@@ -20,6 +20,31 @@ export const linuxError = defineErrors("linux", {
     when: "the running Node's socket internals differ from the version this release is made for",
     hint: "run Veil with the Node version it ships (bin/veil does)",
   },
+  LINUX_SEQPACKET_PATH: {
+    when: "a path cannot name a Unix socket",
+    hint: "use a path of at most 107 bytes",
+  },
+  LINUX_SEQPACKET_IN_USE: {
+    when: "another process already listens at a Unix socket",
+    hint: "stop the other process, or give this one another path",
+  },
+  LINUX_SEQPACKET_CONNECT: {
+    when: "nobody accepts connections at a Unix socket",
+    hint: "start the process that listens there (for the ZDS socket: the agent of this node)",
+  },
+  LINUX_SEQPACKET_CLOSED: { when: "a packet is sent to a peer that is gone", hint: "none: the sender connects again" },
+  LINUX_SEQPACKET_FULL: {
+    when: "a peer does not read its packets",
+    hint: "look at the log of the peer; restart it when it hangs",
+  },
+  LINUX_SEQPACKET_SIZE: {
+    when: "a message does not fit into one packet",
+    hint: "a defect of the sender, or a name of more than a kilobyte",
+  },
+  LINUX_SEQPACKET_TRUNCATED: {
+    when: "a packet is longer than a message may be, or carries too many descriptors",
+    hint: "the peer does not speak this protocol: check which program is connected to the socket",
+  },
   LINUX_COMMAND: {
     when: "a system program such as nft or ip failed",
     hint: "the message carries the program's own words; check that the package is installed and that you are root",
