@@ -1,0 +1,57 @@
+export {
+  KubeClient,
+  type CallOptions,
+  type DeleteOptions,
+  type ListOptions,
+  type ObjectAt,
+  type ObjectList,
+  type PatchOptions,
+} from "./client.ts";
+export {
+  findKubeConfig,
+  inClusterConfig,
+  loadKubeConfig,
+  parseKubeConfig,
+  SERVICE_ACCOUNT_DIRECTORY,
+  type KubeConfig,
+  type KubeCredentials,
+} from "./config.ts";
+export { isKubeError, kubeError, type KubeStatus } from "./errors.ts";
+export type { ExecRequest, ExecResult } from "./exec.ts";
+export { Informer, type InformerListener, type InformerOptions } from "./informer.ts";
+export {
+  apiVersionOf,
+  objectKey,
+  resourcePath,
+  resourceRef,
+  type KubeObject,
+  type ObjectMeta,
+  type ResourceRef,
+  type Wire,
+} from "./object.ts";
+export {
+  resources,
+  type ClusterRole,
+  type ClusterRoleBinding,
+  type ConfigMap,
+  type Container,
+  type CustomResourceDefinition,
+  type DaemonSet,
+  type Deployment,
+  type EndpointSlice,
+  type Event,
+  type Lease,
+  type Namespace,
+  type Node,
+  type Pod,
+  type PodTemplateSpec,
+  type ReplicaSet,
+  type Role,
+  type RoleBinding,
+  type Secret,
+  type Service,
+  type ServiceAccount,
+} from "./resources.ts";
+export type { ServiceAccountToken, TokenOptions, TokenVerdict } from "./tokens.ts";
+export type { RawRequest } from "./transport.ts";
+export type { WatchEvent, WatchOptions } from "./watch.ts";

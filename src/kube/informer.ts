@@ -1,0 +1,184 @@
+import { Backoff } from "#base/backoff";
+import { sleep, type Clock } from "#base/clock";
+import { messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import type { Random } from "#base/random";
+import type { Service } from "#base/service";
+import type { KubeClient } from "./client.ts";
+import { isKubeError } from "./errors.ts";
+import { objectKey, type KubeObject, type ResourceRef } from "./object.ts";
+
+/** What an informer tells. Called one at a time, in the order of the store. Must not throw. */
+export interface InformerListener<T> {
+  upserted?(object: T, old: T | undefined): void;
+  /** `object` is the last state that was seen. */
+  deleted?(object: T): void;
+  /** After the first list, and again after every list that a lost watch made necessary. */
+  synced?(): void;
+}
+
+/** What to keep a copy of. */
+export interface InformerOptions<T extends KubeObject> {
+  readonly client: KubeClient;
+  readonly ref: ResourceRef<T>;
+  readonly namespace?: string | undefined;
+  readonly labelSelector?: string | undefined;
+  readonly fieldSelector?: string | undefined;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly random: Random;
+}
+
+/** First delay after a failure; a restarted API is found again within about a second. */
+const RETRY_INITIAL_MS = 100;
+const RETRY_MAX_MS = 5_000;
+
+/**
+ * A live copy of the objects of one kind: list, then watch, for ever. It survives disconnection, a watch that is too old
+ * (410: list again, differences are told as events) and a restart of the API. While the API is away the copy stays as it
+ * was. The copy holds as many objects as match; there is no other bound.
+ */
+export class Informer<T extends KubeObject> implements Service {
+  readonly name: string;
+  readonly #options: InformerOptions<T>;
+  readonly #log: Log;
+  readonly #objects = new Map<string, T>();
+  readonly #listeners = new Set<InformerListener<T>>();
+  readonly #stop = new AbortController();
+  readonly #firstSync = Promise.withResolvers<void>();
+  #running: Promise<void> | undefined;
+  #synced = false;
+  #connected = false;
+
+  constructor(options: InformerOptions<T>) {
+    this.#options = options;
+    this.name = `informer ${options.ref.plural}`;
+    this.#log = options.log.child({ informer: options.ref.plural });
+  }
+
+  /** True from the first complete list on. */
+  get synced(): boolean {
+    return this.#synced;
+  }
+
+  /** True while the API answers: the copy is as fresh as the network allows. */
+  get connected(): boolean {
+    return this.#connected;
+  }
+
+  /** All objects, in no order. A new array; the objects are shared: do not change them. */
+  list(): readonly T[] {
+    return [...this.#objects.values()];
+  }
+
+  get(name: string, namespace?: string): T | undefined {
+    return this.#objects.get(objectKey({ metadata: namespace === undefined ? { name } : { name, namespace } }));
+  }
+
+  /** Adds a listener; objects that are already known are told at once. The returned function removes it. */
+  on(listener: InformerListener<T>): () => void {
+    this.#listeners.add(listener);
+    for (const object of this.list()) listener.upserted?.(object, undefined);
+    if (this.#synced) listener.synced?.();
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** Resolves after the first complete list, however long the API is away. */
+  async start(signal: AbortSignal): Promise<void> {
+    this.#running = this.#run();
+    const onAbort = (): void => this.#stop.abort(signal.reason);
+    if (signal.aborted) onAbort();
+    signal.addEventListener("abort", onAbort, { once: true });
+    try {
+      await Promise.race([this.#firstSync.promise, this.#running]);
+      if (!this.#synced) this.#stop.signal.throwIfAborted();
+    } finally {
+      signal.removeEventListener("abort", onAbort);
+    }
+  }
+
+  async drain(_deadlineMs: number): Promise<void> {
+    this.#stop.abort(new Error("stopped"));
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    const { clock, random } = this.#options;
+    const { signal } = this.#stop;
+    const backoff = new Backoff({ initialMs: RETRY_INITIAL_MS, maxMs: RETRY_MAX_MS }, random);
+    let version: string | undefined;
+    while (!signal.aborted) {
+      try {
+        version ??= await this.#relist();
+        for await (const next of this.#follow(version)) {
+          version = next;
+          backoff.reset();
+        }
+      } catch (error) {
+        if (signal.aborted) return;
+        this.#connected = false;
+        if (isKubeError(error, "KUBE_GONE")) version = undefined;
+        const delayMs = backoff.next();
+        this.#log.warn({ error: messageOf(error), delayMs }, "lost the api, trying again");
+        await sleep(clock, delayMs, signal).catch(() => undefined);
+      }
+    }
+  }
+
+  /** Reads everything and tells what differs from the copy. */
+  async #relist(): Promise<string> {
+    const { client, ref, namespace, labelSelector, fieldSelector } = this.#options;
+    const listed = await client.list(ref, {
+      namespace,
+      labelSelector,
+      fieldSelector,
+      signal: this.#stop.signal,
+    });
+    const gone = new Map(this.#objects);
+    for (const object of listed.items) {
+      gone.delete(objectKey(object));
+      this.#upsert(object);
+    }
+    for (const object of gone.values()) this.#remove(object);
+    this.#connected = true;
+    this.#synced = true;
+    this.#firstSync.resolve();
+    for (const listener of this.#listeners) listener.synced?.();
+    return listed.resourceVersion;
+  }
+
+  /** Applies changes from `version` on; yields each new version. Ends when the API ends the watch. */
+  async *#follow(version: string): AsyncGenerator<string, void> {
+    const { client, ref, namespace, labelSelector, fieldSelector, random } = this.#options;
+    const events = client.watch(ref, {
+      namespace,
+      labelSelector,
+      fieldSelector,
+      resourceVersion: version,
+      timeoutSeconds: 300 + random.below(300), // spread, so that not all watches of a cluster end together
+      signal: this.#stop.signal,
+    });
+    for await (const { type, object } of events) {
+      this.#connected = true;
+      if (type === "DELETED") this.#remove(object);
+      else if (type !== "BOOKMARK") this.#upsert(object);
+      yield object.metadata?.resourceVersion ?? version;
+    }
+  }
+
+  #upsert(object: T): void {
+    if (object.metadata !== undefined) Reflect.deleteProperty(object.metadata, "managedFields"); // large, and for nobody here
+    const key = objectKey(object);
+    const old = this.#objects.get(key);
+    if (old !== undefined && old.metadata?.uid !== object.metadata?.uid) this.#remove(old); // deleted and made again
+    else if (old !== undefined && old.metadata?.resourceVersion === object.metadata?.resourceVersion) return;
+    const before = this.#objects.get(key);
+    this.#objects.set(key, object);
+    for (const listener of this.#listeners) listener.upserted?.(object, before);
+  }
+
+  #remove(object: T): void {
+    if (!this.#objects.delete(objectKey(object))) return;
+    for (const listener of this.#listeners) listener.deleted?.(object);
+  }
+}
