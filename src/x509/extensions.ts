@@ -1,4 +1,4 @@
-import { contentEquals, DerCursor, latin1Of, malformed, TAG, type DerElement } from "./der.ts";
+import { contentEquals, contentOf, DerCursor, latin1Of, malformed, TAG, type DerElement } from "./der.ts";
 import { x509Error } from "./errors.ts";
 
 /** Bits of the key usage extension (RFC 5280 §4.2.1.3), first octet. */
@@ -16,6 +16,8 @@ export interface Extensions {
   /** All URIs among the subject alternative names, byte for byte (one character per byte). */
   readonly uris: readonly string[];
   readonly dnsNames: readonly string[];
+  /** Lower-case hex; undefined when the extension is missing. */
+  readonly subjectKeyId: string | undefined;
 }
 
 const NO_EXTENSIONS: Extensions = {
@@ -25,9 +27,11 @@ const NO_EXTENSIONS: Extensions = {
   extendedKeyUsage: undefined,
   uris: [],
   dnsNames: [],
+  subjectKeyId: undefined,
 };
 
 const ID_CE = [0x55, 0x1d] as const; // 2.5.29
+const SUBJECT_KEY_ID = 14;
 const SAN = 17;
 const BASIC_CONSTRAINTS = 19;
 const KEY_USAGE_EXTENSION = 15;
@@ -99,6 +103,10 @@ function readKnown(der: Uint8Array, oid: DerElement, value: DerElement): Partial
   if (!contentEquals(der, oid, [...ID_CE, number])) return {};
   const cursor = new DerCursor(der, value);
   switch (number) {
+    case SUBJECT_KEY_ID:
+      return {
+        subjectKeyId: Buffer.from(contentOf(der, cursor.take(TAG.octetString, "subjectKeyIdentifier"))).toString("hex"),
+      };
     case SAN:
       return readNames(der, cursor);
     case BASIC_CONSTRAINTS:

@@ -1,5 +1,8 @@
-export { checkPeerLeaf, type PeerExpectation } from "./leaf.ts";
+export { decodeCertificate, formatCertificates, parseCertificates, type Certificate } from "./certificate.ts";
+export { createCsr, parseCsr, type CertificateRequest } from "./csr.ts";
+export { issueCertificate, type CertificatePurpose, type IssueOptions } from "./issue.ts";
 export {
+  checkKeyBelongs,
   createKeyPair,
   formatPrivateKey,
   keyPairSigner,
@@ -8,3 +11,5 @@ export {
   type KeyPair,
   type Signer,
 } from "./keys.ts";
+export { checkPeerLeaf, type PeerExpectation } from "./leaf.ts";
+export { checkLife, verifyPath } from "./path.ts";

@@ -4,7 +4,7 @@ import {
   generateKeyPair,
   sign as signBytes,
   type KeyObject,
-  X509Certificate,
+  type X509Certificate,
 } from "node:crypto";
 import { promisify } from "node:util";
 import { x509Error } from "./errors.ts";
@@ -52,21 +52,22 @@ export function parsePrivateKey(pem: string, place: string): KeyPair {
 
 /** Which accepted kind a public key is. Throws `X509_KEY_ALGORITHM`. */
 export function algorithmOf(publicKey: KeyObject, place: string): KeyAlgorithm {
-  const { asymmetricKeyType: type, asymmetricKeyDetails: details } = publicKey;
-  if (type === "ec" && details?.namedCurve === CURVES["ecdsa-p256"]) return "ecdsa-p256";
-  if (type === "ec" && details?.namedCurve === CURVES["ecdsa-p384"]) return "ecdsa-p384";
-  const bits = details?.modulusLength ?? 0;
-  if (type === "rsa" && bits >= LEAST_RSA_BITS && bits <= MOST_RSA_BITS) return "rsa";
-  const size =
-    type === "rsa" ? ` with ${bits} bits` : type === "ec" ? ` on ${details?.namedCurve ?? "an unknown curve"}` : "";
-  throw x509Error("X509_KEY_ALGORITHM", `the key in ${place} is ${type ?? "of an unknown kind"}${size}`, {
-    details: { place },
-  });
+  const kind = describeKey(publicKey);
+  if (kind === "ec on prime256v1") return "ecdsa-p256";
+  if (kind === "ec on secp384r1") return "ecdsa-p384";
+  const bits = publicKey.asymmetricKeyType === "rsa" ? (publicKey.asymmetricKeyDetails?.modulusLength ?? 0) : 0;
+  if (bits >= LEAST_RSA_BITS && bits <= MOST_RSA_BITS) return "rsa";
+  throw x509Error("X509_KEY_ALGORITHM", `the key in ${place} is not accepted: ${kind}`, { details: { place } });
 }
 
-/** Throws `X509_KEY_MISMATCH` when `keyPair` is not the one that `certificate` certifies. */
-export function checkKeyBelongs(certificate: X509Certificate, keyPair: KeyPair, place: string): void {
-  if (certificate.checkPrivateKey(keyPair.privateKey)) return;
+function describeKey({ asymmetricKeyType: type, asymmetricKeyDetails: details }: KeyObject): string {
+  if (type === "ec") return `ec on ${details?.namedCurve ?? "a curve without name"}`;
+  return type === "rsa" ? `rsa with ${details?.modulusLength ?? 0} bits` : (type ?? "unknown");
+}
+
+/** Throws `X509_KEY_MISMATCH` when `keyPair` is not the one that the certificate certifies. */
+export function checkKeyBelongs(openssl: X509Certificate, keyPair: KeyPair, place: string): void {
+  if (openssl.checkPrivateKey(keyPair.privateKey)) return;
   throw x509Error("X509_KEY_MISMATCH", `the private key in ${place} is not that of the certificate beside it`, {
     details: { place },
   });
@@ -79,7 +80,7 @@ export interface Signer {
   readonly algorithm: KeyAlgorithm;
   /** The public key, SubjectPublicKeyInfo in DER. */
   readonly publicKeySpki: Uint8Array;
-  /** Signs `data` with the hash that fits the key. ECDSA signatures are r and s side by side (IEEE P1363). */
+  /** Signs `data` with the hash that fits the key (SHA-384 for P-384, else SHA-256). ECDSA: a DER Ecdsa-Sig-Value; RSA: PKCS#1 1.5. */
   sign(data: Uint8Array): Promise<Uint8Array>;
 }
 
@@ -93,9 +94,6 @@ export function keyPairSigner(keyPair: KeyPair): Signer {
   return {
     algorithm: keyPair.algorithm,
     publicKeySpki: new Uint8Array(keyPair.publicKey.export({ type: "spki", format: "der" })),
-    sign: async (data) =>
-      new Uint8Array(
-        signBytes(hashFor(keyPair.algorithm), data, { key: keyPair.privateKey, dsaEncoding: "ieee-p1363" }),
-      ),
+    sign: async (data) => new Uint8Array(signBytes(hashFor(keyPair.algorithm), data, keyPair.privateKey)),
   };
 }
