@@ -32,6 +32,8 @@ export interface InformerOptions<T extends KubeObject> {
 /** First delay after a failure; a restarted API is found again within about a second. */
 const RETRY_INITIAL_MS = 100;
 const RETRY_MAX_MS = 5_000;
+/** A watch that lasted this long was no failure. */
+const STEADY_MS = 10_000;
 
 /**
  * A live copy of the objects of one kind: list, then watch, for ever. It survives disconnection, a watch that is too old
@@ -108,20 +110,19 @@ export class Informer<T extends KubeObject> implements Service {
     const backoff = new Backoff({ initialMs: RETRY_INITIAL_MS, maxMs: RETRY_MAX_MS }, random);
     let version: string | undefined;
     while (!signal.aborted) {
+      const startedMs = clock.monotonic();
       try {
         version ??= await this.#relist();
-        for await (const next of this.#follow(version)) {
-          version = next;
-          backoff.reset();
-        }
+        for await (const next of this.#follow(version)) version = next;
       } catch (error) {
         if (signal.aborted) return;
         this.#connected = false;
         if (isKubeError(error, "KUBE_GONE")) version = undefined;
-        const delayMs = backoff.next();
-        this.#log.warn({ error: messageOf(error), delayMs }, "lost the api, trying again");
-        await sleep(clock, delayMs, signal).catch(() => undefined);
+        this.#log.warn({ error: messageOf(error) }, "lost the api, trying again");
       }
+      // A watch that goes on for a while and then ends is normal; one that ends at once, again and again, must not spin.
+      if (clock.monotonic() - startedMs > STEADY_MS) backoff.reset();
+      await sleep(clock, backoff.next(), signal).catch(() => undefined);
     }
   }
 
@@ -156,10 +157,12 @@ export class Informer<T extends KubeObject> implements Service {
       fieldSelector,
       resourceVersion: version,
       timeoutSeconds: 300 + random.below(300), // spread, so that not all watches of a cluster end together
+      onOpen: () => {
+        this.#connected = true;
+      },
       signal: this.#stop.signal,
     });
     for await (const { type, object } of events) {
-      this.#connected = true;
       if (type === "DELETED") this.#remove(object);
       else if (type !== "BOOKMARK") this.#upsert(object);
       yield object.metadata?.resourceVersion ?? version;

@@ -94,6 +94,7 @@ export class KubeTransport {
     if (request.body !== undefined) headers["content-type"] = request.contentType ?? "application/json";
     const url = urlOf(this.config.server, request);
     const body = request.body === undefined ? undefined : JSON.stringify(request.body);
+    if (body !== undefined) headers["content-length"] = String(Buffer.byteLength(body)); // node frames no DELETE by itself
     const send = (): Promise<IncomingMessage> =>
       sendRequest(url, { ...options, method: request.method, headers, agent, signal }, body);
     const response = await send().catch((error: unknown) => {
@@ -135,7 +136,8 @@ function sendRequest(url: URL, options: RequestOptions, body: string | undefined
     const request = httpsRequest(url, options, resolve);
     request.on("socket", (socket) => void socket.setKeepAlive(true, KEEP_ALIVE_MS));
     request.on("error", (error: NodeJS.ErrnoException) => {
-      const stale = request.reusedSocket && (error.code === "ECONNRESET" || error.code === "EPIPE");
+      const again = options.method !== "POST"; // a POST may have been carried out
+      const stale = again && request.reusedSocket && (error.code === "ECONNRESET" || error.code === "EPIPE");
       reject(stale ? new StaleConnection("stale connection", { cause: error }) : error);
     });
     request.end(body);

@@ -18,6 +18,8 @@ export interface WatchOptions {
   readonly resourceVersion?: string;
   /** After this the API ends the stream. Default 300. */
   readonly timeoutSeconds?: number;
+  /** Called when the API has accepted the watch. */
+  readonly onOpen?: () => void;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -41,6 +43,7 @@ export async function* watchEvents<T extends KubeObject>(
     timeoutSeconds,
   };
   const stream = await transport.stream({ method: "GET", path, query, signal });
+  options.onOpen?.();
   const onAbort = (): void => void stream.destroy();
   signal?.addEventListener("abort", onAbort, { once: true });
   try {
