@@ -131,19 +131,20 @@ export class FakeApi {
   }
 
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const url = new URL(request.url ?? "/", "https://fake");
-    this.requests.push(`${request.method ?? ""} ${url.pathname}`);
+    const url = new URL(`https://fake${String(request.url)}`);
+    const { method = "" } = request;
+    this.requests.push(`${method} ${url.pathname}`);
     if (this.intercept?.(request, response) === true) return;
     const text = await readText(request);
     const body = text === "" ? undefined : (JSON.parse(text) as Stored); // our own client wrote it
-    switch (request.method ?? "") {
+    switch (method) {
       case "GET":
         return url.searchParams.has("watch") ? this.#watch(url, response) : this.#read(url, response);
       case "POST":
         return this.#create(url.pathname, body, response);
       case "PUT":
       case "PATCH":
-        return this.#change(request.method, url.pathname, { body, response });
+        return this.#change(method, url.pathname, { body, response });
       case "DELETE":
         this.remove(url.pathname);
         return send(response, 200, { kind: "Status", status: "Success" });
