@@ -7,3 +7,20 @@ export {
   type SeqpacketListener,
   type SeqpacketMessage,
 } from "./seqpacket.ts";
+export { flushConntrack } from "./conntrack.ts";
+export { runCommand, runIpBatch, runNft, type CommandOutcome, type SystemCommand } from "./nft.ts";
+export type { ByteStream, StreamOwner, WriteOutcome } from "./byte-stream.ts";
+export { findWrongShape } from "./raw-stream.ts";
+export type { SocketAddress } from "./socket-options.ts";
+export {
+  connectTcp,
+  listenTcp,
+  socketPath,
+  takeTlsStream,
+  TcpSocket,
+  useSocketPath,
+  type ConnectOptions,
+  type ListenOptions,
+  type SocketPath,
+  type TcpListener,
+} from "./tcp.ts";

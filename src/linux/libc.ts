@@ -1,5 +1,5 @@
 import koffi from "koffi";
-import { defineErrors } from "#base/errors";
+import { defineErrors, type CodedError } from "#base/errors";
 
 /**
  * The C library, loaded once. Only this folder calls it.
@@ -19,6 +19,35 @@ export const linuxError = defineErrors("linux", {
   LINUX_WRONG_SHAPE: {
     when: "the running Node's socket internals differ from the version this release is made for",
     hint: "run Veil with the Node version it ships (bin/veil does)",
+  },
+  LINUX_SOCKET: {
+    when: "a connected socket failed: reset by the peer, or broken otherwise",
+    hint: "the message carries the kernel's word for it; look at the other end of the connection",
+  },
+  LINUX_CONNECT_REFUSED: {
+    when: "nobody listens at the address that was dialled",
+    hint: "check that the application listens on that port and on all addresses of its pod",
+  },
+  LINUX_CONNECT_TIMEOUT: {
+    when: "no answer came from the address that was dialled",
+    hint: "a firewall or NetworkPolicy may drop the packets (HBONE needs tcp/15008 between pods), or the pod is gone",
+  },
+  LINUX_CONNECT_UNREACHABLE: {
+    when: "there is no route to the address that was dialled",
+    hint: "check the routes of the pod's and the node's namespaces",
+  },
+  LINUX_CONNECT_NO_PORTS: {
+    when: "no local port is free for a new connection to that address",
+    hint: "too many connections to one destination are open or in TIME_WAIT; widen net.ipv4.ip_local_port_range",
+  },
+  LINUX_NO_FILES: {
+    when: "the process has no file descriptor left",
+    hint: "raise the limit of open files (ulimit -n, LimitNOFILE) of the process",
+  },
+  LINUX_CONNECT_ABORTED: { when: "whoever dialled gave up", hint: "none: the cause says who" },
+  LINUX_PORT_IN_USE: {
+    when: "a port that was to be listened on is taken, or may not be used",
+    hint: "find who listens there (ss -ltnp, in the namespace that the message names) or choose another port",
   },
   LINUX_SEQPACKET_PATH: {
     when: "a path cannot name a Unix socket",
@@ -65,4 +94,9 @@ export function checkCall(call: string, result: number, details: Record<string, 
   if (result >= 0) return result;
   const { errno, text } = lastErrno();
   throw linuxError("LINUX_SYSCALL", `${call} failed: ${text}`, { details: { ...details, call, errno } });
+}
+
+/** A failure of a connected socket. `reason` is the kernel's or OpenSSL's word. */
+export function socketError(call: string, reason: string, cause?: unknown): CodedError {
+  return linuxError("LINUX_SOCKET", `${call} failed: ${reason}`, { details: { call, reason }, cause });
 }

@@ -1,0 +1,232 @@
+import koffi from "koffi";
+import type { CodedError } from "#base/errors";
+import { bytesToIp, findIp, ipToBytes, isV6, type IpAddress } from "#base/ip";
+import { checkCall, lastErrno, libc, linuxError } from "./libc.ts";
+
+/** An address and port of a TCP connection; IPv4-mapped IPv6 is shown as IPv4. */
+export interface SocketAddress {
+  readonly ip: IpAddress;
+  readonly port: number;
+}
+
+const AF_INET = 2;
+const AF_INET6 = 10;
+const SOCK_STREAM = 1;
+const SOCK_CLOEXEC = 0o2000000;
+const SOCK_NONBLOCK = 0o4000;
+const EAGAIN = 11;
+const EMFILE = 24;
+const ENFILE = 23;
+const SOL_SOCKET = 1;
+const IPPROTO_IP = 0;
+const IPPROTO_TCP = 6;
+const IPPROTO_IPV6 = 41;
+/** Every probe interval of a silent connection, seconds; and how many unanswered probes end it. */
+const KEEPALIVE_SECONDS = 180;
+const KEEPALIVE_PROBES = 9;
+
+/** Socket options by name: level and number. */
+const OPTIONS = {
+  SO_REUSEADDR: [SOL_SOCKET, 2],
+  SO_KEEPALIVE: [SOL_SOCKET, 9],
+  SO_LINGER: [SOL_SOCKET, 13],
+  SO_REUSEPORT: [SOL_SOCKET, 15],
+  SO_SNDTIMEO: [SOL_SOCKET, 21],
+  SO_MARK: [SOL_SOCKET, 36],
+  IP_TRANSPARENT: [IPPROTO_IP, 19],
+  IP_BIND_ADDRESS_NO_PORT: [IPPROTO_IP, 24],
+  IPV6_V6ONLY: [IPPROTO_IPV6, 26],
+  IPV6_TRANSPARENT: [IPPROTO_IPV6, 75],
+  TCP_NODELAY: [IPPROTO_TCP, 1],
+  TCP_KEEPIDLE: [IPPROTO_TCP, 4],
+  TCP_KEEPINTVL: [IPPROTO_TCP, 5],
+  TCP_KEEPCNT: [IPPROTO_TCP, 6],
+} as const;
+
+/** SO_ORIGINAL_DST, and IP6T_SO_ORIGINAL_DST: the same number on two levels. */
+const ORIGINAL_DST = 80;
+
+const socketCall = libc.func("int socket(int domain, int type, int protocol)");
+const bindCall = libc.func("int bind(int fd, const uint8_t *address, uint32_t length)");
+const listenCall = libc.func("int listen(int fd, int backlog)");
+const acceptCall = libc.func("int accept4(int fd, void *address, void *length, int flags)");
+const closeCall = libc.func("int close(int fd)");
+const connectCall = libc.func("int connect(int fd, const uint8_t *address, uint32_t length)");
+const setOption = libc.func("int setsockopt(int fd, int level, int name, const void *value, uint32_t length)");
+const getOption = libc.func("int getsockopt(int fd, int level, int name, void *value, void *length)");
+const getName = libc.func("int getsockname(int fd, void *address, void *length)");
+const getPeer = libc.func("int getpeername(int fd, void *address, void *length)");
+
+const number = new Int32Array(1);
+const one = new Int32Array([1]);
+const lingerNot = new Int32Array([1, 0]);
+const nameBuffer = new Uint8Array(28);
+const nameLength = new Uint32Array(1);
+
+function setNumber(fd: number, name: keyof typeof OPTIONS, value: number): void {
+  const [level, option] = OPTIONS[name];
+  number[0] = value;
+  checkCall(`setsockopt ${name}`, Number(setOption(fd, level, option, value === 1 ? one : number, 4)));
+}
+
+/** How a socket of the data path is made. */
+export interface SocketKind {
+  readonly v6: boolean;
+  /** SO_MARK, so that redirection leaves the socket's packets alone. */
+  readonly mark?: number | undefined;
+  /** IP_TRANSPARENT: may use addresses that are not the machine's. */
+  readonly transparent?: boolean | undefined;
+}
+
+/** Makes a TCP socket in the namespace that the thread is in: no delay, keep-alive. The caller closes it. */
+export function makeTcpSocket({ v6, mark, transparent }: SocketKind): number {
+  const fd = Number(socketCall(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (fd < 0) throw outOfFiles() ?? asError("socket", fd);
+  try {
+    setNumber(fd, "TCP_NODELAY", 1);
+    setNumber(fd, "SO_KEEPALIVE", 1);
+    setNumber(fd, "TCP_KEEPIDLE", KEEPALIVE_SECONDS);
+    setNumber(fd, "TCP_KEEPINTVL", KEEPALIVE_SECONDS);
+    setNumber(fd, "TCP_KEEPCNT", KEEPALIVE_PROBES);
+    if (mark !== undefined) setNumber(fd, "SO_MARK", mark);
+    if (transparent === true) setNumber(fd, v6 ? "IPV6_TRANSPARENT" : "IP_TRANSPARENT", 1);
+    if (transparent === true && v6) setNumber(fd, "IP_TRANSPARENT", 1);
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+  return fd;
+}
+
+function outOfFiles(): CodedError | undefined {
+  const { errno, text } = lastErrno();
+  if (errno !== EMFILE && errno !== ENFILE) return undefined;
+  return linuxError("LINUX_NO_FILES", `cannot make a socket: ${text}`, { details: { errno } });
+}
+
+function asError(call: string, result: number): unknown {
+  try {
+    return checkCall(call, result);
+  } catch (error) {
+    return error;
+  }
+}
+
+/** Closes a descriptor that no handle owns yet. */
+export function closeFd(fd: number): void {
+  closeCall(fd);
+}
+
+/** Binds and listens. Errors are `LINUX_PORT_IN_USE` with the address and the kernel's word. */
+export function bindAndListen(
+  fd: number,
+  at: { ip: IpAddress; port: number },
+  options: { reusePort: boolean; backlog: number },
+): void {
+  const where = `${at.ip} port ${at.port}`;
+  setNumber(fd, "SO_REUSEADDR", 1);
+  if (options.reusePort) setNumber(fd, "SO_REUSEPORT", 1);
+  if (isV6(at.ip)) setNumber(fd, "IPV6_V6ONLY", 0);
+  const address = sockaddr(at.ip, at.port);
+  for (const [call, result] of [
+    ["bind", () => bindCall(fd, address, address.length)],
+    ["listen", () => listenCall(fd, options.backlog)],
+  ] as const) {
+    if (Number(result()) === 0) continue;
+    const { errno, text } = lastErrno();
+    throw linuxError("LINUX_PORT_IN_USE", `cannot ${call} on ${where}: ${text}`, { details: { ...at, errno } });
+  }
+}
+
+/** Fixes the source address of a socket that will connect; the port is chosen when it does. */
+export function bindSource(fd: number, ip: IpAddress): void {
+  setNumber(fd, "IP_BIND_ADDRESS_NO_PORT", 1);
+  const address = sockaddr(ip, 0);
+  checkCall("bind", Number(bindCall(fd, address, address.length)), { ip });
+}
+
+/** Takes one waiting connection from a listening socket; undefined when none waits. */
+export function acceptWaiting(fd: number): number | undefined {
+  const accepted = Number(acceptCall(fd, null, null, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (accepted >= 0) return accepted;
+  if (lastErrno().errno === EAGAIN) return undefined;
+  return undefined; // aborted in the queue, or no descriptor left: nothing more can be taken
+}
+
+/** Connects a socket on a thread of libuv's pool (it is made blocking for that). Resolves with 0 or the errno. */
+export async function connectBlocking(fd: number, to: SocketAddress, timeoutMs: number): Promise<number> {
+  setBlocking(fd);
+  const [level, option] = OPTIONS.SO_SNDTIMEO;
+  const seconds = Math.floor(timeoutMs / 1000);
+  const time = new BigInt64Array([BigInt(seconds), BigInt(Math.round((timeoutMs - seconds * 1000) * 1000))]);
+  checkCall("setsockopt SO_SNDTIMEO", Number(setOption(fd, level, option, time, 16)));
+  const address = sockaddr(to.ip, to.port);
+  return new Promise((resolve, reject) => {
+    connectCall.async(fd, address, address.length, (error: unknown, result: unknown) => {
+      if (error instanceof Error) reject(error);
+      else resolve(Number(result) === 0 ? 0 : koffi.errno());
+    });
+  });
+}
+
+const fcntlCall = libc.func("int fcntl(int fd, int command, int flags)");
+
+function setBlocking(fd: number): void {
+  const F_SETFL = 4;
+  checkCall("fcntl", Number(fcntlCall(fd, F_SETFL, 0)));
+}
+
+/** Makes the next close of a socket a reset. */
+export function resetOnClose(fd: number): void {
+  const [level, option] = OPTIONS.SO_LINGER;
+  setOption(fd, level, option, lingerNot, 8);
+}
+
+/** Where a redirected connection was going before redirection; undefined when it was not redirected. */
+export function readOriginalDestination(fd: number, v6Socket: boolean): SocketAddress | undefined {
+  const levels = v6Socket ? [IPPROTO_IPV6, IPPROTO_IP] : [IPPROTO_IP];
+  for (const level of levels) {
+    nameLength[0] = nameBuffer.length;
+    if (Number(getOption(fd, level, ORIGINAL_DST, nameBuffer, nameLength)) === 0) return readSockaddr();
+  }
+  return undefined;
+}
+
+/** Our end of a socket. */
+export function readLocalAddress(fd: number): SocketAddress | undefined {
+  nameLength[0] = nameBuffer.length;
+  return Number(getName(fd, nameBuffer, nameLength)) === 0 ? readSockaddr() : undefined;
+}
+
+/** The other end of a connected socket. */
+export function readRemoteAddress(fd: number): SocketAddress | undefined {
+  nameLength[0] = nameBuffer.length;
+  return Number(getPeer(fd, nameBuffer, nameLength)) === 0 ? readSockaddr() : undefined;
+}
+
+function readSockaddr(): SocketAddress {
+  const b = nameBuffer;
+  const family = (b[0] ?? 0) | ((b[1] ?? 0) << 8);
+  const port = ((b[2] ?? 0) << 8) | (b[3] ?? 0);
+  if (family !== AF_INET) return { ip: bytesToIp(b.slice(8, 24)), port };
+  const text = `${b[4]}.${b[5]}.${b[6]}.${b[7]}`;
+  return { ip: text as IpAddress, port }; // four bytes always print as an address
+}
+
+/** `struct sockaddr_in` or `sockaddr_in6`. */
+function sockaddr(ip: IpAddress, port: number): Uint8Array {
+  const v6 = isV6(ip);
+  const out = new Uint8Array(v6 ? 28 : 16);
+  const view = new DataView(out.buffer);
+  view.setUint16(0, v6 ? AF_INET6 : AF_INET, true); // the host's order: the machines of this program are little-endian
+  view.setUint16(2, port);
+  out.set(ipToBytes(ip), v6 ? 8 : 4);
+  return out;
+}
+
+/** Reads an address given by a caller. Throws `LINUX_SYSCALL` naming it. */
+export function checkAddress(text: string): IpAddress {
+  const ip = findIp(text);
+  if (ip === undefined) throw linuxError("LINUX_SYSCALL", `"${text}" is no IP address`, { details: { ip: text } });
+  return ip;
+}

@@ -1,0 +1,339 @@
+import { createServer, Socket, type Server } from "node:net";
+import type { TLSSocket } from "node:tls";
+import type { Clock } from "#base/clock";
+import { CodedError } from "#base/errors";
+import type { IpAddress } from "#base/ip";
+import type { ByteStream } from "./byte-stream.ts";
+import { linuxError } from "./libc.ts";
+import { inNetns, type Netns } from "./netns.ts";
+import { PublicStream } from "./public-stream.ts";
+import {
+  connectHandle,
+  findWrongShape,
+  listenHandle,
+  openHandle,
+  RawStream,
+  socketOfHandle,
+  takeOverTls,
+  type TcpHandle,
+} from "./raw-stream.ts";
+import {
+  acceptWaiting,
+  bindAndListen,
+  bindSource,
+  checkAddress,
+  closeFd,
+  connectBlocking,
+  makeTcpSocket,
+  readLocalAddress,
+  readOriginalDestination,
+  readRemoteAddress,
+  resetOnClose,
+  type SocketAddress,
+} from "./socket-options.ts";
+
+/** `handles`: Node's socket internals. `public`: its public streams, slower, for a Node of another shape. */
+export type SocketPath = "handles" | "public";
+
+let path: SocketPath = findWrongShape() === undefined ? "handles" : "public";
+
+/** Which way this thread's sockets go. */
+export function socketPath(): SocketPath {
+  return path;
+}
+
+/**
+ * Chooses the way for this thread's sockets made from now on. The default is `handles` where the internals have the
+ * expected shape. Throws `LINUX_WRONG_SHAPE` when they have not and `handles` is asked for: a role calls this at its
+ * start, so that running on the slow path is somebody's decision.
+ */
+export function useSocketPath(wanted: SocketPath): void {
+  const wrong = findWrongShape();
+  if (wanted === "handles" && wrong !== undefined) throw wrong;
+  path = wanted;
+}
+
+const UNKNOWN: SocketAddress = { ip: checkAddress("0.0.0.0"), port: 0 };
+
+/**
+ * A connected TCP socket. Whoever holds it closes it, or hands it on (to a tunnel, a copy, a TLS session), which then
+ * closes it.
+ */
+export class TcpSocket {
+  readonly #inner: TcpHandle | Socket;
+  readonly #fd: number;
+  #stream: ByteStream | undefined;
+  #remote: SocketAddress | undefined;
+  #local: SocketAddress | undefined;
+  #closed = false;
+  #handedOn = false;
+
+  constructor(inner: TcpHandle | Socket) {
+    this.#inner = inner;
+    this.#fd = inner instanceof Socket ? fdOf(inner) : inner.fd;
+  }
+
+  /** The other end. */
+  get remote(): SocketAddress {
+    this.#remote ??= readRemoteAddress(this.#fd) ?? UNKNOWN;
+    return this.#remote;
+  }
+
+  /** Our end. */
+  get local(): SocketAddress {
+    this.#local ??= readLocalAddress(this.#fd) ?? UNKNOWN;
+    return this.#local;
+  }
+
+  /** Where the connection was going before redirection; undefined when it was not redirected. */
+  originalDestination(): SocketAddress | undefined {
+    if (this.#closed) return undefined;
+    return readOriginalDestination(this.#fd, this.remote.ip.includes(":"));
+  }
+
+  /** The bytes. One owner only. */
+  get stream(): ByteStream {
+    this.#stream ??=
+      this.#inner instanceof Socket ? new PublicStream(this.#inner, { copies: false }) : new RawStream(this.#inner);
+    return this.#stream;
+  }
+
+  /** A `net.Socket` for a TLS handshake. It owns the connection from then on: `close` and `reset` here do nothing more. */
+  toNetSocket(): Socket {
+    this.#handedOn = true;
+    return this.#inner instanceof Socket ? this.#inner : socketOfHandle(this.#inner);
+  }
+
+  /** Ends both directions; what was written is still sent. Twice is harmless. */
+  close(): void {
+    if (this.#closed || this.#handedOn) return;
+    // The addresses are asked for after the end, too: in records.
+    void this.remote;
+    this.#closed = true;
+    if (this.#stream !== undefined) this.#stream.close();
+    else if (this.#inner instanceof Socket) this.#inner.destroy();
+    else this.#inner.close();
+  }
+
+  /** Ends the connection with a reset: the other end sees an error, not an end of data. */
+  reset(): void {
+    if (this.#closed || this.#handedOn) return;
+    resetOnClose(this.#fd);
+    this.close();
+  }
+}
+
+function fdOf(socket: Socket): number {
+  const handle: unknown = Reflect.get(socket, "_handle");
+  const fd: unknown = typeof handle === "object" && handle !== null ? Reflect.get(handle, "fd") : undefined;
+  return typeof fd === "number" ? fd : -1;
+}
+
+/** Takes the bytes of a finished handshake over from its `TLSSocket`; `early` is what was decrypted already. */
+export function takeTlsStream(socket: TLSSocket): { stream: ByteStream; early: Uint8Array } | CodedError {
+  if (path === "handles") return takeOverTls(socket);
+  return { stream: new PublicStream(socket, { copies: true }), early: new Uint8Array(0) };
+}
+
+/** Where to listen. */
+export interface ListenOptions {
+  /** The namespace whose port it is; undefined: this thread's own. */
+  readonly netns?: Netns | undefined;
+  /** `::` is all addresses of both families. */
+  readonly ip: string;
+  /** 0 chooses one. */
+  readonly port: number;
+  readonly mark?: number | undefined;
+  readonly transparent?: boolean | undefined;
+  /** Lets a second process take the port over without a gap. */
+  readonly reusePort?: boolean | undefined;
+  readonly backlog?: number | undefined;
+}
+
+/** A listening socket. */
+export interface TcpListener {
+  /** The port, also when 0 was asked for. */
+  readonly port: number;
+  /** Takes what waits in the accept queue, then closes. Twice is harmless. */
+  stop(): void;
+}
+
+const BACKLOG = 4096;
+
+/**
+ * Listens; accepted sockets inherit mark, no-delay and keep-alive. `onConnection` owns each socket.
+ * Throws `LINUX_PORT_IN_USE`, `LINUX_NETNS_GONE`, `LINUX_NO_FILES`, `LINUX_SYSCALL`. When the process runs out of
+ * descriptors, connections wait in the kernel's queue.
+ */
+export function listenTcp(options: ListenOptions, onConnection: (socket: TcpSocket) => void): TcpListener {
+  const ip = checkAddress(options.ip);
+  const backlog = options.backlog ?? BACKLOG;
+  const fd = within(options.netns, () => {
+    const made = makeTcpSocket({ v6: ip.includes(":"), mark: options.mark, transparent: options.transparent });
+    try {
+      bindAndListen(made, { ip, port: options.port }, { reusePort: options.reusePort === true, backlog });
+    } catch (error) {
+      closeFd(made);
+      throw error;
+    }
+    return made;
+  });
+  const port = readLocalAddress(fd)?.port ?? options.port;
+  const close = path === "handles" ? listenRaw(fd, backlog, onConnection) : listenPublic(fd, backlog, onConnection);
+  let stopped = false;
+  const stop = (): void => {
+    if (stopped) return;
+    stopped = true;
+    for (let next = acceptWaiting(fd); next !== undefined; next = acceptWaiting(fd)) onConnection(adopt(next));
+    close();
+  };
+  return { port, stop };
+}
+
+function listenRaw(fd: number, backlog: number, onConnection: (socket: TcpSocket) => void): () => void {
+  const handle = openHandle(fd, "listener");
+  listenHandle(handle, backlog, (client) => {
+    if (client !== undefined) onConnection(new TcpSocket(client));
+  });
+  return () => {
+    handle.close();
+  };
+}
+
+function listenPublic(fd: number, backlog: number, onConnection: (socket: TcpSocket) => void): () => void {
+  const server: Server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
+    socket.on("error", () => {}); // before it has an owner, its close says enough
+    onConnection(new TcpSocket(socket));
+  });
+  server.listen({ fd, backlog });
+  return () => {
+    server.close();
+  };
+}
+
+/** Makes a socket object of a connected descriptor, which then belongs to it. */
+function adopt(fd: number): TcpSocket {
+  if (path === "handles") return new TcpSocket(openHandle(fd, "socket"));
+  const socket = new Socket({ fd, allowHalfOpen: true, readable: true, writable: true });
+  socket.pause();
+  socket.on("error", () => {});
+  return new TcpSocket(socket);
+}
+
+function within<T>(netns: Netns | undefined, body: () => T extends Promise<unknown> ? never : T): T {
+  return netns === undefined ? body() : inNetns(netns, body);
+}
+
+/** Where to connect. */
+export interface ConnectOptions {
+  readonly netns?: Netns | undefined;
+  /** The source address; it need not be the machine's (needs CAP_NET_ADMIN and routes that bring the answers back). */
+  readonly sourceIp?: string | undefined;
+  readonly mark?: number | undefined;
+  readonly ip: string;
+  readonly port: number;
+  readonly timeoutMs: number;
+  readonly clock: Clock;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Connects. Rejects with `LINUX_CONNECT_REFUSED`, `_TIMEOUT`, `_UNREACHABLE`, `_NO_PORTS`, `_ABORTED`, `LINUX_NO_FILES`,
+ * `LINUX_NETNS_GONE` or `LINUX_SYSCALL`. The caller owns the socket.
+ */
+export async function connectTcp(options: ConnectOptions): Promise<TcpSocket> {
+  const { signal, clock, timeoutMs } = options;
+  if (signal?.aborted === true) throw aborted(options);
+  const to: SocketAddress = { ip: checkAddress(options.ip), port: options.port };
+  const fd = makeOutgoing(options, to.ip);
+  if (path === "public") return connectPublic(fd, to, options);
+  const handle = openHandle(fd, "socket");
+  return new Promise((resolve, reject) => {
+    const done = (error: CodedError | undefined): void => {
+      cancel();
+      signal?.removeEventListener("abort", onAbort);
+      if (error === undefined) resolve(new TcpSocket(handle));
+      else {
+        handle.close();
+        reject(error);
+      }
+    };
+    let over = false;
+    const once = (error: CodedError | undefined): void => {
+      if (over) return;
+      over = true;
+      done(error);
+    };
+    const onAbort = (): void => {
+      once(aborted(options));
+    };
+    const cancel = clock.after(timeoutMs, () => {
+      once(connectError("ETIMEDOUT", to, `no answer within ${timeoutMs} ms`));
+    });
+    signal?.addEventListener("abort", onAbort, { once: true });
+    connectHandle(handle, to, (name) => {
+      once(name === undefined ? undefined : connectError(name, to, name));
+    });
+  });
+}
+
+function makeOutgoing(options: ConnectOptions, to: IpAddress): number {
+  const source = options.sourceIp === undefined ? undefined : checkAddress(options.sourceIp);
+  return within(options.netns, () => {
+    const fd = makeTcpSocket({ v6: to.includes(":"), mark: options.mark, transparent: source !== undefined });
+    try {
+      if (source !== undefined) bindSource(fd, source);
+    } catch (error) {
+      closeFd(fd);
+      throw error;
+    }
+    return fd;
+  });
+}
+
+async function connectPublic(fd: number, to: SocketAddress, options: ConnectOptions): Promise<TcpSocket> {
+  const errno = await connectBlocking(fd, to, options.timeoutMs);
+  const failure = errno === 0 ? undefined : connectError(ERRNO_NAMES[errno] ?? `errno ${errno}`, to, `errno ${errno}`);
+  const error = options.signal?.aborted === true ? aborted(options) : failure;
+  if (error === undefined) return adopt(fd);
+  closeFd(fd);
+  throw error;
+}
+
+const ERRNO_NAMES: Readonly<Record<number, string>> = {
+  11: "ETIMEDOUT", // the send timeout passed
+  99: "EADDRNOTAVAIL",
+  101: "ENETUNREACH",
+  110: "ETIMEDOUT",
+  111: "ECONNREFUSED",
+  113: "EHOSTUNREACH",
+  115: "ETIMEDOUT",
+};
+
+function connectError(name: string, to: SocketAddress, reason: string): CodedError {
+  const message = `cannot connect to ${to.ip} port ${to.port}: ${reason}`;
+  const options = { details: { ip: to.ip, port: to.port, reason: name } };
+  switch (name) {
+    case "ECONNREFUSED":
+    case "ECONNRESET":
+      return linuxError("LINUX_CONNECT_REFUSED", message, options);
+    case "ETIMEDOUT":
+      return linuxError("LINUX_CONNECT_TIMEOUT", message, options);
+    case "EADDRNOTAVAIL":
+    case "EADDRINUSE":
+      return linuxError("LINUX_CONNECT_NO_PORTS", message, options);
+    case "EHOSTUNREACH":
+    case "ENETUNREACH":
+    case "EACCES":
+    case "EPERM":
+      return linuxError("LINUX_CONNECT_UNREACHABLE", message, options);
+    default:
+      return linuxError("LINUX_SYSCALL", message, options);
+  }
+}
+
+function aborted({ ip, port, signal }: ConnectOptions): CodedError {
+  const cause: unknown = signal?.reason;
+  if (cause instanceof CodedError) return cause;
+  return linuxError("LINUX_CONNECT_ABORTED", `gave up connecting to ${ip} port ${port}`, { cause });
+}
