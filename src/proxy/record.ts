@@ -1,0 +1,268 @@
+import type { Clock } from "#base/clock";
+import { formatHostPort } from "#base/ip";
+import { CellSet, type Cell } from "#base/metrics";
+import type { Encryption, FlowReason, FlowRecord } from "#model/flow";
+import type { SpiffeId } from "#model/spiffe-id";
+import type { Service, Workload } from "#model/workload";
+import { responseFlags } from "./flags.ts";
+import { proxyMetrics } from "./metrics.ts";
+import type { SocketAddress } from "./route.ts";
+
+/** One end of a connection, for its record and its metrics. */
+export interface Party {
+  readonly address: SocketAddress;
+  readonly workload: Workload | undefined;
+  /** What is known without the control plane: the pod that the agent handed over. */
+  readonly pod?: { readonly name: string; readonly namespace: string } | undefined;
+  /** Only what TLS has proved, or will present. */
+  readonly identity: SpiffeId | undefined;
+}
+
+/** What is known once a connection has been decided. */
+export interface Facts {
+  readonly source: Party;
+  readonly destination: Party;
+  readonly service: Service | undefined;
+  /** The real target behind a tunnel. */
+  readonly hboneTarget: string | undefined;
+  readonly encryption: Encryption;
+  readonly reason: FlowReason;
+  readonly detail?: string;
+}
+
+/** Bytes as the pod sees them: `sent` left it, `received` came to it. */
+export interface Bytes {
+  readonly sent: number;
+  readonly received: number;
+}
+
+interface Cells {
+  readonly opened: Cell;
+  readonly closed: Cell;
+  readonly sent: Cell;
+  readonly received: Cell;
+}
+
+/** Label sets that are remembered with their cells; beyond that the memory starts anew. */
+export const MAX_BOUND_LABELS = 4096;
+
+/**
+ * The access records and traffic metrics of one data thread. Each connection has one {@link ConnectionRecord}; this holds
+ * those that are open, so that a scrape sees the bytes of long connections while they flow.
+ */
+export class FlowLog {
+  readonly cells: CellSet;
+  readonly #clock: Clock;
+  readonly #write: (line: string) => void;
+  readonly #open = new Set<ConnectionRecord>();
+  readonly #bound = new Map<string, Cells>();
+
+  /** `write` gets each record as one line of JSON, without the line's end. */
+  constructor(clock: Clock, write: (line: string) => void) {
+    this.#clock = clock;
+    this.#write = write;
+    this.cells = new CellSet(proxyMetrics);
+  }
+
+  /** Begins the record of a connection that was just accepted. */
+  begin(direction: FlowRecord["direction"]): ConnectionRecord {
+    return new ConnectionRecord(this, direction, this.#clock.monotonic());
+  }
+
+  /** How many forwarded connections are open. */
+  get open(): number {
+    return this.#open.size;
+  }
+
+  /** Everything that was counted, with the bytes of open connections up to now. */
+  snapshot(): ReturnType<CellSet["snapshot"]> {
+    for (const record of this.#open) record.count();
+    return this.cells.snapshot();
+  }
+
+  /** For {@link ConnectionRecord} only. */
+  opened(record: ConnectionRecord): void {
+    this.#open.add(record);
+    this.#sockets(record.direction).value++;
+  }
+
+  /** For {@link ConnectionRecord} only. */
+  closed(record: ConnectionRecord): void {
+    if (this.#open.delete(record)) this.#sockets(record.direction).value--;
+  }
+
+  /** For {@link ConnectionRecord} only: finishes and writes the record. */
+  write(record: Omit<FlowRecord, "timeMs" | "durationMs">, startMs: number): void {
+    const durationMs = Math.round((this.#clock.monotonic() - startMs) * 1000) / 1000;
+    this.#write(JSON.stringify({ timeMs: this.#clock.now(), ...record, durationMs } satisfies FlowRecord));
+  }
+
+  /** The cells of a forwarded connection; sets of labels that come again are looked up once. */
+  bind(direction: FlowRecord["direction"], facts: Facts): Cells {
+    const { source, destination, service } = facts;
+    const key = `${direction}\0${facts.encryption}\0${partyKey(source)}\0${partyKey(destination)}\0${service?.hostname}`;
+    const known = this.#bound.get(key);
+    if (known !== undefined) return known;
+    if (this.#bound.size >= MAX_BOUND_LABELS) this.#bound.clear();
+    const labels = trafficLabels(direction, facts);
+    const cells = {
+      opened: this.cells.bind("istio_tcp_connections_opened_total", labels),
+      closed: this.cells.bind("istio_tcp_connections_closed_total", labels),
+      sent: this.cells.bind("istio_tcp_sent_bytes_total", labels),
+      received: this.cells.bind("istio_tcp_received_bytes_total", labels),
+    };
+    this.#bound.set(key, cells);
+    return cells;
+  }
+
+  #sockets(direction: FlowRecord["direction"]): Cell {
+    return this.cells.bind("istio_tcp_sockets_open", { reporter: reporterOf(direction) });
+  }
+}
+
+/**
+ * The record of one connection. It is opened at most once and closed exactly once; refusing is closing without opening.
+ */
+export class ConnectionRecord {
+  readonly direction: FlowRecord["direction"];
+  readonly #log: FlowLog;
+  readonly #startMs: number;
+  #facts: Facts | undefined;
+  #cells: Cells | undefined;
+  #readBytes: () => Bytes = () => ({ sent: 0, received: 0 });
+  #counted: Bytes = { sent: 0, received: 0 };
+  #isClosed = false;
+
+  /** Made by {@link FlowLog.begin}. */
+  constructor(log: FlowLog, direction: FlowRecord["direction"], startMs: number) {
+    this.direction = direction;
+    this.#log = log;
+    this.#startMs = startMs;
+  }
+
+  /** The connection is forwarded. `readBytes` tells how far it is, at any time until `close`. */
+  open(facts: Facts, readBytes: () => Bytes): void {
+    this.#facts = facts;
+    this.#readBytes = readBytes;
+    this.#cells = this.#log.bind(this.direction, facts);
+    this.#cells.opened.value++;
+    this.#log.opened(this);
+    if (facts.encryption === "plaintext") {
+      const labels = { direction: this.direction, reason: facts.reason };
+      this.#log.cells.bind("veil_proxy_plaintext_total", labels).value++;
+    }
+  }
+
+  /** Adds what flowed since the last time. */
+  count(): void {
+    const bytes = this.#readBytes();
+    if (this.#cells === undefined) return;
+    // Upstream counts from the destination's side: "sent" is the response, whoever reports it.
+    const out = this.direction === "outbound";
+    this.#cells.sent.value += (out ? bytes.received : bytes.sent) - (out ? this.#counted.received : this.#counted.sent);
+    this.#cells.received.value +=
+      (out ? bytes.sent : bytes.received) - (out ? this.#counted.sent : this.#counted.received);
+    this.#counted = bytes;
+  }
+
+  /** A forwarded connection has ended. `cause` replaces the reason when the end was not an ordinary one. */
+  close(cause: { readonly reason: FlowReason; readonly detail: string } | undefined): void {
+    const facts = this.#facts;
+    if (facts === undefined || this.#isClosed) return;
+    this.#isClosed = true;
+    this.count();
+    this.#log.closed(this);
+    if (this.#cells !== undefined) this.#cells.closed.value++;
+    this.#log.write(
+      toRecord(this.direction, { ...facts, ...cause }, { verdict: "forwarded", bytes: this.#counted }),
+      this.#startMs,
+    );
+  }
+
+  /** The connection is refused. */
+  refuse(facts: Facts): void {
+    if (this.#isClosed || this.#facts !== undefined) return;
+    this.#isClosed = true;
+    this.#log.cells.bind(
+      "istio_tcp_connections_failed_total",
+      trafficLabels(this.direction, { ...facts, encryption: "none" }),
+    ).value++;
+    this.#log.cells.bind("veil_proxy_refused_total", { direction: this.direction, reason: facts.reason }).value++;
+    const bytes = { sent: 0, received: 0 };
+    this.#log.write(
+      toRecord(this.direction, { ...facts, encryption: "none" }, { verdict: "refused", bytes }),
+      this.#startMs,
+    );
+  }
+}
+
+function toRecord(
+  direction: FlowRecord["direction"],
+  facts: Facts,
+  end: { verdict: FlowRecord["verdict"]; bytes: Bytes },
+): Omit<FlowRecord, "timeMs" | "durationMs"> {
+  const { service } = facts;
+  return {
+    direction,
+    verdict: end.verdict,
+    encryption: facts.encryption,
+    reason: facts.reason,
+    detail: facts.detail ?? "",
+    source: peerOf(facts.source),
+    destination: { ...peerOf(facts.destination), service: service?.hostname, hboneTarget: facts.hboneTarget },
+    bytesSent: end.bytes.sent,
+    bytesReceived: end.bytes.received,
+  };
+}
+
+function peerOf({ address, workload, pod, identity }: Party): FlowRecord["source"] {
+  return {
+    address: formatHostPort(address.ip, address.port),
+    workload: workload?.name ?? pod?.name,
+    namespace: workload?.namespace ?? pod?.namespace,
+    identity,
+  };
+}
+
+function reporterOf(direction: FlowRecord["direction"]): string {
+  return direction === "outbound" ? "source" : "destination";
+}
+
+function trafficLabels(direction: FlowRecord["direction"], facts: Facts): Record<string, string> {
+  const { service } = facts;
+  return {
+    reporter: reporterOf(direction),
+    ...partyLabels("source", facts.source),
+    ...partyLabels("destination", facts.destination),
+    destination_service: service?.hostname ?? "unknown",
+    destination_service_namespace: service?.namespace ?? "unknown",
+    destination_service_name: service?.name ?? "unknown",
+    request_protocol: "tcp",
+    response_flags: responseFlags(facts.reason),
+    connection_security_policy: facts.encryption === "mutual_tls" ? "mutual_tls" : "unknown",
+  };
+}
+
+function partyLabels(side: string, { workload, pod, identity }: Party): Record<string, string> {
+  const service = nonEmpty(workload?.canonicalName);
+  const revision = nonEmpty(workload?.canonicalRevision);
+  return {
+    [`${side}_workload`]: nonEmpty(workload?.workloadName ?? pod?.name),
+    [`${side}_canonical_service`]: service,
+    [`${side}_canonical_revision`]: revision,
+    [`${side}_workload_namespace`]: nonEmpty(workload?.namespace ?? pod?.namespace),
+    [`${side}_principal`]: nonEmpty(identity),
+    [`${side}_app`]: service,
+    [`${side}_version`]: revision,
+    [`${side}_cluster`]: nonEmpty(workload?.clusterId),
+  };
+}
+
+function partyKey({ workload, pod, identity }: Party): string {
+  if (workload !== undefined) return `${workload.uid}\0${identity}`;
+  return `${pod?.namespace}\0${pod?.name}\0${identity}`;
+}
+
+function nonEmpty(text: string | undefined): string {
+  return text === undefined || text === "" ? "unknown" : text;
+}
