@@ -1,0 +1,2 @@
+export { formatReport, type DemoReport } from "./report.ts";
+export { runDemo, type DemoLab, type DemoOptions } from "./run.ts";
