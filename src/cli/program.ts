@@ -1,5 +1,7 @@
 import { Command } from "commander";
 import type { CliContext } from "./context.ts";
+import { demoCommand } from "./demo.ts";
+import { kubectlCommand } from "./kubectl.ts";
 
 /**
  * The command line. Each command lives in a file of its own, declares its options there, and loads the component that
@@ -15,5 +17,14 @@ export function buildProgram(context: CliContext, version: string): Command {
     .enablePositionalOptions()
     .exitOverride()
     .configureOutput({ writeOut: context.out, writeErr: context.note });
+  const commands = [demoCommand(context), kubectlCommand(context)];
+  for (const command of commands) program.addCommand(inherit(command, program));
   return program;
+}
+
+/** Gives a command, and those below it, the program's way of failing: suggestions, and exit code 2 for wrong usage. */
+function inherit(command: Command, parent: Command): Command {
+  command.copyInheritedSettings(parent);
+  for (const child of command.commands) inherit(child, command);
+  return command;
 }

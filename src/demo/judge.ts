@@ -1,4 +1,4 @@
-import type { V1Pod } from "@kubernetes/client-node";
+import type { V1ContainerStatus, V1Pod } from "@kubernetes/client-node";
 import type { FlowRecord } from "#model/flow";
 import { firstEncryptedUs, observePath, openedInClear, type Captures, type Pair } from "./evidence.ts";
 import { CAST, ENROLLED, wordsBetween, type Cast } from "./manifest.ts";
@@ -136,17 +136,12 @@ function describePod(name: string, story: Story): DemoPod {
   const was = processOf(story.podsBefore.get(name));
   const is = processOf(story.podsAfter.get(name));
   const lines = story.clientLogs.get(name) ?? [];
-  const unchanged = is.startedAt !== "" && was.uid === is.uid && was.startedAt === is.startedAt && is.restarts === 0;
-  const failedRequests = lines.filter((line) => !isSuccess(line)).length;
   return {
     name,
-    node: is.node,
-    uid: is.uid,
-    startedAt: is.startedAt,
-    restarts: is.restarts,
-    unchanged,
+    ...is,
+    unchanged: is.startedAt !== "" && is.startedAt === was.startedAt && is.uid === was.uid && is.restarts === 0,
     requests: lines.length,
-    failedRequests,
+    failedRequests: lines.filter((line) => !isSuccess(line)).length,
   };
 }
 
@@ -155,12 +150,15 @@ export function isSuccess(line: string): boolean {
   return line.includes(" ok ");
 }
 
-function processOf(pod: V1Pod | undefined): { uid: string; node: string; startedAt: string; restarts: number } {
-  const container = pod?.status?.containerStatuses?.[0];
-  return {
-    uid: pod?.metadata?.uid ?? "",
-    node: pod?.spec?.nodeName ?? "",
-    startedAt: String(container?.state?.running?.startedAt ?? ""),
-    restarts: container?.restartCount ?? 0,
-  };
+/** What tells a pod's process from another; `startedAt` is empty when none runs. */
+function processOf(pod: V1Pod | undefined): Pick<DemoPod, "uid" | "node" | "startedAt" | "restarts"> {
+  const [container] = pod?.status?.containerStatuses ?? [];
+  const uid = pod?.metadata?.uid ?? "";
+  const node = pod?.spec?.nodeName ?? "";
+  return { uid, node, startedAt: startOf(container), restarts: container?.restartCount ?? 0 };
+}
+
+function startOf(container: V1ContainerStatus | undefined): string {
+  const startedAt = container?.state?.running?.startedAt;
+  return startedAt === undefined ? "" : String(startedAt);
 }

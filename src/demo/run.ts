@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { V1Pod } from "@kubernetes/client-node";
 import { sleep, type Clock } from "#base/clock";
 import type { FlowRecord } from "#model/flow";
+import type { Progress } from "#lab";
 import { demoError } from "./errors.ts";
 import { identitiesOf, isSuccess, judge } from "./judge.ts";
 import { Kubectl } from "./kubectl.ts";
@@ -28,8 +29,7 @@ export interface DemoOptions {
   readonly program: string;
   readonly clock: Clock;
   readonly signal: AbortSignal;
-  /** Told what happens, one line at a time. */
-  readonly progress: (text: string) => void;
+  readonly progress: Progress;
 }
 
 /** How long each side of the label is watched. */
@@ -46,7 +46,7 @@ export async function runDemo(options: DemoOptions): Promise<DemoReport> {
   const startMs = clock.monotonic();
   const kubectl = new Kubectl({ path: options.kubectl, kubeconfig: lab.kubeconfig, signal });
   await using folder = await temporaryFolder();
-  progress("starting two services and their clients in two namespaces, and a visitor outside");
+  progress.note("starting two services and their clients in two namespaces, and a visitor outside");
   await kubectl.apply(manifest(options.program), async (text) => {
     const file = join(folder.path, "cast.json");
     await writeFile(file, text);
@@ -55,16 +55,16 @@ export async function runDemo(options: DemoOptions): Promise<DemoReport> {
   const podsBefore = await waitForCast(kubectl, options);
   await using wire = await watchWire(placesOf(podsBefore, lab), clock);
 
-  progress("before: watching the wire with tcpdump");
+  progress.note("before: watching the wire with tcpdump");
   const beforeUs = clock.now() * 1000;
   await sleep(clock, BEFORE_MS, signal);
   const command = ["label", "namespace", ...ENROLLED, LABEL, "--overwrite"];
-  progress(`kubectl ${command.join(" ")}`);
+  progress.note(`kubectl ${command.join(" ")}`);
   const labelUs = clock.now() * 1000;
   await kubectl.run(...command);
   await waitForEnrolment(kubectl, options);
 
-  progress("after: watching the wire with tcpdump");
+  progress.note("after: watching the wire with tcpdump");
   await sleep(clock, AFTER_MS, signal);
   const endUs = clock.now() * 1000;
   const judgement = judge({

@@ -1,0 +1,55 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { Command } from "commander";
+import { systemClock } from "#base/clock";
+import { silentLog } from "#base/log";
+import { buildProgram, type CliContext } from "./index.ts";
+
+function build(): { program: Command; said: () => string } {
+  let said = "";
+  const write = (text: string): void => {
+    said += text;
+  };
+  const context: CliContext = {
+    env: {},
+    signal: new AbortController().signal,
+    clock: systemClock(),
+    program: "/veil",
+    out: write,
+    note: write,
+    interactive: false,
+    log: silentLog,
+  };
+  return { program: buildProgram(context, "1.2.3"), said: () => said };
+}
+
+const run = (words: string[]): { parse: Promise<unknown>; said: () => string } => {
+  const { program, said } = build();
+  return { parse: program.parseAsync(["node", "veil", ...words]), said };
+};
+
+test("unknown commands and flags are refused with the right one, at every level", async () => {
+  for (const [words, suggestion] of [
+    [["demoo"], "demo"],
+    [["--vesion"], "--version"],
+    [["demo", "--kep"], "--keep"],
+  ] as const) {
+    const { parse, said } = run([...words]);
+    await assert.rejects(parse, { name: "CommanderError" }, words.join(" "));
+    assert.match(said(), new RegExp(`Did you mean ${suggestion}\\?`));
+  }
+});
+
+test("every command explains itself and each of its options", () => {
+  const all = (command: Command): Command[] => [command, ...command.commands.flatMap(all)];
+  for (const command of all(build().program)) {
+    assert.ok(command.description() !== "" || command.name() === "help", `${command.name()} has no description`);
+    for (const option of command.options) assert.notEqual(option.description, "", `${command.name()} ${option.flags}`);
+  }
+});
+
+test("the version is printed as it is", async () => {
+  const { parse, said } = run(["--version"]);
+  await assert.rejects(parse, { exitCode: 0 });
+  assert.equal(said(), "1.2.3\n");
+});

@@ -1,0 +1,232 @@
+/**
+ * A load for tests: runs inside pods, both ends check every byte. Prints one line of JSON at the end (SIGTERM, or `--seconds`).
+ *
+ *     load.ts server --port 9000
+ *     load.ts client --target HOST:PORT --long 50 --rate 100 --seconds 30     50 long connections, 100 new ones a second
+ *     load.ts client --target HOST:PORT --closed 8 --seconds 3                as many new ones as 8 at a time can
+ *
+ * A connection begins with 12 bytes: kind (0 long, 1 short), seed, length of the answer. Then the client sends the bytes that its
+ * seed makes. Long: the server sends the same bytes back, inverted, as they come. Short: the client half-closes; the server checks,
+ * answers with `length` bytes of the next seed, and closes.
+ */
+import { connect, createServer, type Socket } from "node:net";
+import { parseArgs } from "node:util";
+
+const { positionals, values } = parseArgs({
+  allowPositionals: true,
+  options: {
+    port: { type: "string", default: "9000" },
+    target: { type: "string", default: "" },
+    long: { type: "string", default: "0" },
+    rate: { type: "string", default: "0" },
+    closed: { type: "string", default: "0" },
+    seconds: { type: "string", default: "3600" },
+  },
+});
+
+/** What happened; printed at the end. */
+const stats = {
+  long: { opened: 0, alive: 0, bytes: 0 },
+  short: { tried: 0, done: 0 },
+  failures: {} as Record<string, number>,
+  firstFailures: [] as string[],
+  corrupt: 0,
+  latenciesMs: [] as number[],
+};
+
+function failed(kind: string, why: string): void {
+  const key = `${kind}:${why}`;
+  stats.failures[key] = (stats.failures[key] ?? 0) + 1;
+  if (stats.firstFailures.length < 20) stats.firstFailures.push(`${new Date().toISOString()} ${key}`);
+}
+
+/** Repeatable bytes (xorshift32): the n-th byte depends on the seed alone. */
+class Bytes {
+  #state: number;
+  #word = 0;
+  #left = 0;
+
+  constructor(seed: number) {
+    this.#state = seed | 1;
+  }
+
+  write(into: Uint8Array): Uint8Array {
+    for (let i = 0; i < into.length; i++) {
+      if (this.#left === 0) {
+        let x = this.#state;
+        x ^= x << 13;
+        x ^= x >>> 17;
+        x ^= x << 5;
+        this.#state = x;
+        this.#word = x;
+        this.#left = 4;
+      }
+      into[i] = this.#word & 0xff;
+      this.#word >>>= 8;
+      this.#left--;
+    }
+    return into;
+  }
+
+  take(count: number): Uint8Array {
+    return this.write(new Uint8Array(count));
+  }
+}
+
+const invert = (bytes: Uint8Array): Uint8Array => bytes.map((byte) => byte ^ 0xff);
+const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0;
+
+function serve(port: number): void {
+  const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
+    let head = Buffer.alloc(0);
+    let kind = -1;
+    let seed = 0;
+    let length = 0;
+    let expected = new Bytes(0);
+    let bad = false;
+    socket.on("data", (chunk: Buffer) => {
+      let body = chunk;
+      if (kind < 0) {
+        head = Buffer.concat([head, chunk]);
+        if (head.length < 12) return;
+        kind = head.readUInt32LE(0);
+        seed = head.readUInt32LE(4);
+        length = head.readUInt32LE(8);
+        expected = new Bytes(seed);
+        body = head.subarray(12);
+      }
+      if (!same(body, expected.take(body.length))) bad = true;
+      if (bad) {
+        stats.corrupt++;
+        socket.destroy();
+      } else if (kind === 0) {
+        stats.long.bytes += body.length;
+        if (!socket.write(invert(body))) {
+          socket.pause();
+          socket.once("drain", () => socket.resume());
+        }
+      }
+    });
+    socket.on("end", () => {
+      if (kind === 1 && !bad) {
+        stats.short.done++;
+        socket.end(new Bytes(seed + 1).take(length));
+      } else socket.end();
+    });
+    socket.on("error", (error: NodeJS.ErrnoException) => failed("server", error.code ?? "error"));
+  });
+  server.listen(port, "0.0.0.0", 1024, () => process.stdout.write('{"listening":true}\n'));
+}
+
+const [host = "", portText = ""] = values.target.split(":");
+let over = false;
+const open = new Set<Socket>();
+let nextSeed = 1;
+
+function header(kind: number, seed: number, length: number): Buffer {
+  const head = Buffer.alloc(12);
+  head.writeUInt32LE(kind, 0);
+  head.writeUInt32LE(seed, 4);
+  head.writeUInt32LE(length, 8);
+  return head;
+}
+
+/** A long connection: 200 to 4,000 bytes every 20 ms, each byte checked when it comes back. */
+function long(): void {
+  const seed = nextSeed++ * 7919;
+  const socket = connect({ host, port: Number(portText), noDelay: true });
+  const sent = new Bytes(seed);
+  const expected = new Bytes(seed);
+  open.add(socket);
+  let timer: NodeJS.Timeout | undefined;
+  socket.once("connect", () => {
+    stats.long.opened++;
+    stats.long.alive++;
+    socket.write(header(0, seed, 0));
+    timer = setInterval(() => {
+      if (socket.writableLength < 65_536) socket.write(sent.take(200 + ((seed * 31 + stats.long.bytes) % 3800)));
+    }, 20);
+  });
+  socket.on("data", (chunk: Buffer) => {
+    stats.long.bytes += chunk.length;
+    if (same(chunk, invert(expected.take(chunk.length)))) return;
+    stats.corrupt++;
+    failed("long", "corrupt");
+    socket.destroy();
+  });
+  socket.on("error", (error: NodeJS.ErrnoException) => failed("long", error.code ?? "error"));
+  socket.on("close", () => {
+    clearInterval(timer);
+    open.delete(socket);
+    if (timer !== undefined) stats.long.alive--;
+    if (!over) failed("long", "closed");
+  });
+}
+
+/** A short connection; `then` is called when it has ended, well or badly. */
+function short(then: () => void): void {
+  const seed = nextSeed++ * 7919;
+  const length = 100 + (seed % 20_000);
+  const request = new Bytes(seed).take(50 + (seed % 9_000));
+  const startMs = performance.now();
+  const socket = connect({ host, port: Number(portText), noDelay: true, allowHalfOpen: true });
+  const expected = new Bytes(seed + 1).take(length);
+  let received = 0;
+  let error = "";
+  stats.short.tried++;
+  open.add(socket);
+  socket.setTimeout(10_000, () => {
+    error = "timeout";
+    socket.destroy();
+  });
+  socket.once("connect", () => socket.end(Buffer.concat([header(1, seed, length), request])));
+  socket.on("data", (chunk: Buffer) => {
+    if (!same(chunk, expected.subarray(received, received + chunk.length))) error = "corrupt";
+    received += chunk.length;
+  });
+  socket.on("error", (cause: NodeJS.ErrnoException) => (error = cause.code ?? "error"));
+  socket.on("close", () => {
+    open.delete(socket);
+    if (error === "" && received !== length && !over) error = received === 0 ? "empty" : "cut";
+    if (error === "corrupt") stats.corrupt++;
+    if (error === "") stats.short.done++;
+    else failed("short", error);
+    if (stats.latenciesMs.length < 100_000) stats.latenciesMs.push(performance.now() - startMs);
+    then();
+  });
+}
+
+function summary(): string {
+  const sorted = stats.latenciesMs.toSorted((a, b) => a - b);
+  const at = (share: number): number => Math.round((sorted[Math.floor(sorted.length * share)] ?? 0) * 100) / 100;
+  const { latenciesMs: _, ...rest } = stats;
+  return `${JSON.stringify({ ...rest, latencyMs: { p50: at(0.5), p99: at(0.99), max: at(0.9999) } })}\n`;
+}
+
+function finish(): void {
+  if (over) return;
+  over = true;
+  process.stdout.write(summary(), () => process.exit(0));
+}
+
+process.on("SIGTERM", finish);
+process.on("SIGINT", finish);
+setTimeout(finish, Number(values.seconds) * 1000);
+
+if (positionals[0] === "server") serve(Number(values.port));
+else {
+  for (let i = 0; i < Number(values.long); i++) long();
+  const again = (): void => {
+    if (!over) short(again);
+  };
+  for (let i = 0; i < Number(values.closed); i++) again();
+  const rate = Number(values.rate);
+  if (rate > 0) {
+    const startMs = performance.now();
+    let started = 0;
+    setInterval(() => {
+      const due = Math.floor(((performance.now() - startMs) / 1000) * rate);
+      for (; started < due; started++) short(() => {});
+    }, 5);
+  }
+}
