@@ -1,5 +1,6 @@
 import { Command } from "commander";
 import type { CliContext } from "./context.ts";
+import { labCommand } from "./lab.ts";
 import { demoCommand } from "./demo.ts";
 import { kubectlCommand } from "./kubectl.ts";
 
@@ -17,7 +18,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     .enablePositionalOptions()
     .exitOverride()
     .configureOutput({ writeOut: context.out, writeErr: context.note });
-  const commands = [demoCommand(context), kubectlCommand(context)];
+  const commands = [demoCommand(context), kubectlCommand(context), labCommand(context)];
   for (const command of commands) program.addCommand(inherit(command, program));
   return program;
 }

@@ -24,3 +24,4 @@ export {
   type SocketPath,
   type TcpListener,
 } from "./tcp.ts";
+export { ADDRESS_IN_USE, openListener } from "./listener.ts";

@@ -1,0 +1,99 @@
+import { Command, InvalidArgumentError, Option } from "commander";
+import { systemRandom } from "#base/random";
+import { runRole, type CliContext } from "./context.ts";
+
+/** The name of a lab when none is given. */
+const DEFAULT_NAME = "lab";
+const SUPERVISOR_DRAIN_MS = 5_000;
+/** The supervisor is given the API's listening socket as this descriptor. */
+const LISTENER_FD = 3;
+
+interface NameOption {
+  readonly name: string;
+}
+
+interface OutputOption {
+  readonly output: "text" | "json";
+}
+
+/** `veil lab …`: a whole cluster on this machine. */
+export function labCommand(context: CliContext): Command {
+  return new Command("lab")
+    .description("a cluster on this machine, in network namespaces: nothing leaves it")
+    .addCommand(upCommand(context))
+    .addCommand(downCommand(context))
+    .addCommand(superviseCommand(context), { hidden: true });
+}
+
+function nameOption(): Option {
+  return new Option("--name <name>", "which lab").default(DEFAULT_NAME);
+}
+
+function outputOption(): Option {
+  return new Option("-o, --output <format>", "how to print facts").choices(["text", "json"]).default("text");
+}
+
+function wholeNumber(text: string): number {
+  if (!/^\d{1,5}$/.test(text)) throw new InvalidArgumentError("It is no whole number.");
+  return Number(text);
+}
+
+/** What the lab's functions work with. */
+async function labContext(context: CliContext, name: string) {
+  const { labLayout, lineProgress } = await import("#lab");
+  const { clock, interactive, env, signal, program } = context;
+  return {
+    lab: labLayout(name),
+    clock,
+    signal,
+    env,
+    program,
+    progress: lineProgress({ clock, interactive, write: context.note }),
+  };
+}
+
+function upCommand(context: CliContext): Command {
+  return new Command("up")
+    .description("bring a lab up, or repair and complete one that is there")
+    .addOption(nameOption())
+    .option("--nodes <count>", "how many nodes (default: 2, or as many as it has)", wholeNumber)
+    .option("--port <port>", "port of the API on 127.0.0.1 (default: a free one)", wholeNumber)
+    .addOption(outputOption())
+    .action(async (options: NameOption & OutputOption & { nodes?: number; port?: number }) => {
+      const { bringUp } = await import("#lab");
+      const lab = await labContext(context, options.name);
+      await bringUp(lab, options);
+    });
+}
+
+function downCommand(context: CliContext): Command {
+  return new Command("down")
+    .description("remove a lab and everything of it, however much of it is there")
+    .addOption(nameOption())
+    .addOption(outputOption())
+    .action(async (options: NameOption & OutputOption) => {
+      const { takeDown } = await import("#lab");
+      const removed = await takeDown(await labContext(context, options.name));
+      if (options.output === "json") context.out(`${JSON.stringify({ name: options.name, removed })}\n`);
+    });
+}
+
+function superviseCommand(context: CliContext): Command {
+  return new Command("supervise")
+    .description("keep the roles of a lab running (veil lab up starts it)")
+    .addOption(nameOption())
+    .action(async ({ name }: NameOption) => {
+      const { labLayout, Supervisor } = await import("#lab");
+      const { clock, env } = context;
+      const log = context.log("lab-supervisor");
+      const supervisor = new Supervisor({
+        lab: labLayout(name),
+        clock,
+        random: systemRandom,
+        log,
+        listenerFd: LISTENER_FD,
+        env,
+      });
+      await runRole(context, [supervisor], SUPERVISOR_DRAIN_MS);
+    });
+}

@@ -1,0 +1,196 @@
+import { resources, type KubeObject, type PodTemplateSpec, type ResourceRef } from "#kube";
+import { POD_RANGE, SERVICE_RANGE } from "./layout.ts";
+
+/** Where Veil is installed. */
+export const VEIL_NAMESPACE = "veil-system";
+
+/** The roles that are pods, and where each says that it is ready. */
+export const VEIL_ROLES = {
+  controller: { app: "veil-controller", readyPort: 15014 },
+  agent: { app: "veil-agent", readyPort: 9965 },
+  proxy: { app: "veil-proxy", readyPort: 15021 },
+} as const;
+
+export type VeilRole = keyof typeof VEIL_ROLES;
+
+export const READY_PATH = "/healthz/ready";
+
+/** What the manifests depend on. */
+export interface InstallValues {
+  /** Start script of Veil; pods run on the machine's own file system, so it is the same everywhere. */
+  readonly program: string;
+  /** For Node's cache of compiled code: without it every role compiles its sources again. */
+  readonly compileCache: string;
+  /** Folder of files that hold the pods' network namespaces, named by pod UID: the same path on every node. */
+  readonly podNetnsFolder: string;
+}
+
+/** One object and where it is served. */
+export interface Manifest {
+  readonly ref: ResourceRef;
+  readonly object: KubeObject;
+}
+
+function manifest<T extends KubeObject>(ref: ResourceRef<T>, object: T): Manifest {
+  return { ref, object };
+}
+
+interface Rule {
+  apiGroups: string[];
+  resources: string[];
+  verbs: string[];
+}
+
+const READ = ["get", "list", "watch"];
+const RBAC = "rbac.authorization.k8s.io";
+
+const RULES: Readonly<Record<VeilRole, Rule[]>> = {
+  controller: [
+    { apiGroups: [""], resources: ["pods", "services", "namespaces", "nodes", "serviceaccounts"], verbs: READ },
+    { apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: READ },
+    { apiGroups: [""], resources: ["configmaps"], verbs: [...READ, "create", "update", "patch"] },
+    { apiGroups: ["", "events.k8s.io"], resources: ["events"], verbs: ["create", "patch"] },
+    { apiGroups: ["authentication.k8s.io"], resources: ["tokenreviews"], verbs: ["create"] },
+    { apiGroups: ["coordination.k8s.io"], resources: ["leases"], verbs: [...READ, "create", "update", "patch"] },
+  ],
+  agent: [
+    { apiGroups: [""], resources: ["pods", "namespaces", "nodes"], verbs: READ },
+    { apiGroups: [""], resources: ["pods"], verbs: ["patch"] },
+    { apiGroups: ["", "events.k8s.io"], resources: ["events"], verbs: ["create", "patch"] },
+  ],
+  proxy: [],
+};
+
+/** Only in Veil's own namespace: the authority's keys. */
+const SECRET_RULES: Rule[] = [
+  { apiGroups: [""], resources: ["secrets"], verbs: [...READ, "create", "update", "patch"] },
+];
+
+/** All objects of an installation, in the order in which they have to be made. */
+export function veilManifests(values: InstallValues): Manifest[] {
+  const roles: readonly VeilRole[] = ["controller", "agent", "proxy"];
+  return [
+    manifest(resources.namespaces, { metadata: { name: VEIL_NAMESPACE } }),
+    ...roles.flatMap(accountOf),
+    ...secretAccess(),
+    controllerService(),
+    controllerDeployment(values),
+    daemonSet("agent", values),
+    daemonSet("proxy", values),
+  ];
+}
+
+function subjectsOf(role: VeilRole): { kind: string; name: string; namespace: string }[] {
+  return [{ kind: "ServiceAccount", name: VEIL_ROLES[role].app, namespace: VEIL_NAMESPACE }];
+}
+
+function accountOf(role: VeilRole): Manifest[] {
+  const name = VEIL_ROLES[role].app;
+  const account = manifest(resources.serviceAccounts, { metadata: { name, namespace: VEIL_NAMESPACE } });
+  const rules = RULES[role];
+  if (rules.length === 0) return [account];
+  return [
+    account,
+    manifest(resources.clusterRoles, { metadata: { name }, rules }),
+    manifest(resources.clusterRoleBindings, {
+      metadata: { name },
+      roleRef: { apiGroup: RBAC, kind: "ClusterRole", name },
+      subjects: subjectsOf(role),
+    }),
+  ];
+}
+
+function secretAccess(): Manifest[] {
+  const { app: name } = VEIL_ROLES.controller;
+  const metadata = { name, namespace: VEIL_NAMESPACE };
+  return [
+    manifest(resources.roles, { metadata, rules: SECRET_RULES }),
+    manifest(resources.roleBindings, {
+      metadata,
+      roleRef: { apiGroup: RBAC, kind: "Role", name },
+      subjects: subjectsOf("controller"),
+    }),
+  ];
+}
+
+function controllerService(): Manifest {
+  const { app } = VEIL_ROLES.controller;
+  return manifest(resources.services, {
+    metadata: { name: app, namespace: VEIL_NAMESPACE, labels: { app } },
+    spec: {
+      selector: { app },
+      ports: [
+        { name: "grpc", port: 15012, targetPort: 15012, protocol: "TCP" },
+        { name: "metrics", port: 15014, targetPort: 15014, protocol: "TCP" },
+      ],
+    },
+  });
+}
+
+function controllerDeployment(values: InstallValues): Manifest {
+  const { app } = VEIL_ROLES.controller;
+  return manifest(resources.deployments, {
+    metadata: { name: app, namespace: VEIL_NAMESPACE, labels: { app } },
+    spec: {
+      replicas: 1,
+      selector: { matchLabels: { app } },
+      template: podTemplate("controller", values),
+    },
+  });
+}
+
+function daemonSet(role: VeilRole, values: InstallValues): Manifest {
+  const { app } = VEIL_ROLES[role];
+  return manifest(resources.daemonSets, {
+    metadata: { name: app, namespace: VEIL_NAMESPACE, labels: { app } },
+    spec: { selector: { matchLabels: { app } }, template: podTemplate(role, values) },
+  });
+}
+
+function argumentsOf(role: VeilRole, values: InstallValues): string[] {
+  const flags: Readonly<Record<VeilRole, string[]>> = {
+    controller: [],
+    agent: ["--pod-netns-dir", values.podNetnsFolder],
+    proxy: ["--cluster-ranges", `${POD_RANGE},${SERVICE_RANGE}`],
+  };
+  return [role, ...flags[role]];
+}
+
+function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
+  const { app, readyPort } = VEIL_ROLES[role];
+  const fromField = (name: string, fieldPath: string) => ({ name, valueFrom: { fieldRef: { fieldPath } } });
+  return {
+    metadata: { labels: { app } },
+    spec: {
+      serviceAccountName: app,
+      hostNetwork: role !== "controller",
+      terminationGracePeriodSeconds: 10,
+      containers: [
+        {
+          name: role,
+          image: "veil",
+          command: [values.program, ...argumentsOf(role, values)],
+          env: [
+            fromField("NODE_NAME", "spec.nodeName"),
+            fromField("POD_NAME", "metadata.name"),
+            fromField("POD_NAMESPACE", "metadata.namespace"),
+            fromField("INSTANCE_IP", "status.podIP"),
+            { name: "NODE_COMPILE_CACHE", value: values.compileCache },
+          ],
+          readinessProbe: { httpGet: { path: READY_PATH, port: readyPort }, periodSeconds: 1, failureThreshold: 3 },
+          volumeMounts: [{ name: "istio-token", mountPath: "/var/run/secrets/tokens", readOnly: true }],
+        },
+      ],
+      volumes: [
+        {
+          name: "istio-token",
+          projected: {
+            sources: [
+              { serviceAccountToken: { path: "istio-token", audience: "istio-ca", expirationSeconds: 43_200 } },
+            ],
+          },
+        },
+      ],
+    },
+  };
+}
