@@ -1,0 +1,8 @@
+export {
+  nftRedirector,
+  PROXY_PORTS,
+  REDIRECTION_TABLE,
+  type CaptureOptions,
+  type RedirectionState,
+  type Redirector,
+} from "./redirection.ts";

@@ -1,0 +1,168 @@
+import { readFileSync } from "node:fs";
+import { flushConntrack, inNetns, runCommand, runIpBatch, runNft, type Netns } from "#linux";
+
+/**
+ * What carries a pod's TCP connections to the proxy: one nft table and one policy route in the pod's network namespace.
+ *
+ *     absent ── install ──▶ capturing ── keep ──▶ kept ── remove ──▶ absent
+ *                               ▲                  │
+ *                               └──── install ─────┘
+ *
+ * `capturing`: the first packet of each new connection is redirected. `kept`: new connections go their own way, those that were
+ * redirected go on. Why `kept` exists, and why only first packets match: docs/adr/0030-redirection-and-conntrack.md.
+ */
+export type RedirectionState = "absent" | "capturing" | "kept";
+
+/** Ports of the proxy inside each pod. */
+export const PROXY_PORTS = { outbound: 15001, inboundPlaintext: 15006, inboundHbone: 15008 } as const;
+
+/** The nft table. It is Veil's alone; other tables of the namespace are never touched. */
+export const REDIRECTION_TABLE = "inet veil";
+
+/** Kubelet's probes come from here where a host rule rewrites their source (`ambient.md` §4.3). */
+const PROBE_SOURCES = { v4: "169.254.7.127", v6: "fd16:9254:7127:1337:ffff:ffff:ffff:ffff" } as const;
+
+const FIRST_PACKET = "tcp flags & (fin | syn | rst | ack) == syn";
+const FROM_PROXY = "meta mark & 0xfff == 0x539";
+const NOT_FROM_PROXY = "meta mark & 0xfff != 0x539";
+
+/** The chains, empty. Adding what exists already changes nothing. */
+const CHAINS = `add table ${REDIRECTION_TABLE}
+add chain ${REDIRECTION_TABLE} mangle_prerouting { type filter hook prerouting priority -150; policy accept; }
+add chain ${REDIRECTION_TABLE} mangle_output { type route hook output priority -150; policy accept; }
+add chain ${REDIRECTION_TABLE} nat_prerouting { type nat hook prerouting priority -100; policy accept; }
+add chain ${REDIRECTION_TABLE} nat_output { type nat hook output priority -100; policy accept; }
+flush table ${REDIRECTION_TABLE}
+`;
+
+/** Replies to connections that the proxy opened under a client's address find their way back to the proxy. */
+const KEPT_RULES: readonly string[] = [
+  `mangle_prerouting ${FROM_PROXY} counter ct mark set ct mark & 0xfffff000 | 0x111`,
+  "mangle_output ct mark & 0xfff == 0x111 counter meta mark set ct mark",
+];
+
+const CAPTURE_INBOUND: readonly string[] = [
+  `nat_prerouting meta l4proto tcp ip saddr ${PROBE_SOURCES.v4} counter accept`,
+  `nat_prerouting meta l4proto tcp ip6 saddr ${PROBE_SOURCES.v6} counter accept`,
+  `nat_prerouting iifname != "lo" ${FIRST_PACKET} tcp dport != ${PROXY_PORTS.inboundHbone} ${NOT_FROM_PROXY} counter redirect to :${PROXY_PORTS.inboundPlaintext}`,
+];
+
+const CAPTURE_OUTBOUND: readonly string[] = [
+  `nat_output meta l4proto tcp ip daddr ${PROBE_SOURCES.v4} counter accept`,
+  `nat_output meta l4proto tcp ip6 daddr ${PROBE_SOURCES.v6} counter accept`,
+  "nat_output meta l4proto tcp meta mark & 0xfff == 0x111 counter accept",
+  'nat_output oifname "lo" counter accept',
+  `nat_output ${FIRST_PACKET} ${NOT_FROM_PROXY} counter redirect to :${PROXY_PORTS.outbound}`,
+];
+
+/** What a pod asks for beyond the default. */
+export interface CaptureOptions {
+  /** False in "ingress mode" (annotation `ambient.istio.io/bypass-inbound-capture`): inbound connections are left alone. */
+  readonly inbound: boolean;
+}
+
+/** The transaction that makes a namespace capture. Idempotent. */
+export function captureScript(options: CaptureOptions): string {
+  const rules = [...KEPT_RULES, ...(options.inbound ? CAPTURE_INBOUND : []), ...CAPTURE_OUTBOUND];
+  return CHAINS + rules.map((rule) => `add rule ${REDIRECTION_TABLE} ${rule}\n`).join("");
+}
+
+/** The transaction that stops capturing and keeps what was captured. Idempotent. */
+export function keepScript(): string {
+  return CHAINS + KEPT_RULES.map((rule) => `add rule ${REDIRECTION_TABLE} ${rule}\n`).join("");
+}
+
+/** The transaction that leaves nothing. Idempotent. */
+export function removeScript(): string {
+  return `add table ${REDIRECTION_TABLE}\ndelete table ${REDIRECTION_TABLE}\n`;
+}
+
+const ROUTES = ["rule add fwmark 0x111/0xfff pref 32764 lookup 100", "route add local default dev lo table 100"];
+const UNDO_ROUTES = ["rule del fwmark 0x111/0xfff pref 32764 lookup 100", "route del local default dev lo table 100"];
+
+/** How enrolment changes and reads a pod's redirection; tests put a fake in its place. */
+export interface Redirector {
+  /** Makes the namespace capture. Idempotent; throws `LINUX_COMMAND` or `LINUX_NETNS_GONE`, and then nothing captures. */
+  install(netns: Netns, options: CaptureOptions): Promise<void>;
+  /** Stops capturing; connections that were redirected go on. Idempotent. */
+  keep(netns: Netns): Promise<void>;
+  /** Leaves nothing behind. Connections that are still redirected break. Idempotent. */
+  remove(netns: Netns): Promise<void>;
+  /** What is installed now. */
+  read(netns: Netns): Promise<RedirectionState>;
+  /** How many connections of the namespace still go through the proxy, either end of either direction. */
+  countRedirected(netns: Netns): number;
+}
+
+/** The kernel's nft tables. */
+export const nftRedirector: Redirector = {
+  async install(netns, options) {
+    await changeRoutes(netns, ROUTES);
+    if ((await listTables(netns)).length === 0) flushConntrack(netns);
+    await runNft(captureScript(options), { netns });
+  },
+  async keep(netns) {
+    await runNft(keepScript(), { netns });
+  },
+  async remove(netns) {
+    await runNft(removeScript(), { netns });
+    await changeRoutes(netns, UNDO_ROUTES);
+  },
+  async read(netns) {
+    if (!(await listTables(netns)).includes(REDIRECTION_TABLE)) return "absent";
+    const { stdout } = await runCommand({
+      program: "nft",
+      args: ["list", "table", ...REDIRECTION_TABLE.split(" ")],
+      netns,
+    });
+    return stdout.includes(`redirect to :${PROXY_PORTS.outbound}`) ? "capturing" : "kept";
+  },
+  countRedirected(netns) {
+    return inNetns(netns, () => {
+      const tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].map(readIfThere);
+      return tables.reduce((sum, table) => sum + countProxied(table), 0);
+    });
+  },
+};
+
+/** `family name` of every nft table of a namespace. */
+async function listTables(netns: Netns): Promise<string[]> {
+  const { stdout } = await runCommand({ program: "nft", args: ["list", "tables"], netns });
+  return stdout
+    .split("\n")
+    .filter((line) => line.startsWith("table "))
+    .map((line) => line.slice("table ".length));
+}
+
+async function changeRoutes(netns: Netns, lines: readonly string[]): Promise<void> {
+  const v6 = inNetns(netns, () => readIfThere("/proc/sys/net/ipv6/conf/lo/disable_ipv6").trim() === "0");
+  const families = v6 ? ([4, 6] as const) : ([4] as const);
+  await Promise.all(families.map((family) => runIpBatch(lines, { family, netns })));
+}
+
+const LISTEN = "0A";
+const TIME_WAIT = "06";
+
+/**
+ * Counts the sockets of `/proc/net/tcp` or `tcp6` that belong to connections through the proxy: accepted on one of its ports and
+ * neither listening nor in TIME_WAIT.
+ */
+export function countProxied(table: string): number {
+  const ports = new Set(Object.values(PROXY_PORTS).map((port) => port.toString(16).toUpperCase().padStart(4, "0")));
+  let count = 0;
+  for (const line of table.split("\n").slice(1)) {
+    const [, local = "", , state = ""] = line.trim().split(/\s+/);
+    if (ports.has(local.slice(local.indexOf(":") + 1)) && state !== LISTEN && state !== TIME_WAIT && state !== "")
+      count++;
+  }
+  return count;
+}
+
+/** The text of a file; empty when it is not there. */
+function readIfThere(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
+  }
+}
