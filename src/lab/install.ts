@@ -68,7 +68,7 @@ export async function credentialsOfNodes({ lab }: LabContext, spec: LabSpec): Pr
 
 async function credentialsOfNode(lab: LabLayout, spec: LabSpec, node: NodeLayout): Promise<void> {
   const words = ["--user", `system:node:${node.name}`, "--group", "system:nodes", "--server", API_URL];
-  const { status, stdout, stderr } = await tryCommand([
+  const { code, stdout, stderr } = await tryCommand([
     spec.program,
     "apiserver",
     "kubeconfig",
@@ -76,7 +76,7 @@ async function credentialsOfNode(lab: LabLayout, spec: LabSpec, node: NodeLayout
     lab.apiserverData,
     ...words,
   ]);
-  if (status !== 0) throw labError("LAB_ROLE_FAILED", `no credentials for ${node.name}: ${stderr.trim()}`);
+  if (code !== 0) throw labError("LAB_ROLE_FAILED", `no credentials for ${node.name}: ${stderr.trim()}`);
   writeWhole(nodeKubeconfig(node), stdout);
 }
 

@@ -72,7 +72,7 @@ export async function checkNft(netns: string): Promise<void> {
 }
 delete table ip veil_probe
 `;
-  await runCommand(["nft", "-f", "-"], { netns, input: rules });
+  await runCommand(["nft", "-f", "-"], rules, netns);
 }
 
 /** Removes a named network namespace; what runs in it must have ended. Does nothing when there is none. */
@@ -93,8 +93,8 @@ async function ensureNetns(netns: string): Promise<void> {
 async function ensurePort(lab: LabLayout, end: { netns: string; port: string; address: string }): Promise<void> {
   const { netns, port, address } = end;
   if (!(await hasAddress(netns, address))) {
-    await tryCommand(["ip", "link", "delete", port], { netns: lab.switchNetns }); // half a port, when the last try was killed
-    await tryCommand(["ip", "link", "delete", UNDERLAY_INTERFACE], { netns: netns });
+    await tryCommand(["ip", "link", "delete", port], "", lab.switchNetns); // half a port, when the last try was killed
+    await tryCommand(["ip", "link", "delete", UNDERLAY_INTERFACE], "", netns);
     await runIp(lab.switchNetns, [
       `link add ${port} mtu ${UNDERLAY_MTU} type veth peer name ${UNDERLAY_INTERFACE} mtu ${UNDERLAY_MTU} netns ${netns}`,
       `link set ${port} master ${BRIDGE} up`,
@@ -108,20 +108,20 @@ async function ensurePort(lab: LabLayout, end: { netns: string; port: string; ad
 }
 
 async function hasLink(netns: string, link: string): Promise<boolean> {
-  return (await tryCommand(["ip", "link", "show", link, "up"], { netns: netns })).stdout !== "";
+  return (await tryCommand(["ip", "link", "show", link, "up"], "", netns)).stdout !== "";
 }
 
 async function hasAddress(netns: string, address: string): Promise<boolean> {
-  const { stdout } = await tryCommand(["ip", "address", "show", "dev", UNDERLAY_INTERFACE, "up"], { netns: netns });
+  const { stdout } = await tryCommand(["ip", "address", "show", "dev", UNDERLAY_INTERFACE, "up"], "", netns);
   return stdout.includes(` ${address}/`);
 }
 
 /** Interface and addresses of a namespace on the underlay, as the kernel tells them. */
 export async function underlayAddresses(netns: string): Promise<string[]> {
-  const { status, stdout } = await tryCommand(["ip", "-j", "address", "show", "dev", UNDERLAY_INTERFACE], {
+  const { code, stdout } = await tryCommand(["ip", "-j", "address", "show", "dev", UNDERLAY_INTERFACE], {
     netns: netns,
   });
-  if (status !== 0) return [];
+  if (code !== 0) return [];
   const [link] = JSON.parse(stdout) as { addr_info?: { local?: string; prefixlen?: number }[] }[]; // iproute2's own form
   return (link?.addr_info ?? []).map(({ local, prefixlen }) => `${local ?? ""}/${prefixlen ?? ""}`);
 }
