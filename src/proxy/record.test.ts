@@ -38,8 +38,8 @@ describe("ConnectionRecord", () => {
     const record = log.begin("outbound");
     record.open(facts, () => ({ sent: 10, received: 20 }));
     await clock.advance(250);
-    record.close(undefined);
-    record.close({ reason: "reset", detail: "again" });
+    record.close({ sent: 10, received: 20 });
+    record.close({ sent: 0, received: 0 }, { reason: "reset", detail: "again" });
     assert.deepEqual(records, [
       {
         timeMs: 1_250,
@@ -82,7 +82,7 @@ describe("ConnectionRecord", () => {
       total("istio_tcp_sent_bytes_total");
       bytes = { sent: 10, received: 20 };
       assert.equal(total("istio_tcp_sent_bytes_total"), sent);
-      record.close(undefined);
+      record.close(bytes);
       assert.equal(total("istio_tcp_sent_bytes_total"), sent);
       assert.equal(total("istio_tcp_received_bytes_total"), received);
       assert.equal(total("istio_tcp_connections_opened_total"), 1);
@@ -97,7 +97,7 @@ describe("ConnectionRecord", () => {
     const record = log.begin("inbound");
     record.refuse({ ...facts, reason: "plaintext_refused", detail: "both enrolled" });
     record.refuse({ ...facts, reason: "reset" });
-    record.close(undefined);
+    record.close({ sent: 1, received: 1 });
     assert.equal(records.length, 1);
     const [only] = records;
     assert.deepEqual(

@@ -165,11 +165,12 @@ export class ConnectionRecord {
     this.#counted = bytes;
   }
 
-  /** A forwarded connection has ended. `cause` replaces the reason when the end was not an ordinary one. */
-  close(cause: { readonly reason: FlowReason; readonly detail: string } | undefined): void {
+  /** A forwarded connection has ended, after these bytes. `cause` replaces the reason when the end was not an ordinary one. */
+  close(end: Bytes, cause?: { readonly reason: FlowReason; readonly detail: string }): void {
     const facts = this.#facts;
     if (facts === undefined || this.#isClosed) return;
     this.#isClosed = true;
+    this.#readBytes = () => end;
     this.count();
     this.#log.closed(this);
     if (this.#cells !== undefined) this.#cells.closed.value++;

@@ -101,6 +101,15 @@ describe("decideInbound", () => {
     assert.equal(odd.kind === "connect" ? odd.source : "refused", undefined);
   });
 
+  it("waits for the first snapshot when a hostname has to be looked up, and not for an address", () => {
+    const view = testView([], { synced: false });
+    const request = { peer, remote: testAddress("10.1.0.1:4000"), local: testAddress("10.1.0.2:15008") };
+    const decide = (authority: string): string =>
+      line(decideInbound(testPod("server"), { ...request, authority }, view));
+    assert.equal(decide("web.shop.svc.cluster.local:80"), "wait");
+    assert.equal(decide("10.1.0.2:8080"), "connect 10.1.0.2:8080 from 10.1.0.1 ok");
+  });
+
   it("labels the service by what the client dialled", () => {
     const request = {
       peer,

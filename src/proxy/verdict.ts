@@ -54,9 +54,10 @@ export interface PlainRequest {
  *
  * 1. the authority is no `host:port`                      → refuse 400 `bad_request`
  * 2. an address other than the one that was dialled       → refuse 400 `bad_request`
- * 3. a hostname that is no service of this pod, or a port that it does not have → refuse 503 `no_healthy_upstream`
- * 4. one of the proxy's own ports                         → refuse 503 `self_call`
- * 5. else                                                 → connect; the application sees the client's address,
+ * 3. a hostname, while nothing is known yet              → wait
+ * 4. a hostname that is no service of this pod, or a port that it does not have → refuse 503 `no_healthy_upstream`
+ * 5. one of the proxy's own ports                         → refuse 503 `self_call`
+ * 6. else                                                 → connect; the application sees the client's address,
  *    unless the pod calls itself
  */
 export function decideInbound(pod: LocalPod, request: TunnelRequest, view: View): Verdict {
@@ -70,6 +71,7 @@ export function decideInbound(pod: LocalPod, request: TunnelRequest, view: View)
   if (ip !== undefined && ip !== local.ip) {
     return refuse("bad_request", { status: 400, detail: `asked for ${ip} on a session to ${local.ip}`, source });
   }
+  if (ip === undefined && !view.synced) return { kind: "wait" };
   const asked = ip === undefined ? findPort(pod, authority, view) : { port: authority.port, service: undefined };
   if (asked === undefined || asked.port === 0) {
     const detail = `this pod does not serve ${request.authority}`;

@@ -1,0 +1,48 @@
+import { findCodedError, messageOf, type CodedError } from "#base/errors";
+import type { FlowReason } from "#model/flow";
+
+/** Why a connection did not come about, or how it ended: what its record says. */
+export interface Cause {
+  readonly reason: FlowReason;
+  readonly detail: string;
+}
+
+/** Codes that mean something of their own; prefixes below cover the rest of a component. */
+const REASONS: Readonly<Record<string, FlowReason>> = {
+  PROXY_DRAINED: "drained",
+  PROXY_LIMIT: "limit_reached",
+  PROXY_NO_CERTIFICATE: "no_certificate",
+  PROXY_CONTROL_PLANE: "control_plane_unavailable",
+  LINUX_NO_FILES: "limit_reached",
+  LINUX_CONNECT_NO_PORTS: "limit_reached",
+};
+
+/**
+ * What a failure while dialling the application, or a plain destination, means.
+ */
+export function plainCause(error: unknown): Cause {
+  return causeOf(error, () => "destination_unreachable");
+}
+
+/** What a failure while opening a tunnel means. */
+export function tunnelCause(error: unknown): Cause {
+  return causeOf(error, (code) => {
+    if (code.startsWith("X509_") || code.startsWith("SPIFFE_ID_")) return "wrong_identity";
+    return TUNNEL_REASONS[code] ?? "peer_unreachable";
+  });
+}
+
+/** What a failure of a connection that was forwarded means. */
+export function endCause(error: CodedError): Cause {
+  return causeOf(error, () => "reset");
+}
+
+function causeOf(error: unknown, other: (code: string) => FlowReason): Cause {
+  const coded = findCodedError(error);
+  const detail = `${coded === undefined ? "" : `${coded.code}: `}${messageOf(error)}`;
+  return { reason: coded === undefined ? other("") : (REASONS[coded.code] ?? other(coded.code)), detail };
+}
+
+const TUNNEL_REASONS: Readonly<Record<string, FlowReason>> = {
+  HBONE_NO_CERTIFICATE: "no_certificate",
+};

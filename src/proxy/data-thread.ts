@@ -1,0 +1,157 @@
+import { findCodedError, messageOf } from "#base/errors";
+import type { Clock } from "#base/clock";
+import type { Random } from "#base/random";
+import type { ProxyConfig } from "./config.ts";
+import { proxyError } from "./errors.ts";
+import { Knowledge } from "./knowledge.ts";
+import type { FromThread, ThreadSamples, ToThread } from "./messages.ts";
+import type { Network } from "./network.ts";
+import type { ThreadContext } from "./pod-context.ts";
+import { PodProxy } from "./pod-proxy.ts";
+import { RecordQueue } from "./record-queue.ts";
+import { FlowLog } from "./record.ts";
+
+/** What a data thread is made of. */
+export interface DataThreadParts {
+  readonly config: ProxyConfig;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly network: Network;
+  /** To the main thread. */
+  readonly post: (message: FromThread) => void;
+}
+
+/**
+ * One data thread: some of the node's pods, and all that is known. It does what the main thread's messages say, in
+ * order, and never looks anything up by itself.
+ */
+export class DataThread {
+  readonly #parts: DataThreadParts;
+  readonly #knowledge: Knowledge;
+  readonly #flows: FlowLog;
+  readonly #records: RecordQueue;
+  readonly #context: ThreadContext;
+  readonly #pods = new Map<string, PodProxy>();
+
+  constructor(parts: DataThreadParts) {
+    this.#parts = parts;
+    const { config, clock, random, network, post } = parts;
+    this.#knowledge = new Knowledge({
+      clock,
+      random,
+      config,
+      ask: (name) => {
+        post({ type: "ask", name });
+      },
+    });
+    this.#records = new RecordQueue((lines) => {
+      post({ type: "records", lines });
+    });
+    this.#flows = new FlowLog(clock, (line) => {
+      this.#records.push(line);
+    });
+    this.#context = { config, clock, random, network, knowledge: this.#knowledge, flows: this.#flows };
+  }
+
+  /** Does what a message says. Failures of a request are its answer; nothing else fails. */
+  handle(message: ToThread): void {
+    switch (message.type) {
+      case "answer":
+        this.#knowledge.answer(message.name, message.answer);
+        return;
+      case "certificateDrop":
+        this.#knowledge.dropCertificate(message.id);
+        return;
+      case "recordsTaken":
+        this.#records.taken();
+        return;
+      case "collect":
+        this.#parts.post({ type: "done", seq: message.seq, samples: this.#samples() });
+        return;
+      case "podDrop":
+        this.#finish(message.seq, this.#dropPod(message.podUid, message.drainMs));
+        return;
+      case "drain":
+        this.#finish(message.seq, this.#drain(message.drainMs));
+        return;
+      case "addresses":
+      case "podAdd":
+      case "certificate":
+        this.#answer(message);
+    }
+  }
+
+  /** Requests that are done when this returns. */
+  #answer(message: Extract<ToThread, { type: "addresses" | "podAdd" | "certificate" }>): void {
+    try {
+      if (message.type === "podAdd") this.#addPod(message);
+      else if (message.type === "certificate") this.#putCertificate(message);
+      else {
+        const refused = this.#knowledge.apply(message.change);
+        if (message.synced) this.#knowledge.markSynced();
+        if (refused.length > 0) throw proxyError("PROXY_LIMIT", `${refused.length} addresses are too many`);
+      }
+      this.#parts.post({ type: "done", seq: message.seq });
+    } catch (error) {
+      this.#fail(message.seq, error);
+    }
+  }
+
+  #addPod({ pod, netnsFd, old }: Extract<ToThread, { type: "podAdd" }>): void {
+    const netns = this.#parts.network.adoptNetns(netnsFd);
+    const before = this.#pods.get(pod.podUid);
+    if (before?.netnsKey === netns.key) {
+      netns[Symbol.dispose](); // it is served already, through a descriptor of its own
+      return;
+    }
+    // The pod was started anew under its uid: what is left of the old one cannot reach anybody any more.
+    if (before !== undefined) void before.drain(0);
+    this.#pods.delete(pod.podUid);
+    const podSinceMs = old ? -Infinity : this.#parts.clock.monotonic();
+    const proxy = new PodProxy(this.#context, { ...pod, podSinceMs }, netns);
+    proxy.start();
+    this.#pods.set(pod.podUid, proxy);
+  }
+
+  #putCertificate({ identity }: Extract<ToThread, { type: "certificate" }>): void {
+    const changed = this.#knowledge.putCertificate(identity);
+    for (const proxy of this.#pods.values()) {
+      if (proxy.pod.identity === identity.id) proxy.certificateChanged(changed);
+    }
+  }
+
+  async #dropPod(podUid: string, drainMs: number): Promise<void> {
+    const proxy = this.#pods.get(podUid);
+    this.#pods.delete(podUid);
+    await proxy?.drain(drainMs);
+  }
+
+  async #drain(drainMs: number): Promise<void> {
+    const pods = [...this.#pods.keys()];
+    await Promise.all(pods.map((podUid) => this.#dropPod(podUid, drainMs)));
+  }
+
+  #finish(seq: number, work: Promise<void>): void {
+    work.then(
+      () => {
+        this.#parts.post({ type: "done", seq });
+      },
+      (error: unknown) => {
+        this.#fail(seq, error);
+      },
+    );
+  }
+
+  #fail(seq: number, error: unknown): void {
+    const code = findCodedError(error)?.code ?? "PROXY_THREAD";
+    this.#parts.post({ type: "done", seq, error: { code, message: messageOf(error) } });
+  }
+
+  #samples(): ThreadSamples {
+    return [
+      ...this.#flows.snapshot(),
+      { name: "veil_proxy_held_connections", labels: {}, value: this.#knowledge.held },
+      { name: "veil_proxy_records_dropped_total", labels: {}, value: this.#records.dropped },
+    ];
+  }
+}

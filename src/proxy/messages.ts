@@ -1,0 +1,59 @@
+import type { CellSet } from "#base/metrics";
+import type { SpiffeId } from "#model/spiffe-id";
+import type { TlsIdentity } from "#model/tls-identity";
+import type { ProxyConfig } from "./config.ts";
+import type { Answer } from "./knowledge.ts";
+import type { LocalPod } from "./route.ts";
+import type { AddressChange } from "./table.ts";
+
+/**
+ * What the main thread and a data thread say to each other. Messages arrive in the order in which they were sent, and
+ * each is handled before the next: "done" of a later request means that all earlier messages are in force.
+ */
+
+/** What a data thread is started with. */
+export interface ThreadStart {
+  readonly config: ProxyConfig;
+}
+
+/** From the main thread. Requests carry `seq` and are answered by `done` with the same. */
+export type ToThread =
+  | {
+      readonly type: "addresses";
+      readonly seq: number;
+      readonly change: AddressChange;
+      /** True when the first snapshot is complete with this change. */
+      readonly synced: boolean;
+    }
+  /** Serve a pod; the namespace's descriptor belongs to the thread from here on. `old`: handed over before this process began. */
+  | {
+      readonly type: "podAdd";
+      readonly seq: number;
+      readonly pod: LocalPod;
+      readonly netnsFd: number;
+      readonly old: boolean;
+    }
+  | { readonly type: "podDrop"; readonly seq: number; readonly podUid: string; readonly drainMs: number }
+  | { readonly type: "certificate"; readonly seq: number; readonly identity: TlsIdentity }
+  | { readonly type: "certificateDrop"; readonly id: SpiffeId }
+  | { readonly type: "answer"; readonly name: string; readonly answer: Answer }
+  | { readonly type: "collect"; readonly seq: number }
+  | { readonly type: "drain"; readonly seq: number; readonly drainMs: number }
+  /** The records of the last `records` message have been taken: the next may come. */
+  | { readonly type: "recordsTaken" };
+
+/** What was counted on a data thread. */
+export type ThreadSamples = ReturnType<CellSet["snapshot"]>;
+
+/** From a data thread. */
+export type FromThread =
+  | {
+      readonly type: "done";
+      readonly seq: number;
+      readonly error?: { readonly code: string; readonly message: string } | undefined;
+      readonly samples?: ThreadSamples | undefined;
+    }
+  /** A connection is held: who is `name`? Answered by `answer`. */
+  | { readonly type: "ask"; readonly name: string }
+  /** Access records, one JSON object each. The next batch comes after `recordsTaken`. */
+  | { readonly type: "records"; readonly lines: readonly string[] };

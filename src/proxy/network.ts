@@ -1,0 +1,67 @@
+import {
+  copyPlain,
+  HbonePool,
+  HboneServer,
+  type HbonePoolOptions,
+  type HboneServerOptions,
+  type InboundTunnel,
+  type OpenRequest,
+  type TunnelHandle,
+  type TunnelResult,
+} from "#hbone";
+import {
+  adoptNetns,
+  connectTcp,
+  listenTcp,
+  type ConnectOptions,
+  type ListenOptions,
+  type Netns,
+  type TcpListener,
+  type TcpSocket,
+} from "#linux";
+
+/** What the data path uses of a connection; {@link TcpSocket} is one. */
+export type PodSocket = Pick<TcpSocket, "remote" | "local" | "originalDestination" | "close" | "reset">;
+
+/** What the data path uses of an inbound tunnel. */
+export interface PodTunnel extends Omit<InboundTunnel, "accept"> {
+  accept(
+    socket: PodSocket,
+    options: { baggage?: string | undefined; onEnd: (result: TunnelResult) => void },
+  ): TunnelHandle;
+}
+
+/** What the data path uses of a pool of sessions. */
+export interface PodPool {
+  open(request: Omit<OpenRequest, "socket"> & { socket: PodSocket }): TunnelHandle;
+  drain(deadlineMs: number): Promise<void>;
+  certificateChanged(id: OpenRequest["source"]): void;
+  trustChanged(): void;
+}
+
+/** What the data path uses of an inbound listener. */
+export interface PodServer {
+  start(): void;
+  drain(deadlineMs: number): Promise<void>;
+}
+
+/** The kernel and the tunnels, as the data path sees them. */
+export interface Network {
+  adoptNetns(fd: number): Netns;
+  listenTcp(options: ListenOptions, onConnection: (socket: PodSocket) => void): TcpListener;
+  connectTcp(options: ConnectOptions): Promise<PodSocket>;
+  copyPlain(a: PodSocket, b: PodSocket, options: { onEnd: (result: TunnelResult) => void }): TunnelHandle;
+  createPool(options: HbonePoolOptions): PodPool;
+  createServer(options: Omit<HboneServerOptions, "onTunnel"> & { onTunnel: (tunnel: PodTunnel) => void }): PodServer;
+}
+
+/** The real one. */
+export const kernelNetwork: Network = {
+  adoptNetns,
+  listenTcp,
+  connectTcp,
+  // Sockets that come from here go back in here: both are the same class.
+  copyPlain: (a, b, options) => copyPlain(a as TcpSocket, b as TcpSocket, options),
+  createPool: (options) => new HbonePool(options),
+  createServer: (options) => new HboneServer(options),
+};

@@ -1,0 +1,109 @@
+import type { Clock } from "#base/clock";
+import type { CodedError } from "#base/errors";
+import type { Random } from "#base/random";
+import type { TunnelHandle } from "#hbone";
+import type { Netns } from "#linux";
+import type { Workload } from "#model/workload";
+import type { ProxyConfig } from "./config.ts";
+import { proxyError } from "./errors.ts";
+import type { Knowledge } from "./knowledge.ts";
+import type { Network, PodPool } from "./network.ts";
+import type { FlowLog, Party } from "./record.ts";
+import type { LocalPod, SocketAddress } from "./route.ts";
+
+/** What all connections of a data thread share. */
+export interface ThreadContext {
+  readonly config: ProxyConfig;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly network: Network;
+  readonly knowledge: Knowledge;
+  readonly flows: FlowLog;
+}
+
+/** A pod, with when the agent handed it over (monotonic; -Infinity when that was before this process began). */
+export type ServedPod = LocalPod & { readonly podSinceMs: number };
+
+/** What all connections of one pod share. */
+export interface PodContext extends ThreadContext {
+  readonly pod: ServedPod;
+  readonly netns: Netns;
+  readonly pool: PodPool;
+  readonly connections: Connections;
+}
+
+/** Outbound and plaintext connections that one pod may have at once; one more is refused. */
+export const MAX_CONNECTIONS_PER_POD = 16_384;
+
+/**
+ * The connections of one pod, from accept to end, so that a drain can wait for them, and break what is left. Tunnels in
+ * the pool and in the inbound server are drained there; plain copies are broken here.
+ */
+export class Connections {
+  readonly #copies = new Set<TunnelHandle>();
+  #count = 0;
+  #draining = false;
+  #onIdle: (() => void) | undefined;
+
+  /** How many there are. */
+  get count(): number {
+    return this.#count;
+  }
+
+  /** Takes part until `leave`; says why not otherwise. */
+  enter(): "draining" | "limit_reached" | undefined {
+    if (this.#draining) return "draining";
+    if (this.#count >= MAX_CONNECTIONS_PER_POD) return "limit_reached";
+    this.#count++;
+    return undefined;
+  }
+
+  /** The counterpart of an `enter` that answered undefined. */
+  leave(): void {
+    this.#count--;
+    if (this.#count === 0) this.#onIdle?.();
+  }
+
+  /** A plain copy runs; the returned function says that it has ended. */
+  track(handle: TunnelHandle): () => void {
+    this.#copies.add(handle);
+    return () => this.#copies.delete(handle);
+  }
+
+  /** Lets nobody in any more. */
+  close(): void {
+    this.#draining = true;
+  }
+
+  /** Waits until all have left, at most `deadlineMs`; then breaks the plain copies. */
+  async drain(deadlineMs: number, clock: Clock): Promise<void> {
+    this.close();
+    if (this.#count > 0) {
+      await new Promise<void>((resolve) => {
+        const cancel = clock.after(deadlineMs, resolve);
+        this.#onIdle = () => {
+          cancel();
+          resolve();
+        };
+      });
+    }
+    const error = drained();
+    for (const handle of this.#copies) handle.abort(error);
+  }
+}
+
+/** Why a connection that was still open was ended. */
+export function drained(): CodedError {
+  return proxyError("PROXY_DRAINED", "the proxy of this pod stops");
+}
+
+/** The pod's own end of a connection. Its identity is shown only where TLS presents it. */
+export function podParty(context: PodContext, address: SocketAddress, presents: boolean): Party {
+  const { pod } = context;
+  return { address, workload: ownWorkload(context), pod, identity: presents ? pod.identity : undefined };
+}
+
+/** The pod's own workload as the control plane describes it, when it does. */
+export function ownWorkload({ knowledge, pod }: PodContext): Workload | undefined {
+  return knowledge.table.findWorkload(pod.workloadUid);
+}

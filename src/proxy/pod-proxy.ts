@@ -1,0 +1,110 @@
+import type { CodedError } from "#base/errors";
+import { findCodedError, messageOf } from "#base/errors";
+import type { Netns, TcpListener } from "#linux";
+import { INBOUND_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT } from "./config.ts";
+import { proxyError } from "./errors.ts";
+import { carryPlaintext, carryTunnel } from "./inbound.ts";
+import type { PodPool, PodServer, PodSocket } from "./network.ts";
+import { carryOutbound } from "./outbound.ts";
+import { Connections, type PodContext, type ServedPod, type ThreadContext } from "./pod-context.ts";
+
+/**
+ * The proxy of one pod: three listeners in its namespace and what runs through them. `start` once, `drain` once.
+ * It owns the namespace's descriptor and closes it at the end.
+ */
+export class PodProxy {
+  readonly pod: ServedPod;
+  readonly #netns: Netns;
+  readonly #context: PodContext;
+  readonly #pool: PodPool;
+  readonly #connections = new Connections();
+  readonly #listeners: TcpListener[] = [];
+  #server: PodServer | undefined;
+
+  constructor(thread: ThreadContext, pod: ServedPod, netns: Netns) {
+    this.pod = pod;
+    this.#netns = netns;
+    this.#pool = thread.network.createPool({
+      clock: thread.clock,
+      random: thread.random,
+      certificate: (id) => thread.knowledge.certificate(id),
+    });
+    this.#context = { ...thread, pod, netns, pool: this.#pool, connections: this.#connections };
+  }
+
+  /** Two are of the same namespace when this is equal. */
+  get netnsKey(): string {
+    return this.#netns.key;
+  }
+
+  /** Outbound and plaintext connections that are open or held. */
+  get connections(): number {
+    return this.#connections.count;
+  }
+
+  /** Listens on the three ports. Throws `PROXY_LISTEN`; then nothing listens, and the descriptor is closed. */
+  start(): void {
+    const { network, knowledge, flows, clock } = this.#context;
+    try {
+      this.#server = network.createServer({
+        netns: this.#netns,
+        ip: "::",
+        port: INBOUND_PORT,
+        mark: PACKET_MARK,
+        clock,
+        certificate: () => knowledge.certificate(this.pod.identity),
+        onTunnel: (tunnel) => void carryTunnel(this.#context, tunnel),
+        onRejected: ({ error }) => {
+          flows.cells.bind("veil_proxy_tunnels_rejected_total", { code: error.code }).value++;
+        },
+      });
+      this.#server.start();
+      this.#listen(PLAINTEXT_PORT, (socket) => void carryPlaintext(this.#context, socket));
+      this.#listen(OUTBOUND_PORT, (socket) => void carryOutbound(this.#context, socket));
+    } catch (cause) {
+      this.#abandon();
+      throw listenError(this.pod, cause);
+    }
+  }
+
+  /** A certificate was renewed, or the trusted roots changed. */
+  certificateChanged(changed: { readonly leaf: boolean; readonly roots: boolean }): void {
+    if (changed.roots) this.#pool.trustChanged();
+    if (changed.leaf) this.#pool.certificateChanged(this.pod.identity);
+  }
+
+  /** Takes no new connections, waits for those it has, at most `deadlineMs`, breaks the rest, closes everything. */
+  async drain(deadlineMs: number): Promise<void> {
+    for (const listener of this.#listeners) listener.stop(); // what waits in their queues is still taken
+    this.#connections.close();
+    await Promise.all([
+      this.#server?.drain(deadlineMs),
+      this.#pool.drain(deadlineMs),
+      this.#connections.drain(deadlineMs, this.#context.clock),
+    ]);
+    this.#netns[Symbol.dispose]();
+  }
+
+  #listen(port: number, onConnection: (socket: PodSocket) => void): void {
+    const listener = this.#context.network.listenTcp(
+      { netns: this.#netns, ip: "::", port, mark: PACKET_MARK, transparent: true, reusePort: true },
+      onConnection,
+    );
+    this.#listeners.push(listener);
+  }
+
+  #abandon(): void {
+    for (const listener of this.#listeners) listener.stop();
+    void this.#server?.drain(0);
+    void this.#pool.drain(0);
+    this.#netns[Symbol.dispose]();
+  }
+}
+
+function listenError(pod: ServedPod, cause: unknown): CodedError {
+  const message = `cannot listen in the namespace of pod ${pod.namespace}/${pod.name}: ${messageOf(cause)}`;
+  return proxyError("PROXY_LISTEN", message, {
+    cause,
+    details: { code: findCodedError(cause)?.code, pod: pod.podUid },
+  });
+}
