@@ -22,6 +22,9 @@ export function labCommand(context: CliContext): Command {
     .description("a cluster on this machine, in network namespaces: nothing leaves it")
     .addCommand(upCommand(context))
     .addCommand(downCommand(context))
+    .addCommand(statusCommand(context))
+    .addCommand(envCommand(context))
+    .addCommand(execCommand(context))
     .addCommand(superviseCommand(context), { hidden: true });
 }
 
@@ -60,9 +63,14 @@ function upCommand(context: CliContext): Command {
     .option("--port <port>", "port of the API on 127.0.0.1 (default: a free one)", wholeNumber)
     .addOption(outputOption())
     .action(async (options: NameOption & OutputOption & { nodes?: number; port?: number }) => {
-      const { bringUp } = await import("#lab");
+      const { bringUp, formatStatus, labStatus } = await import("#lab");
       const lab = await labContext(context, options.name);
+      const startMs = context.clock.monotonic();
       await bringUp(lab, options);
+      const seconds = Math.round(context.clock.monotonic() - startMs) / 1000;
+      const status = await labStatus(lab.lab, context.clock);
+      context.out(options.output === "json" ? json({ ...status, seconds }) : formatStatus(status));
+      if (options.output === "text") context.note(nextStep(context, options.name));
     });
 }
 
@@ -74,8 +82,62 @@ function downCommand(context: CliContext): Command {
     .action(async (options: NameOption & OutputOption) => {
       const { takeDown } = await import("#lab");
       const removed = await takeDown(await labContext(context, options.name));
-      if (options.output === "json") context.out(`${JSON.stringify({ name: options.name, removed })}\n`);
+      if (options.output === "json") context.out(json({ name: options.name, removed }));
     });
+}
+
+function statusCommand(context: CliContext): Command {
+  return new Command("status")
+    .description("what runs of a lab, and whether it is well (exit code 1 when something is not)")
+    .addOption(nameOption())
+    .addOption(outputOption())
+    .action(async (options: NameOption & OutputOption) => {
+      const { formatStatus, labLayout, labStatus } = await import("#lab");
+      const status = await labStatus(labLayout(options.name), context.clock);
+      context.out(options.output === "json" ? json(status) : formatStatus(status));
+      if (!status.ready) process.exitCode = 1;
+    });
+}
+
+function envCommand(context: CliContext): Command {
+  return new Command("env")
+    .description("print what a shell evaluates to reach the lab's API with kubectl")
+    .addOption(nameOption())
+    .option("-u, --unset", "print how to forget it")
+    .action(async ({ name, unset }: NameOption & { unset?: true }) => {
+      const { findNode, labLayout } = await import("#lab");
+      if (unset === true) {
+        context.out("unset KUBECONFIG;\n");
+        return;
+      }
+      const lab = labLayout(name);
+      findNode(lab, "node1"); // a lab that is not up has no kubeconfig
+      const self = `${context.program} lab env${name === DEFAULT_NAME ? "" : ` --name ${name}`}`;
+      context.out(`export KUBECONFIG=${lab.kubeconfig};\n`);
+      context.out(`# For this shell: eval "$(${self})"     To undo: eval "$(${self} --unset)"\n`);
+    });
+}
+
+function execCommand(context: CliContext): Command {
+  return new Command("exec")
+    .description("run a command on a node (node1) or in a pod (namespace/pod)")
+    .addOption(nameOption())
+    .argument("<place>", "node1, or namespace/pod")
+    .argument("<command...>", "the command and its arguments")
+    .passThroughOptions()
+    .action(async (place: string, command: string[], { name }: NameOption) => {
+      const { runAtPlace } = await import("#lab");
+      process.exitCode = await runAtPlace(await labContext(context, name), place, command);
+    });
+}
+
+function json(value: unknown): string {
+  return `${JSON.stringify(value, undefined, 2)}\n`;
+}
+
+function nextStep(context: CliContext, name: string): string {
+  const option = name === DEFAULT_NAME ? "" : ` --name ${name}`;
+  return `\nFor this shell: eval "$(${context.program} lab env${option})"\n`;
 }
 
 function superviseCommand(context: CliContext): Command {

@@ -1,15 +1,18 @@
 export { removeLab, takeDown, type LabContext, type Removed } from "./down.ts";
-export { labClient, isPodReady } from "./install.ts";
+export { enterPlace, runAtPlace } from "./exec.ts";
+export { isPodReady, labClient } from "./install.ts";
 export {
   labLayout,
+  netnsPath,
   nodeLayout,
   nodeLayouts,
-  netnsPath,
   UNDERLAY_INTERFACE,
   type LabLayout,
   type NodeLayout,
 } from "./layout.ts";
 export { VEIL_NAMESPACE, veilManifests } from "./manifests.ts";
 export { lineProgress, silentProgress, type Progress } from "./progress.ts";
+export { formatStatus } from "./report.ts";
+export { labStatus, type Health, type LabStatus, type NodeStatus, type RoleStatus } from "./status.ts";
 export { Supervisor, type SupervisorOptions } from "./supervisor.ts";
 export { bringUp, findNode, type UpOptions } from "./up.ts";

@@ -118,9 +118,7 @@ async function hasAddress(netns: string, address: string): Promise<boolean> {
 
 /** Interface and addresses of a namespace on the underlay, as the kernel tells them. */
 export async function underlayAddresses(netns: string): Promise<string[]> {
-  const { code, stdout } = await tryCommand(["ip", "-j", "address", "show", "dev", UNDERLAY_INTERFACE], {
-    netns: netns,
-  });
+  const { code, stdout } = await tryCommand(["ip", "-j", "address", "show", "dev", UNDERLAY_INTERFACE], "", netns);
   if (code !== 0) return [];
   const [link] = JSON.parse(stdout) as { addr_info?: { local?: string; prefixlen?: number }[] }[]; // iproute2's own form
   return (link?.addr_info ?? []).map(({ local, prefixlen }) => `${local ?? ""}/${prefixlen ?? ""}`);

@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
+import { readdirSync, readFileSync, statSync } from "node:fs";
 import { sleep, type Clock } from "#base/clock";
 
 /** One run of one program: a pid alone may be used again by the kernel. */
@@ -63,7 +63,7 @@ export function isMarked(pid: number, marks: Marks): boolean {
   if (readProc(`${pid}/environ`).split("\0").includes(variable)) return true;
   const netns = namespaceKey(`/proc/${pid}/ns/net`);
   if (netns !== undefined && marks.netns.has(netns)) return true;
-  return readProc(`${pid}/mountinfo`).includes(` ${marks.mount}`);
+  return mountTable(pid).includes(` ${marks.mount}`);
 }
 
 /** `device:inode` of a namespace file; undefined when it is gone. */
@@ -122,25 +122,20 @@ export function memoryBytes(pid: number): number {
   return Number(rss?.[1] ?? 0) * 1024;
 }
 
+/** The sources (`tmpfs`, `/dev/vda`) and roots of all mounts that a process sees, as /proc tells them. */
+export function mountTable(pid: number): string {
+  return readProc(`${pid}/mountinfo`);
+}
+
 /** Arguments of a process; empty when it is gone. */
 export function commandLine(pid: number): string[] {
   return readProc(`${pid}/cmdline`).split("\0").slice(0, -1);
 }
 
-/** The host's pid of a process that a node's file names by the node's view. Labs have no pid namespaces: it is the same. */
 function readProc(path: string): string {
   try {
     return readFileSync(`/proc/${path}`, "utf8");
   } catch {
     return ""; // it has ended, or belongs to someone else
-  }
-}
-
-/** The target of a link under /proc; undefined when it is gone. */
-export function findProcLink(path: string): string | undefined {
-  try {
-    return readlinkSync(`/proc/${path}`);
-  } catch {
-    return undefined;
   }
 }
