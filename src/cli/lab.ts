@@ -20,6 +20,7 @@ interface OutputOption {
 export function labCommand(context: CliContext): Command {
   return new Command("lab")
     .description("a cluster on this machine, in network namespaces: nothing leaves it")
+    .enablePositionalOptions()
     .addCommand(upCommand(context))
     .addCommand(downCommand(context))
     .addCommand(statusCommand(context))
