@@ -24,9 +24,6 @@ export interface CertificateServiceOptions {
   readonly cells?: CellSet;
 }
 
-/** Response header that carries the code of a refusal. */
-export const ERROR_CODE_HEADER = "veil-error-code";
-
 const MOST_IN_FLIGHT = 512;
 const MOST_IN_FLIGHT_PER_NODE = 32;
 /** A new pod may reach the agent before it reaches the controller: so long a request is held before it is denied. */
@@ -140,12 +137,12 @@ class CertificateService {
   }
 }
 
-/** What a refused caller is told: code and sentence. Causes stay in the log. */
+/** What a refused caller is told: `CODE: sentence`, which Veil's agent takes apart. Causes stay in the log. */
 function toConnectError(error: unknown): ConnectError {
   if (!(error instanceof CodedError)) return new ConnectError("the request failed inside the authority", Code.Internal);
   const status =
     STATUS.get(error.code) ?? (error.code.startsWith("CA_TOKEN_") ? Code.Unauthenticated : Code.InvalidArgument);
-  return new ConnectError(`${error.code}: ${error.message}`, status, { [ERROR_CODE_HEADER]: error.code });
+  return new ConnectError(`${error.code}: ${error.message}`, status);
 }
 
 const STATUS = new Map<string, Code>([

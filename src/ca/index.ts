@@ -10,7 +10,7 @@ export {
 export { authorize, DEFAULT_NODE_ACCOUNTS, type AuthorizationRule, type PodDirectory } from "./authorize.ts";
 export type { AuthorityBackend, AuthorityKey, AuthorityState } from "./backend.ts";
 export { CallerAuthenticator, type Caller, type CallerAuthenticatorOptions, type TokenReviewer } from "./caller.ts";
-export { certificateServiceRoutes, ERROR_CODE_HEADER, type CertificateServiceOptions } from "./certificate-service.ts";
+export { certificateServiceRoutes, type CertificateServiceOptions } from "./certificate-service.ts";
 export { DirectoryBackend } from "./directory-backend.ts";
 export { caMetrics } from "./metrics.ts";
 export { SecretBackend, type SecretBackendOptions, type SecretClient } from "./secret-backend.ts";
