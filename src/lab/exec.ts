@@ -28,7 +28,8 @@ export async function enterPlace(context: Pick<LabContext, "lab" | "clock">, pla
 
 /** Runs a command at a place of the lab with this process's terminal; resolves with its exit code. */
 export async function runAtPlace(context: LabContext, place: string, command: readonly string[]): Promise<number> {
-  const [program = "", ...args] = [...(await enterPlace(context, place)), ...command];
+  const words = command[0] === "--" ? command.slice(1) : command;
+  const [program = "", ...args] = [...(await enterPlace(context, place)), ...words];
   return new Promise((resolve, reject) => {
     const child = spawn(program, args, { stdio: "inherit" });
     child.once("error", reject);
