@@ -1,0 +1,237 @@
+import { mkdirSync } from "node:fs";
+import { dirname } from "node:path";
+import type { Clock } from "#base/clock";
+import { CodedError, messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import type { CellSet } from "#base/metrics";
+import type { Service } from "#base/service";
+import { listenSeqpacket, type Netns, type SeqpacketConnection, type SeqpacketListener } from "#linux";
+import { enrolmentError } from "./errors.ts";
+import { ZdsConnection } from "./zds-connection.ts";
+import type { ZdsRequest } from "./zds-codec.ts";
+
+/** Proxies connected at once; the oldest gives way to a further one. Two are usual during an upgrade. */
+export const MAX_ZDS_CONNECTIONS = 16;
+
+/** A pod as the proxy is told about it. The namespace stays open until `remove` has resolved. */
+export interface ZdsPod {
+  readonly uid: string;
+  readonly name: string;
+  readonly namespace: string;
+  readonly serviceAccount: string;
+  /** Undefined: this agent has not found it; a proxy that serves the pod already is told to keep it. */
+  readonly netns: Netns | undefined;
+}
+
+interface Entry {
+  readonly pod: ZdsPod;
+  /** The connection on which the proxy has answered for this very entry, and its objection (empty: none). */
+  answer: { readonly by: Peer; readonly objection: string } | undefined;
+}
+
+interface Peer {
+  readonly connection: ZdsConnection;
+  /** What is still to be said, newest word per pod. */
+  readonly todo: Map<string, "add" | "del">;
+  wake: () => void;
+  hasSnapshot: boolean;
+}
+
+/** Where the server listens and what it needs. */
+export interface ZdsServerOptions {
+  /** Default of the field: `/var/run/ztunnel/ztunnel.sock`. */
+  readonly path: string;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** Cells of `enrolmentMetrics`. */
+  readonly cells: CellSet;
+}
+
+/**
+ * Hands the node's pods to the node's proxy over ZDS (`facts/ambient.md` §4.1): each proxy that connects gets all of them, then every
+ * change. Speaks to an unmodified ztunnel.
+ *
+ * Nothing is sent before `open`: a proxy drops the pods that the first snapshot does not name, so the agent must know its pods first.
+ */
+export class ZdsServer implements Service {
+  readonly name = "zds";
+  readonly #options: ZdsServerOptions;
+  readonly #entries = new Map<string, Entry>();
+  readonly #peers: Peer[] = [];
+  readonly #opened = Promise.withResolvers<void>();
+  #listener: SeqpacketListener | undefined;
+  #changed = Promise.withResolvers<void>();
+
+  constructor(options: ZdsServerOptions) {
+    this.#options = options;
+  }
+
+  /** How many proxies are connected. */
+  get connections(): number {
+    return this.#peers.length;
+  }
+
+  start(signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    const { path, clock } = this.#options;
+    mkdirSync(dirname(path), { recursive: true });
+    this.#listener = listenSeqpacket({ path, clock }, (socket) => void this.#serve(socket));
+    return Promise.resolve();
+  }
+
+  /** The agent knows its pods now: proxies get their snapshot. */
+  open(): void {
+    this.#opened.resolve();
+  }
+
+  /** Closes all connections. The proxies keep what they have: pods stay enrolled while the agent is away. */
+  drain(_deadlineMs: number): Promise<void> {
+    this.#listener?.close();
+    for (const { connection } of this.#peers) connection.close();
+    return Promise.resolve();
+  }
+
+  /** Puts a pod into the snapshot, without waiting for anybody. */
+  declare(pod: ZdsPod): void {
+    const known = this.#entries.get(pod.uid)?.pod.netns?.key;
+    if (known !== undefined && known === pod.netns?.key) return;
+    this.#entries.set(pod.uid, { pod, answer: undefined });
+    this.#say(this.#peers.at(-1), pod.uid, "add");
+  }
+
+  /**
+   * Hands a pod over and resolves when the newest proxy serves it; while there is none, that may take long.
+   * Rejects with `ENROLMENT_PROXY_REFUSED` when the proxy objects (call again to ask again), or with the signal's reason.
+   */
+  async add(pod: ZdsPod, signal: AbortSignal): Promise<void> {
+    this.declare(pod);
+    const entry = this.#entries.get(pod.uid);
+    if (entry?.answer !== undefined && entry.answer.objection !== "") {
+      entry.answer = undefined;
+      this.#say(this.#peers.at(-1), pod.uid, "add");
+    }
+    for (;;) {
+      signal.throwIfAborted();
+      const current = this.#entries.get(pod.uid);
+      const answer = current?.answer?.by === this.#peers.at(-1) ? current?.answer : undefined;
+      if (answer?.objection === "") return;
+      if (answer !== undefined) {
+        throw enrolmentError("ENROLMENT_PROXY_REFUSED", `the proxy cannot serve the pod: ${answer.objection}`);
+      }
+      await this.#change(signal);
+    }
+  }
+
+  /** Takes a pod away from all proxies, which end its connections. Resolves when they have answered or are gone. */
+  async remove(uid: string, signal: AbortSignal): Promise<void> {
+    if (!this.#entries.delete(uid)) return;
+    for (const peer of this.#peers) this.#say(peer, uid, "del");
+    while (this.#peers.some(({ todo }) => todo.get(uid) === "del")) await this.#change(signal);
+  }
+
+  /** Resolves at the next answer, connection or disconnection. */
+  async #change(signal: AbortSignal): Promise<void> {
+    const aborted = Promise.withResolvers<void>();
+    const onAbort = (): void => aborted.resolve();
+    signal.addEventListener("abort", onAbort, { once: true });
+    if (!signal.aborted) await Promise.race([this.#changed.promise, aborted.promise]);
+    signal.removeEventListener("abort", onAbort);
+    signal.throwIfAborted();
+  }
+
+  #notify(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+
+  #say(peer: Peer | undefined, uid: string, what: "add" | "del"): void {
+    if (peer === undefined) return;
+    peer.todo.delete(uid); // so that the newest word comes last
+    peer.todo.set(uid, what);
+    peer.wake();
+  }
+
+  /** One proxy, from its hello to its end. Never rejects. */
+  async #serve(socket: SeqpacketConnection): Promise<void> {
+    const { log, clock, cells } = this.#options;
+    const connection = new ZdsConnection(socket, { clock, log });
+    try {
+      await connection.greet();
+      await Promise.race([this.#opened.promise, connection.ended]);
+      if (connection.closed) return;
+    } catch (error) {
+      log.warn({ reason: messageOf(error) }, "program at the zds socket refused");
+      return;
+    }
+    const peer: Peer = { connection, todo: new Map(), wake: () => {}, hasSnapshot: false };
+    if (this.#peers.length >= MAX_ZDS_CONNECTIONS) this.#peers[0]?.connection.close();
+    this.#peers.push(peer);
+    cells.bind("veil_zds_connections", {}).value = this.#peers.length;
+    log.info({ pods: this.#entries.size }, "proxy connected");
+    try {
+      await this.#sendSnapshot(peer);
+      log.info({ pods: this.#entries.size }, "proxy has its snapshot");
+      await this.#sendChanges(peer);
+    } catch (error) {
+      connection.close();
+      log.warn({ reason: messageOf(error) }, "proxy disconnected");
+    }
+    this.#peers.splice(this.#peers.indexOf(peer), 1);
+    cells.bind("veil_zds_connections", {}).value = this.#peers.length;
+    this.#notify();
+  }
+
+  async #sendSnapshot(peer: Peer): Promise<void> {
+    for (const uid of this.#entries.keys()) await this.#sendPod(peer, uid);
+    await ask(peer, { kind: "snapshot-sent" });
+    peer.hasSnapshot = true;
+    this.#notify();
+  }
+
+  async #sendChanges(peer: Peer): Promise<void> {
+    while (!peer.connection.closed) {
+      const [next] = peer.todo;
+      if (next === undefined) {
+        const { promise, resolve } = Promise.withResolvers<void>();
+        peer.wake = resolve;
+        await Promise.race([promise, peer.connection.ended]);
+        continue;
+      }
+      const [uid, what] = next;
+      if (what === "add") await this.#sendPod(peer, uid);
+      else await this.#sendRemoval(peer, uid);
+    }
+  }
+
+  /** Sends one pod as it is now. Only a broken connection makes it throw. */
+  async #sendPod(peer: Peer, uid: string): Promise<void> {
+    if (peer.todo.get(uid) === "add") peer.todo.delete(uid);
+    const entry = this.#entries.get(uid);
+    if (entry === undefined) return;
+    const { netns, name, namespace, serviceAccount } = entry.pod;
+    if (netns === undefined && peer.hasSnapshot) return; // `keep` belongs into the snapshot
+    const objection =
+      netns === undefined
+        ? await ask(peer, { kind: "keep", uid })
+        : await ask(peer, { kind: "add", uid, name, namespace, serviceAccount }, netns);
+    entry.answer = { by: peer, objection };
+    if (objection !== "") this.#options.log.warn({ pod: name, namespace, objection }, "proxy refused a pod");
+    this.#notify();
+  }
+
+  async #sendRemoval(peer: Peer, uid: string): Promise<void> {
+    await ask(peer, { kind: "del", uid });
+    if (peer.todo.get(uid) === "del") peer.todo.delete(uid);
+    this.#notify();
+  }
+}
+
+/** Asks; an answer that does not come in time is an objection, so that it is asked again later. */
+async function ask(peer: Peer, request: ZdsRequest, netns?: Netns): Promise<string> {
+  try {
+    return await peer.connection.ask(request, netns);
+  } catch (error) {
+    if (error instanceof CodedError && error.code === "ENROLMENT_ZDS_TIMEOUT") return error.message;
+    throw error;
+  }
+}
