@@ -1,0 +1,34 @@
+/** What is the same for everything in a cluster. */
+export interface Cluster {
+  /** For example `Kubernetes`; the first part of workload uids. */
+  readonly clusterId: string;
+  /** The network that addresses of this cluster belong to; empty for the only one. */
+  readonly network: string;
+  readonly trustDomain: string;
+  /** Domain of services, for example `cluster.local`. */
+  readonly clusterDomain: string;
+}
+
+/** A part of an object that could not be used; the rest of the object, or its last good state, stays in force. */
+export interface Problem {
+  /** Kind and name, for example `Pod shop/cart-1`. */
+  readonly object: string;
+  /** Path of the field. */
+  readonly field: string;
+  readonly message: string;
+}
+
+/** The uid of a pod's workload. */
+export function podUid(cluster: Cluster, namespace: string, name: string): string {
+  return `${cluster.clusterId}//Pod/${namespace}/${name}`;
+}
+
+/** The uid of an endpoint that no pod stands behind. */
+export function endpointUid(cluster: Cluster, slice: { namespace: string; name: string }, ip: string): string {
+  return `${cluster.clusterId}/discovery.k8s.io/EndpointSlice/${slice.namespace}/${slice.name}/${ip}`;
+}
+
+/** The alias under which an address is asked for. */
+export function addressAlias(network: string, ip: string): string {
+  return `${network}/${ip}`;
+}

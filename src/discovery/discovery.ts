@@ -1,0 +1,280 @@
+import { messageOf } from "#base/errors";
+import type { IpAddress } from "#base/ip";
+import { objectKey, type EndpointSlice, type Node, type Pod, type Service as KubeService } from "#kube";
+import type { Address, ServicePort, Workload } from "#model/workload";
+import { type Cluster, type Problem } from "./cluster.ts";
+import { endpointPorts, endpointWorkload, sliceFacts, type SliceFacts } from "./endpoint.ts";
+import { Multimap } from "./multimap.ts";
+import { isLive, nodeLocality, podIps, podWorkload, selects } from "./pod.ts";
+import { publish, type PublishedAddress } from "./publication.ts";
+import { meshService, serviceFacts, type ServiceFacts } from "./service.ts";
+
+/** What changed since the last time: only objects whose published content is different. */
+export interface DiscoveryUpdate {
+  /** Services first, then workloads. */
+  readonly upserts: readonly PublishedAddress[];
+  readonly removes: readonly string[];
+  readonly problems: readonly Problem[];
+}
+
+interface PodEntry {
+  readonly pod: Pod;
+  readonly ips: readonly IpAddress[];
+  readonly node: string;
+}
+
+/**
+ * Turns Kubernetes objects into workloads and services, incrementally: an object that changes marks what depends on it,
+ * and `flush` computes that and nothing else.
+ *
+ *     Pod ─────────────▶ its workload; hand-made slices with its addresses
+ *     Service ─────────▶ itself; the pods that its old or new selector selects; its hand-made slices
+ *     EndpointSlice ───▶ (service without selector) endpoints that are no pods; the pods at its addresses
+ *     Node ────────────▶ the pods on it (their locality)
+ *
+ * Holds one entry per object that it was given.
+ */
+export class Discovery {
+  readonly #cluster: Cluster;
+  readonly #pods = new Map<string, PodEntry>();
+  readonly #podsOfNamespace = new Multimap<string, string>();
+  readonly #podsOfNode = new Multimap<string, string>();
+  readonly #podsAt = new Multimap<IpAddress, string>();
+  readonly #services = new Map<string, { service: KubeService; facts: ServiceFacts | undefined }>();
+  readonly #servicesOfNamespace = new Multimap<string, string>();
+  readonly #slices = new Map<string, SliceFacts>();
+  readonly #slicesOfService = new Multimap<string, string>();
+  readonly #slicesAt = new Multimap<IpAddress, string>();
+  readonly #localities = new Map<string, Workload["locality"]>();
+
+  readonly #dirtyPods = new Set<string>();
+  readonly #dirtyServices = new Set<string>();
+  readonly #dirtySlices = new Set<string>();
+  /** What was published: version by name, and the names by the object they come from. */
+  readonly #versions = new Map<string, string>();
+  readonly #names = new Map<string, ReadonlySet<string>>();
+  #problems: Problem[] = [];
+
+  constructor(cluster: Cluster) {
+    this.#cluster = cluster;
+  }
+
+  /** True when `flush` has something to do. */
+  get dirty(): boolean {
+    return this.#dirtyPods.size + this.#dirtyServices.size + this.#dirtySlices.size > 0;
+  }
+
+  upsertPod(pod: Pod): void {
+    const key = objectKey(pod);
+    this.#dropPod(key);
+    const { ips, problems } = podIps(pod);
+    this.#problems.push(...problems);
+    const entry = { pod, ips, node: pod.spec?.nodeName ?? "" };
+    this.#pods.set(key, entry);
+    this.#podsOfNamespace.add(pod.metadata?.namespace ?? "", key);
+    this.#podsOfNode.add(entry.node, key);
+    if (standsBehind(entry)) for (const ip of ips) this.#podsAt.add(ip, key);
+    this.#podMoved(key, ips);
+  }
+
+  removePod(pod: Pod): void {
+    this.#dropPod(objectKey(pod));
+  }
+
+  upsertService(service: KubeService): void {
+    const key = objectKey(service);
+    const facts = serviceFacts(service, this.#cluster);
+    const old = this.#services.get(key)?.facts;
+    this.#services.set(key, { service, facts });
+    this.#servicesOfNamespace.add(service.metadata?.namespace ?? "", key);
+    this.#serviceChanged(key, old, facts);
+  }
+
+  removeService(service: KubeService): void {
+    const key = objectKey(service);
+    const old = this.#services.get(key)?.facts;
+    this.#services.delete(key);
+    this.#servicesOfNamespace.delete(service.metadata?.namespace ?? "", key);
+    this.#serviceChanged(key, old, undefined);
+  }
+
+  upsertEndpointSlice(slice: EndpointSlice): void {
+    const key = objectKey(slice);
+    this.#dropSlice(key);
+    const read = sliceFacts(slice);
+    if (read === undefined) return;
+    this.#problems.push(...read.problems);
+    this.#slices.set(key, read.facts);
+    this.#slicesOfService.add(read.facts.service, key);
+    for (const { ip } of read.facts.endpoints) this.#slicesAt.add(ip, key);
+    this.#sliceChanged(key, read.facts);
+  }
+
+  removeEndpointSlice(slice: EndpointSlice): void {
+    this.#dropSlice(objectKey(slice));
+  }
+
+  upsertNode(node: Node): void {
+    this.#setLocality(node.metadata?.name ?? "", nodeLocality(node));
+  }
+
+  removeNode(node: Node): void {
+    this.#setLocality(node.metadata?.name ?? "", nodeLocality(undefined));
+    this.#localities.delete(node.metadata?.name ?? "");
+  }
+
+  /** Computes what the objects given since the last time change. */
+  flush(): DiscoveryUpdate {
+    const upserts: PublishedAddress[] = [];
+    const removes: string[] = [];
+    const settle = (source: string, make: () => readonly Address[]): void =>
+      this.#settle(source, make, { upserts, removes });
+    for (const key of this.#dirtyServices) settle(`Service ${key}`, () => this.#computeService(key));
+    for (const key of this.#dirtyPods) settle(`Pod ${key}`, () => this.#computePod(key));
+    for (const key of this.#dirtySlices) settle(`EndpointSlice ${key}`, () => this.#computeSlice(key));
+    this.#dirtyServices.clear();
+    this.#dirtyPods.clear();
+    this.#dirtySlices.clear();
+    const problems = this.#problems;
+    this.#problems = [];
+    return { upserts, removes, problems };
+  }
+
+  /** Publishes what an object makes now in place of what it made before. What cannot be computed stays as it was. */
+  #settle(
+    source: string,
+    make: () => readonly Address[],
+    out: { upserts: PublishedAddress[]; removes: string[] },
+  ): void {
+    let published: readonly PublishedAddress[];
+    try {
+      published = make().map(publish);
+    } catch (error) {
+      this.#problems.push({ object: source, field: "", message: messageOf(error) });
+      return;
+    }
+    const names = new Set(published.map(({ name }) => name));
+    for (const name of this.#names.get(source) ?? []) {
+      if (names.has(name)) continue;
+      this.#versions.delete(name);
+      out.removes.push(name);
+    }
+    for (const address of published) {
+      if (this.#versions.get(address.name) === address.version) continue;
+      this.#versions.set(address.name, address.version);
+      out.upserts.push(address);
+    }
+    if (names.size === 0) this.#names.delete(source);
+    else this.#names.set(source, names);
+  }
+
+  #computeService(key: string): readonly Address[] {
+    const entry = this.#services.get(key);
+    const made = entry && meshService(entry.service, this.#cluster);
+    if (made === undefined) return [];
+    this.#problems.push(...made.problems);
+    return [made.service];
+  }
+
+  #computePod(key: string): readonly Address[] {
+    const entry = this.#pods.get(key);
+    if (entry === undefined) return [];
+    const namespace = entry.pod.metadata?.namespace ?? "";
+    const services = [...this.#servicesOfNamespace.get(namespace)].flatMap((service) => {
+      const facts = this.#services.get(service)?.facts;
+      return facts !== undefined && selects(facts.selector, entry.pod) ? [facts] : [];
+    });
+    const workload = podWorkload(entry.pod, {
+      cluster: this.#cluster,
+      services,
+      endpointPorts: standsBehind(entry) ? this.#portsAt(entry.ips) : {},
+      locality: this.#localities.get(entry.node) ?? nodeLocality(undefined),
+    });
+    return workload === undefined ? [] : [workload];
+  }
+
+  /** The endpoints of a hand-made slice that no pod stands behind. */
+  #computeSlice(key: string): readonly Address[] {
+    const slice = this.#slices.get(key);
+    const service = slice && this.#handMade(slice);
+    if (slice === undefined || service === undefined) return [];
+    const seen = new Map(slice.endpoints.map((endpoint) => [endpoint.ip, endpoint]));
+    return [...seen.values()]
+      .filter(({ ip }) => [...this.#podsAt.get(ip)].length === 0)
+      .map((endpoint) => endpointWorkload(slice, endpoint, { cluster: this.#cluster, service }));
+  }
+
+  /** Ports that hand-made slices give to addresses, by service. */
+  #portsAt(ips: readonly IpAddress[]): Record<string, readonly ServicePort[]> {
+    const ports: Record<string, readonly ServicePort[]> = {};
+    for (const key of ips.flatMap((ip) => [...this.#slicesAt.get(ip)]).toSorted()) {
+      const slice = this.#slices.get(key);
+      const service = slice && this.#handMade(slice);
+      if (slice !== undefined && service !== undefined) ports[service.key] = endpointPorts(slice, service);
+    }
+    return ports;
+  }
+
+  /** The service of a slice, when its endpoints are not found by labels. */
+  #handMade(slice: SliceFacts): ServiceFacts | undefined {
+    const facts = this.#services.get(slice.service)?.facts;
+    return facts?.selector === undefined ? facts : undefined;
+  }
+
+  #dropPod(key: string): void {
+    const old = this.#pods.get(key);
+    if (old === undefined) return;
+    this.#pods.delete(key);
+    this.#podsOfNamespace.delete(old.pod.metadata?.namespace ?? "", key);
+    this.#podsOfNode.delete(old.node, key);
+    for (const ip of old.ips) this.#podsAt.delete(ip, key);
+    this.#podMoved(key, old.ips);
+  }
+
+  #podMoved(key: string, ips: readonly IpAddress[]): void {
+    this.#dirtyPods.add(key);
+    for (const ip of ips) for (const slice of this.#slicesAt.get(ip)) this.#dirtySlices.add(slice);
+  }
+
+  #serviceChanged(key: string, old: ServiceFacts | undefined, now: ServiceFacts | undefined): void {
+    this.#dirtyServices.add(key);
+    if (JSON.stringify(old) === JSON.stringify(now)) return;
+    for (const slice of this.#slicesOfService.get(key)) {
+      const facts = this.#slices.get(slice);
+      if (facts !== undefined) this.#sliceChanged(slice, facts);
+    }
+    for (const facts of [old, now]) if (facts !== undefined) this.#markSelected(facts);
+  }
+
+  #markSelected({ namespace, selector }: ServiceFacts): void {
+    for (const key of this.#podsOfNamespace.get(namespace)) {
+      const entry = this.#pods.get(key);
+      if (entry !== undefined && selects(selector, entry.pod)) this.#dirtyPods.add(key);
+    }
+  }
+
+  #dropSlice(key: string): void {
+    const old = this.#slices.get(key);
+    if (old === undefined) return;
+    this.#slices.delete(key);
+    this.#slicesOfService.delete(old.service, key);
+    for (const { ip } of old.endpoints) this.#slicesAt.delete(ip, key);
+    this.#sliceChanged(key, old);
+  }
+
+  #sliceChanged(key: string, { endpoints }: SliceFacts): void {
+    this.#dirtySlices.add(key);
+    for (const { ip } of endpoints) for (const pod of this.#podsAt.get(ip)) this.#dirtyPods.add(pod);
+  }
+
+  #setLocality(node: string, locality: Workload["locality"]): void {
+    if (JSON.stringify(this.#localities.get(node)) === JSON.stringify(locality)) return;
+    this.#localities.set(node, locality);
+    for (const pod of this.#podsOfNode.get(node)) this.#dirtyPods.add(pod);
+  }
+}
+
+/** True when a connection to the pod's addresses reaches this pod and no other. */
+function standsBehind({ pod }: PodEntry): boolean {
+  return isLive(pod) && pod.spec?.hostNetwork !== true;
+}

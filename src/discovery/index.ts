@@ -1,0 +1,5 @@
+export { addressAlias, endpointUid, podUid, type Cluster, type Problem } from "./cluster.ts";
+export { Discovery, type DiscoveryUpdate } from "./discovery.ts";
+export { isLive, podWorkload, type PodSurroundings } from "./pod.ts";
+export type { PublishedAddress } from "./publication.ts";
+export { meshService, serviceFacts, type ServiceFacts, type TargetedPort } from "./service.ts";

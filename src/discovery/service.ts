@@ -1,0 +1,127 @@
+import { findIp, type IpAddress } from "#base/ip";
+import type { Service as KubeService } from "#kube";
+import type { NetworkAddress, Service, ServicePort } from "#model/workload";
+import type { Cluster, Problem } from "./cluster.ts";
+
+const SAME_ZONE = ["network", "region", "zone"] as const;
+const SAME_NODE = [...SAME_ZONE, "subzone", "node"] as const;
+const PREFERENCES = new Map<string, Service["loadBalancing"]["routingPreference"]>([
+  ["PreferClose", SAME_ZONE],
+  ["PreferSameZone", SAME_ZONE],
+  ["PreferSameNode", SAME_NODE],
+]);
+
+type KubeServicePort = NonNullable<NonNullable<KubeService["spec"]>["ports"]>[number];
+
+/** One TCP port of a service. `target` is a number, or the name of a container's port. */
+export interface TargetedPort {
+  readonly name: string;
+  readonly servicePort: number;
+  readonly target: number | string;
+}
+
+/** What of a Service other objects depend on. */
+export interface ServiceFacts {
+  readonly namespace: string;
+  readonly name: string;
+  readonly hostname: string;
+  /** Name in xDS, `namespace/hostname`. */
+  readonly key: string;
+  /** Undefined when the endpoints are not found by labels. */
+  readonly selector: Readonly<Record<string, string>> | undefined;
+  readonly ports: readonly TargetedPort[];
+}
+
+/** Reads what pods need to know of a Service. Undefined for an ExternalName, which has no endpoints. */
+export function serviceFacts(service: KubeService, cluster: Cluster): ServiceFacts | undefined {
+  const { name = "", namespace = "" } = service.metadata ?? {};
+  const { type, selector, ports = [] } = service.spec ?? {};
+  if (type === "ExternalName") return undefined;
+  const hostname = `${name}.${namespace}.svc.${cluster.clusterDomain}`;
+  const selects = selector !== undefined && Object.keys(selector).length > 0;
+  return {
+    namespace,
+    name,
+    hostname,
+    key: `${namespace}/${hostname}`,
+    selector: selects ? selector : undefined,
+    ports: ports.filter(isTcp).map((port) => ({
+      name: port.name ?? "",
+      servicePort: port.port,
+      target: targetOf(port),
+    })),
+  };
+}
+
+/** The mesh's view of a Service. Undefined when it is none of its own (ExternalName). */
+export function meshService(
+  service: KubeService,
+  cluster: Cluster,
+): { service: Service; problems: readonly Problem[] } | undefined {
+  const facts = serviceFacts(service, cluster);
+  if (facts === undefined) return undefined;
+  const problems: Problem[] = [];
+  const object = `Service ${facts.namespace}/${facts.name}`;
+  const addresses = virtualIps(service, (message) => problems.push({ object, field: "spec.clusterIPs", message }));
+  return {
+    problems,
+    service: {
+      kind: "service",
+      name: facts.name,
+      namespace: facts.namespace,
+      hostname: facts.hostname,
+      addresses: addresses.map((address): NetworkAddress => ({ network: cluster.network, address, length: undefined })),
+      ports: facts.ports.map(({ servicePort, target }): ServicePort => {
+        return { servicePort, targetPort: typeof target === "number" ? target : 0 };
+      }),
+      subjectAltNames: [],
+      waypoint: undefined,
+      loadBalancing: loadBalancing(service),
+      ipFamilies: ipFamilies(service),
+      canonical: true,
+      visibility: visibility(service),
+    },
+  };
+}
+
+function isTcp({ protocol }: { protocol?: string }): boolean {
+  return protocol === undefined || protocol === "TCP";
+}
+
+function targetOf({ port, targetPort }: KubeServicePort): number | string {
+  const target: unknown = targetPort; // IntOrString: the generated type does not say so
+  if (typeof target === "number" && target > 0) return target;
+  return typeof target === "string" && target !== "" ? target : port;
+}
+
+function virtualIps(service: KubeService, problem: (message: string) => void): IpAddress[] {
+  const { clusterIPs, clusterIP } = service.spec ?? {};
+  const texts = clusterIPs ?? (clusterIP === undefined ? [] : [clusterIP]);
+  return texts.flatMap((text) => {
+    if (text === "" || text === "None") return [];
+    const ip = findIp(text);
+    if (ip === undefined) problem(`"${text}" is no IP address`);
+    return ip === undefined ? [] : [ip];
+  });
+}
+
+function loadBalancing(service: KubeService): Service["loadBalancing"] {
+  const { internalTrafficPolicy, trafficDistribution, publishNotReadyAddresses } = service.spec ?? {};
+  const allowUnhealthy = publishNotReadyAddresses === true;
+  if (internalTrafficPolicy === "Local") return { mode: "strict", routingPreference: ["node"], allowUnhealthy };
+  const routingPreference = PREFERENCES.get(trafficDistribution ?? "");
+  if (routingPreference !== undefined) return { mode: "failover", routingPreference, allowUnhealthy };
+  return { mode: "unspecified", routingPreference: [], allowUnhealthy };
+}
+
+function ipFamilies(service: KubeService): Service["ipFamilies"] {
+  const families = service.spec?.ipFamilies ?? [];
+  if (families.includes("IPv4") && families.includes("IPv6")) return "dual";
+  if (families.includes("IPv4")) return "ipv4";
+  return families.includes("IPv6") ? "ipv6" : "automatic";
+}
+
+function visibility(service: KubeService): Service["visibility"] {
+  const exportTo = service.metadata?.annotations?.["networking.istio.io/exportTo"]?.trim();
+  return exportTo === "." ? "namespace" : "public";
+}
