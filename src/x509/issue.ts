@@ -119,7 +119,7 @@ function serialNumber(): string {
 }
 
 /** Loaded by the first certificate that is issued: 150 ms and 40 MB that only an authority needs. */
-async function loadLibrary(): Promise<Peculiar> {
+export async function loadLibrary(): Promise<Peculiar> {
   await import("reflect-metadata");
   return import("@peculiar/x509");
 }
