@@ -31,8 +31,9 @@ export async function waitForApi(context: LabContext, spec: LabSpec): Promise<vo
   const { lab, clock, signal } = context;
   const endMs = clock.monotonic() + API_DEADLINE_MS;
   const admin = `${lab.apiserverData}/admin.kubeconfig`;
+  const watchCrashes = crashWatch(lab, ["apiserver"]);
   const wait = async (why: string): Promise<void> => {
-    failWhenCrashing(lab, "apiserver");
+    watchCrashes();
     if (clock.monotonic() > endMs) throw roleFailed(lab, "apiserver", why);
     await sleep(clock, POLL_MS, signal);
   };
@@ -111,9 +112,10 @@ function withType(ref: { group: string; version: string; kind: string }, object:
 export async function waitForNodes(context: LabContext, spec: LabSpec): Promise<void> {
   const client = await labClient(context);
   const kubelets = nodeLayouts(context.lab, spec.nodes).map((node) => `kubelet-${node.name}`);
+  const watchCrashes = crashWatch(context.lab, ["controllers", ...kubelets]);
   try {
     await waitUntil(context, async () => {
-      for (const role of ["controllers", ...kubelets]) failWhenCrashing(context.lab, role);
+      watchCrashes();
       const { items } = await client.list(resources.nodes, { signal: context.signal });
       const missing = nodeLayouts(context.lab, spec.nodes).find(
         ({ name }) => !items.some((node) => node.metadata?.name === name && isNodeReady(node)),
@@ -180,9 +182,16 @@ function podFailed(lab: LabLayout, pod: Pod): Error {
   return labError("LAB_ROLE_FAILED", `pod ${namespace}/${name} ended ${restartsOf(pod)} times; its log: ${see}`);
 }
 
-function failWhenCrashing(lab: LabLayout, role: string): void {
-  const restarts = findState(lab)?.roles[role]?.restarts ?? 0;
-  if (restarts >= MAX_RESTARTS) throw roleFailed(lab, role, `it ended ${restarts} times`);
+/** Counts from now on how often roles end; the function throws `LAB_ROLE_FAILED` once that is too often. */
+function crashWatch(lab: LabLayout, roles: readonly string[]): () => void {
+  const restarts = (role: string): number => findState(lab)?.roles[role]?.restarts ?? 0;
+  const before = new Map(roles.map((role) => [role, restarts(role)]));
+  return () => {
+    for (const role of roles) {
+      const ended = restarts(role) - (before.get(role) ?? 0);
+      if (ended >= MAX_RESTARTS) throw roleFailed(lab, role, `it ended ${ended} times`);
+    }
+  };
 }
 
 function roleFailed(lab: LabLayout, role: string, why: string): Error {

@@ -49,7 +49,7 @@ export async function run(
   const cancel = clock.after(timeoutMs, () => child.kill("SIGKILL"));
   const code = await new Promise<number>((resolve, reject) => {
     child.once("error", reject);
-    child.once("close", (code, signal) => resolve(code ?? (signal === "SIGKILL" ? 137 : 143)));
+    child.once("close", (code, signal) => resolve(code ?? { SIGKILL: 137, SIGINT: 130 }[String(signal)] ?? 143));
   });
   cancel();
   return { code, ...output };

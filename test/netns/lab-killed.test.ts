@@ -1,0 +1,50 @@
+import assert from "node:assert/strict";
+import { after, beforeEach, describe, it } from "node:test";
+import { sleep, systemClock } from "#base/clock";
+import { leftoversOf } from "./lab-leftovers.ts";
+import { must, requireRoot, run, VEIL } from "./harness.ts";
+
+const clock = systemClock();
+const NAME = "vt-lab-killed";
+/** Moments of `up`, in milliseconds from its start: before the folder, in the namespaces, with roles, nearly ready. */
+const MOMENTS_MS = [150, 250, 300, 350, 400, 500, 700, 1_000, 1_500, 2_500];
+
+describe("a lab whose making or unmaking is interrupted", () => {
+  requireRoot();
+  const down = (): Promise<unknown> => must([VEIL, "lab", "down", "--name", NAME]);
+  beforeEach(down);
+  after(down);
+
+  for (const moment of MOMENTS_MS) {
+    it(`leaves nothing after up was killed at ${moment} ms and down was run`, async () => {
+      const up = await interrupt("up", "SIGKILL", moment);
+      assert.ok(up.code === 137 || up.code === 0, `up ended with ${up.code}: ${up.stderr}`);
+      await must([VEIL, "lab", "down", "--name", NAME]);
+      assert.deepEqual(leftoversOf(NAME), []);
+    });
+  }
+
+  for (const moment of MOMENTS_MS) {
+    it(`cleans up by itself after Ctrl-C at ${moment} ms`, async () => {
+      const up = await interrupt("up", "SIGINT", moment);
+      if (up.code === 0) await must([VEIL, "lab", "down", "--name", NAME]); // it was quicker than the key
+      else assert.equal(up.code, 130, up.stderr);
+      assert.deepEqual(leftoversOf(NAME), []);
+    });
+  }
+});
+
+/** Runs a lab command and sends a signal to its process group, as a terminal does, after some time. */
+async function interrupt(command: string, signal: NodeJS.Signals, afterMs: number) {
+  return run([VEIL, "lab", command, "--name", NAME], {
+    started: (child) => {
+      void sleep(clock, afterMs).then(() => {
+        try {
+          process.kill(signal === "SIGINT" ? -(child.pid ?? 0) : (child.pid ?? 0), signal);
+        } catch {
+          // it has ended
+        }
+      });
+    },
+  });
+}
