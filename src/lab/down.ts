@@ -2,12 +2,20 @@ import { existsSync, readdirSync, rmdirSync, rmSync } from "node:fs";
 import type { Clock } from "#base/clock";
 import { tryCommand } from "./commands.ts";
 import { labError } from "./errors.ts";
-import { isNetnsOf, LABS_FOLDER, mountMark, NETNS_FOLDER, netnsPath, type LabLayout } from "./layout.ts";
+import {
+  isNetnsOf,
+  LABS_FOLDER,
+  mountMark,
+  NETNS_FOLDER,
+  netnsPath,
+  type LabLayout,
+  type NodeLayout,
+} from "./layout.ts";
 import { lockLab } from "./lock.ts";
 import { removeNetns } from "./network.ts";
 import { allPids, findMarked, isMarked, killAll, namespaceKey, type Marks } from "./processes.ts";
 import type { Progress } from "./progress.ts";
-import { isFolderMounted } from "./state.ts";
+import { holdsNamespace, isFolderMounted } from "./state.ts";
 
 /** What a command on a lab works with. */
 export interface LabContext {
@@ -61,6 +69,21 @@ export async function removeLab(lab: LabLayout, clock: Clock): Promise<Removed> 
     throw labError("LAB_LEFT_BEHIND", `lab ${lab.name} is not gone: ${left.join(", ")}`, { details: { left } });
   }
   return { processes: found, namespaces: namespaces.length, folders };
+}
+
+/** Removes nodes, with everything that runs on them, of a lab whose other nodes stay. */
+export async function removeNodes(lab: LabLayout, nodes: readonly NodeLayout[], clock: Clock): Promise<void> {
+  for (const node of nodes) {
+    const netns = new Set([namespaceKey(netnsPath(node.netns))].filter((key) => key !== undefined));
+    const marks: Marks = { variable: "", mount: `${mountMark(lab, node)} `, netns };
+    await killAll(() => findMarked(marks), clock, KILL_DEADLINE_MS);
+    await removeNetns(node.netns);
+    for (const file of [node.mountNamespace, node.utsNamespace]) {
+      if (holdsNamespace(file)) await tryCommand(["umount", "-l", file]);
+      rmSync(file, { force: true });
+    }
+    rmSync(node.folder, { recursive: true, force: true });
+  }
 }
 
 /** What is there of a lab, by name; empty when it is gone. For tests and for `up`. */

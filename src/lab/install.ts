@@ -108,6 +108,20 @@ function withType(ref: { group: string; version: string; kind: string }, object:
   return { apiVersion, kind: ref.kind, ...object };
 }
 
+/** Deletes the Node objects of nodes that are no more; an API that does not answer is no failure. */
+export async function forgetNodes(
+  context: Pick<LabContext, "lab" | "clock">,
+  nodes: readonly NodeLayout[],
+): Promise<void> {
+  try {
+    const client = await labClient(context);
+    for (const { name } of nodes) await client.delete(resources.nodes, { name }).catch(() => {});
+    client.close();
+  } catch {
+    // there is no API yet: nobody knows of the nodes
+  }
+}
+
 /** Waits until every node says that it is ready. Throws `LAB_ROLE_FAILED`. */
 export async function waitForNodes(context: LabContext, spec: LabSpec): Promise<void> {
   const client = await labClient(context);

@@ -1,12 +1,12 @@
 import { spawn } from "node:child_process";
 import { accessSync, closeSync, constants, existsSync, mkdirSync, openSync } from "node:fs";
 import { delimiter, join } from "node:path";
-import { sleep } from "#base/clock";
+import { sleep, type Clock } from "#base/clock";
 import { findCodedError } from "#base/errors";
 import { parseIp } from "#base/ip";
 import { ADDRESS_IN_USE, openListener } from "#linux";
 import { runCommand } from "./commands.ts";
-import { labNetns, LOCK_WAIT_MS, removeLab, type LabContext } from "./down.ts";
+import { labNetns, LOCK_WAIT_MS, removeLab, removeNodes, type LabContext } from "./down.ts";
 import { labError } from "./errors.ts";
 import { MAX_NODES, nodeLayouts, type LabLayout, type NodeLayout } from "./layout.ts";
 import { lockLab } from "./lock.ts";
@@ -26,7 +26,15 @@ import {
   type RoleSpec,
 } from "./state.ts";
 import { endRoles } from "./supervisor.ts";
-import { credentialsOfNodes, installVeil, tail, waitForApi, waitForNodes, waitForVeil } from "./install.ts";
+import {
+  credentialsOfNodes,
+  forgetNodes,
+  installVeil,
+  tail,
+  waitForApi,
+  waitForNodes,
+  waitForVeil,
+} from "./install.ts";
 
 /** What to bring up. */
 export interface UpOptions {
@@ -55,10 +63,28 @@ export async function bringUp(context: LabContext, options: UpOptions): Promise<
   try {
     await build(context, before, spec);
   } catch (error) {
-    const keep = before !== undefined || findCodedError(error)?.code === "LAB_ROLE_FAILED";
-    if (!keep) await context.progress.step("what was made is removed again", () => removeLab(lab, clock));
+    const keep = findCodedError(error)?.code === "LAB_ROLE_FAILED"; // its logs tell why
+    if (!keep) await context.progress.step("what was made is removed again", () => undo(lab, { before, spec, clock }));
     throw error;
   }
+}
+
+/** Takes back what this run has made: the whole lab, or the nodes that a lab has got in addition. */
+async function undo(
+  lab: LabLayout,
+  { before, spec, clock }: { before: LabSpec | undefined; spec: LabSpec; clock: Clock },
+): Promise<void> {
+  if (before === undefined) {
+    await removeLab(lab, clock);
+    return;
+  }
+  const added = nodeLayouts(lab, spec.nodes).slice(before.nodes);
+  if (added.length === 0) return;
+  const now = findSpec(lab) ?? before;
+  writeSpec(lab, { ...now, nodes: before.nodes });
+  writeRoles(lab, allRoles(lab, { ...now, nodes: before.nodes }));
+  await removeNodes(lab, added, clock);
+  await forgetNodes({ lab, clock }, added);
 }
 
 /** Refuses before anything is made. */
