@@ -3,6 +3,7 @@ import type { CliContext } from "./context.ts";
 import { labCommand } from "./lab.ts";
 import { demoCommand } from "./demo.ts";
 import { kubectlCommand } from "./kubectl.ts";
+import { proxyCommand } from "./proxy.ts";
 
 /**
  * The command line. Each command lives in a file of its own, declares its options there, and loads the component that
@@ -18,7 +19,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     .enablePositionalOptions()
     .exitOverride()
     .configureOutput({ writeOut: context.out, writeErr: context.note });
-  const commands = [demoCommand(context), kubectlCommand(context), labCommand(context)];
+  const commands = [demoCommand(context), kubectlCommand(context), labCommand(context), proxyCommand(context, version)];
   for (const command of commands) program.addCommand(inherit(command, program));
   return program;
 }

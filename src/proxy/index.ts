@@ -1,3 +1,5 @@
-export { proxyConfig, type ProxyConfig } from "./config.ts";
-export { decideOutbound, type LocalPod, type Route, type View } from "./route.ts";
-export { decideInbound, decidePlaintext, type Verdict } from "./verdict.ts";
+export { DEFAULT_CLUSTER_RANGES, proxyConfig, type ProxyConfig } from "./config.ts";
+export type { Proxy, ProxyOptions } from "./role.ts";
+export { createProxy } from "./start.ts";
+export { supervise, type SupervisorOptions } from "./supervisor.ts";
+export type { Explanation } from "./why.ts";

@@ -37,7 +37,6 @@ export const proxyMetrics = defineMetrics("proxy", {
   istio_tcp_received_bytes_total: traffic("Bytes from the source to the destination, counted while they flow."),
   istio_tcp_sockets_open: gauge("Connections that are open now.", ["reporter"]),
   istio_build: gauge("The running version.", ["component", "tag"]),
-  istio_xds_message_total: counter("Responses of the control plane.", ["url"]),
   workload_manager_active_proxy_count: gauge("Pods that are served."),
   workload_manager_pending_proxy_count: gauge("Pods that wait for their listeners or their certificate."),
   workload_manager_proxies_started_total: counter("Pods that were taken over since the start."),

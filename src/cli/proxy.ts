@@ -1,0 +1,117 @@
+import { availableParallelism } from "node:os";
+import { Command, InvalidArgumentError, Option } from "commander";
+import { parseCidr, type Cidr } from "#base/ip";
+import { LOG_LEVELS, type LogLevel } from "#base/log";
+import { systemRandom } from "#base/random";
+import { runRole, type CliContext } from "./context.ts";
+
+interface ProxyFlags {
+  readonly node: string;
+  readonly agentSocket: string;
+  readonly zdsSocket: string;
+  readonly threads: number;
+  readonly clusterRanges: readonly Cidr[] | undefined;
+  readonly trustDomain: string;
+  readonly clusterId: string;
+  readonly network: string;
+  readonly drain: number;
+  readonly adminPort: number;
+  readonly metricsPort: number;
+  readonly readyPort: number;
+  readonly logLevel: LogLevel;
+  /** Set in the process that does the work: the pid of its supervisor. */
+  readonly childOf: number | undefined;
+}
+
+/** `veil proxy`: the data path of a node. */
+export function proxyCommand(context: CliContext, version: string): Command {
+  const { env } = context;
+  return new Command("proxy")
+    .description("carries the connections of this node's enrolled pods: mutual TLS between them")
+    .addOption(new Option("--node <name>", "this node's name").env("NODE_NAME").makeOptionMandatory())
+    .option("--agent-socket <path>", "where this node's agent gives addresses and certificates", "/run/veil/agent.sock")
+    .option("--zds-socket <path>", "where this node's agent hands pods over", "/var/run/ztunnel/ztunnel.sock")
+    .option("--threads <count>", "data threads", wholeNumber, availableParallelism())
+    .option("--cluster-ranges <list>", "the cluster's own addresses, as 10.244.0.0/16,10.96.0.0/16", ranges)
+    .option("--trust-domain <name>", "the identities' trust domain", env["TRUST_DOMAIN"] ?? "cluster.local")
+    .option("--cluster-id <name>", "the cluster in workloads' names", env["CLUSTER_ID"] ?? "Kubernetes")
+    .option("--network <name>", "the network this node is on", env["NETWORK"] ?? "")
+    .option("--drain <seconds>", "how long connections may go on at the end", wholeNumber, 5)
+    .option("--admin-port <port>", "admin, on loopback", wholeNumber, 15_000)
+    .option("--metrics-port <port>", "metrics", wholeNumber, 15_020)
+    .option("--ready-port <port>", "readiness", wholeNumber, 15_021)
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .addOption(new Option("--child-of <pid>").argParser(wholeNumber).hideHelp())
+    .action(async (flags: ProxyFlags) => {
+      if (flags.childOf === undefined) await runSupervisor(context, flags);
+      else await runProxy(context, { ...flags, childOf: flags.childOf }, version);
+    });
+}
+
+/** The parent: starts the process that does the work, again and again. */
+async function runSupervisor(context: CliContext, { logLevel }: ProxyFlags): Promise<void> {
+  const { supervise } = await import("#proxy");
+  const [, ...args] = process.argv;
+  const code = await supervise({
+    command: process.execPath,
+    args: [...process.execArgv, ...args, "--child-of", String(process.pid)],
+    env: context.env,
+    clock: context.clock,
+    log: context.log("proxy-supervisor", logLevel),
+    signal: context.signal,
+  });
+  if (code !== 0) process.exitCode = code;
+}
+
+/** The child: the data path itself. */
+async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: number }, version: string): Promise<void> {
+  const { dieWithParent } = await import("#linux");
+  if (!dieWithParent(flags.childOf)) return;
+  const { createProxy, proxyConfig, DEFAULT_CLUSTER_RANGES } = await import("#proxy");
+  const { node, clusterId, trustDomain, network, agentSocket, zdsSocket, threads } = flags;
+  const stop = new AbortController();
+  const { env, clock } = context;
+  const drainMs = flags.drain * 1000;
+  const { services, failure } = await createProxy({
+    config: proxyConfig({
+      node,
+      clusterId,
+      trustDomain,
+      network,
+      clusterRanges: flags.clusterRanges ?? DEFAULT_CLUSTER_RANGES,
+    }),
+    agentSocket,
+    zdsSocket,
+    threads: Math.max(1, threads),
+    drainMs,
+    ports: { admin: flags.adminPort, metrics: flags.metricsPort, ready: flags.readyPort },
+    instance: {
+      ip: env["INSTANCE_IP"] ?? "1.1.1.1",
+      pod: env["POD_NAME"] ?? `veil-proxy-${node}`,
+      namespace: env["POD_NAMESPACE"] ?? "veil-system",
+    },
+    version,
+    clock,
+    random: systemRandom,
+    log: context.log("proxy", flags.logLevel),
+    output: process.stdout,
+    quit: () => {
+      stop.abort(new Error("asked to quit"));
+    },
+  });
+  const signal = AbortSignal.any([context.signal, stop.signal]);
+  await Promise.race([runRole({ ...context, signal }, services, drainMs), failure]);
+}
+
+function wholeNumber(text: string): number {
+  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("It is no whole number.");
+  return Number(text);
+}
+
+function ranges(text: string): readonly Cidr[] {
+  try {
+    return text.split(",").map((range) => parseCidr(range.trim()));
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? `${error.message}.` : "It is no list of address ranges.");
+  }
+}

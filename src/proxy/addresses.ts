@@ -1,0 +1,83 @@
+import type { Clock } from "#base/clock";
+import { messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import { decodeAddress } from "#proto";
+import { addressName, type Address } from "#model/workload";
+import { TYPE_ADDRESS, type Rejection, type ResourceUpdate } from "#xds";
+import { WorkloadTable, type AddressChange } from "./table.ts";
+
+/** Addresses that go to the data threads at once: connections get their turn between two such parts of a large push. */
+export const ADDRESSES_PER_MESSAGE = 500;
+
+/** What the addresses of the mesh go through. */
+export interface AddressesParts {
+  /** Puts a change in force on all data threads; resolves when it is. */
+  readonly spread: (change: AddressChange, synced: boolean) => Promise<void>;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+/**
+ * Takes the control plane's updates: decodes them, refuses the bad resources by name, and puts the good ones in force on
+ * the main thread's table (for explanations and dumps) and on every data thread, before they are acknowledged.
+ */
+export class Addresses {
+  readonly table = new WorkloadTable();
+  readonly #parts: AddressesParts;
+  #isSynced = false;
+
+  constructor(parts: AddressesParts) {
+    this.#parts = parts;
+  }
+
+  /** True when the first snapshot is complete. */
+  get synced(): boolean {
+    return this.#isSynced;
+  }
+
+  /** Takes one update. The names that it returns were refused; all else is in force when it resolves. */
+  async take(update: ResourceUpdate): Promise<readonly Rejection[]> {
+    if (update.typeUrl !== TYPE_ADDRESS) {
+      const reason = "this release does not enforce authorization policies; it takes none rather than ignore one";
+      return update.upserts.map(({ name }) => ({ name, reason }));
+    }
+    const rejections: Rejection[] = [];
+    const upserts: Address[] = [];
+    for (const { name, value } of update.upserts) {
+      const decoded = decode(name, value);
+      if ("reason" in decoded) rejections.push(decoded);
+      else upserts.push(decoded.address);
+    }
+    const old = !this.#isSynced;
+    for (let at = 0; at === 0 || at < upserts.length; at += ADDRESSES_PER_MESSAGE) {
+      const part = upserts.slice(at, at + ADDRESSES_PER_MESSAGE);
+      const change = { upserts: part, removes: at === 0 ? update.removes : [], old };
+      const tooMany = this.table.apply(change, this.#parts.clock.monotonic());
+      rejections.push(...tooMany.map((name) => ({ name, reason: "more addresses than this proxy keeps" })));
+      const kept =
+        tooMany.length === 0
+          ? change
+          : { ...change, upserts: part.filter((address) => !tooMany.includes(addressName(address))) };
+      await this.#parts.spread(kept, false);
+    }
+    return rejections;
+  }
+
+  /** The first snapshot is complete. */
+  async markSynced(): Promise<void> {
+    this.#isSynced = true;
+    await this.#parts.spread({ upserts: [], removes: [], old: true }, true);
+    this.#parts.log.info({ addresses: this.table.size }, "first snapshot of addresses complete");
+  }
+}
+
+function decode(name: string, value: Uint8Array): { address: Address } | Rejection {
+  try {
+    const address = decodeAddress(value);
+    const own = addressName(address);
+    if (own !== name) return { name, reason: `the resource calls itself "${own}"` };
+    return { address };
+  } catch (error) {
+    return { name, reason: messageOf(error) };
+  }
+}

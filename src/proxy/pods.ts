@@ -1,0 +1,241 @@
+import { closeSync, openSync } from "node:fs";
+import { deadline, type Clock } from "#base/clock";
+import { messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import { formatSpiffeId, type SpiffeId } from "#model/spiffe-id";
+import type { TlsIdentity } from "#model/tls-identity";
+import type { ProxyConfig } from "./config.ts";
+import { proxyError } from "./errors.ts";
+import type { LocalPod } from "./route.ts";
+import type { ZdsRequest } from "./zds-messages.ts";
+
+/** What this needs of the certificate watcher. */
+export interface Certificates {
+  /** Names all identities that are wanted from now on. */
+  want(ids: readonly SpiffeId[]): void;
+  get(id: SpiffeId): TlsIdentity | undefined;
+  /** Resolves when it is there; rejects with the signal's reason. */
+  wait(id: SpiffeId, signal: AbortSignal): Promise<TlsIdentity>;
+}
+
+/** What this needs of the data threads. */
+export interface PodThreads {
+  addPod(pod: LocalPod, netns: { readonly fd: number; readonly old: boolean }): Promise<void>;
+  dropPod(podUid: string, drainMs: number): Promise<void>;
+  certificate(identity: TlsIdentity): Promise<void>;
+}
+
+/** What the pods of a node are made of. */
+export interface PodsParts {
+  readonly config: ProxyConfig;
+  readonly threads: PodThreads;
+  readonly certificates: Certificates;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** How long the connections of a pod that is given up may go on. */
+  readonly drainMs: number;
+}
+
+/** How long an `add` waits for the pod's certificate before it is answered with an error. The agent gives up after 5 s. */
+export const CERTIFICATE_WAIT_MS = 4_000;
+/** How long all the `add`s of one snapshot together wait for certificates: a restarted proxy listens everywhere at once. */
+export const SNAPSHOT_WAIT_MS = 1_000;
+/** A pod whose listeners could not be opened is tried again this often. */
+export const RETRY_MS = 5_000;
+/** Pods that one proxy serves. */
+export const MAX_PODS = 1_024;
+
+interface Pod {
+  readonly pod: LocalPod;
+  /** A descriptor of our own of its namespace, to try again with; closed with the pod. */
+  readonly netnsFd: number;
+  readonly old: boolean;
+  isListening: boolean;
+}
+
+/**
+ * The pods of this node that the agent has handed over. A pod is served when its three ports listen and its certificate
+ * is there; until then it is pending, and the node is not ready.
+ */
+export class Pods {
+  readonly #parts: PodsParts;
+  readonly #pods = new Map<string, Pod>();
+  readonly #inSnapshot = new Set<string>();
+  #hasSnapshot = false;
+  #snapshotEndsMs = 0;
+  #cancelRetry: (() => void) | undefined;
+  /** Counted for metrics. */
+  started = 0;
+  stopped = 0;
+
+  constructor(parts: PodsParts) {
+    this.#parts = parts;
+  }
+
+  /** Pods that are handed over. */
+  get count(): number {
+    return this.#pods.size;
+  }
+
+  /** What keeps the node from being ready: pods by name, and the snapshot itself. */
+  pending(): readonly string[] {
+    const pods = [...this.#pods.values()]
+      .filter((pod) => !this.#isServed(pod))
+      .map(({ pod }) => `${pod.namespace}/${pod.name}`);
+    return this.#hasSnapshot ? pods : ["the agent's list of pods", ...pods];
+  }
+
+  /** The pods, for dumps. */
+  list(): readonly { readonly pod: LocalPod; readonly served: boolean }[] {
+    return [...this.#pods.values()].map((pod) => ({ pod: pod.pod, served: this.#isServed(pod) }));
+  }
+
+  /** Finds a pod by `namespace/name`. */
+  find(name: string): LocalPod | undefined {
+    return [...this.#pods.values()].find(({ pod }) => `${pod.namespace}/${pod.name}` === name)?.pod;
+  }
+
+  /** A connection to an agent begins: its snapshot follows. */
+  beginSnapshot(): void {
+    this.#hasSnapshot = false;
+    this.#inSnapshot.clear();
+    this.#snapshotEndsMs = this.#parts.clock.monotonic() + SNAPSHOT_WAIT_MS;
+  }
+
+  /** The connection is gone: pods stay served, the node is not ready until the next snapshot. */
+  loseAgent(): void {
+    this.#hasSnapshot = false;
+  }
+
+  /** Stops trying. */
+  stop(): void {
+    this.#cancelRetry?.();
+  }
+
+  /** Does what the agent asks. Owns the descriptor. Rejects with why not; a wrong order is `PROXY_ZDS_MESSAGE`. */
+  async handle(request: ZdsRequest, netnsFd: number | undefined): Promise<void> {
+    if (request.kind === "add") {
+      await this.#add(request, netnsFd ?? -1);
+      return;
+    }
+    if (request.kind === "del") {
+      this.#drop(request.uid);
+      return;
+    }
+    if (this.#hasSnapshot) {
+      throw proxyError("PROXY_ZDS_MESSAGE", `"${request.kind}" came after the end of the snapshot`);
+    }
+    if (request.kind === "keep") this.#inSnapshot.add(request.uid);
+    else this.#endSnapshot();
+  }
+
+  async #add(request: Extract<ZdsRequest, { kind: "add" }>, netnsFd: number): Promise<void> {
+    const { config, log } = this.#parts;
+    const { uid, name, namespace, serviceAccount } = request;
+    const old = !this.#hasSnapshot;
+    if (old) this.#inSnapshot.add(uid);
+    try {
+      if (this.#pods.size >= MAX_PODS && !this.#pods.has(uid)) {
+        throw proxyError("PROXY_LIMIT", `${MAX_PODS} pods are served already`);
+      }
+      const identity = formatSpiffeId({ trustDomain: config.trustDomain, namespace, serviceAccount });
+      const workloadUid = `${config.clusterId}//Pod/${namespace}/${name}`;
+      const pod: LocalPod = { podUid: uid, name, namespace, serviceAccount, identity, workloadUid };
+      // A descriptor of our own stays here for another try; it replaces the one of an earlier add.
+      const isListening = this.#pods.get(uid)?.isListening ?? false;
+      const entry: Pod = { pod, netnsFd: reopen(netnsFd), old, isListening };
+      this.#forget(uid);
+      this.#pods.set(uid, entry);
+      this.#want();
+      await this.#listen(entry);
+      await this.#certify(entry);
+      log.info({ pod: `${namespace}/${name}`, uid }, "pod served");
+    } finally {
+      closeSync(netnsFd);
+    }
+  }
+
+  /** Opens the pod's ports. Afterwards, or after a failure, the pod stays in the list: it is tried again. */
+  async #listen(entry: Pod): Promise<void> {
+    const { threads } = this.#parts;
+    try {
+      await threads.addPod(entry.pod, { fd: reopen(entry.netnsFd), old: entry.old });
+    } catch (error) {
+      entry.isListening = false;
+      this.#retryLater();
+      throw error;
+    }
+    if (!entry.isListening) this.started++;
+    entry.isListening = true;
+    const identity = this.#parts.certificates.get(entry.pod.identity);
+    if (identity !== undefined) await threads.certificate(identity);
+  }
+
+  async #certify({ pod }: Pod): Promise<void> {
+    const { certificates, clock, threads } = this.#parts;
+    if (certificates.get(pod.identity) !== undefined) return;
+    const waitMs = this.#hasSnapshot ? CERTIFICATE_WAIT_MS : Math.max(0, this.#snapshotEndsMs - clock.monotonic());
+    const reason = proxyError("PROXY_NO_CERTIFICATE", `no certificate for ${pod.identity} in ${Math.round(waitMs)} ms`);
+    const limit = deadline(clock, waitMs, { reason });
+    try {
+      await threads.certificate(await certificates.wait(pod.identity, limit.signal));
+    } finally {
+      limit.clear();
+    }
+  }
+
+  #endSnapshot(): void {
+    this.#hasSnapshot = true;
+    for (const uid of this.#pods.keys()) if (!this.#inSnapshot.has(uid)) this.#drop(uid);
+  }
+
+  #drop(uid: string): void {
+    const entry = this.#pods.get(uid);
+    if (entry === undefined) return;
+    const { threads, drainMs, log } = this.#parts;
+    const { namespace, name } = entry.pod;
+    this.#forget(uid);
+    this.#want();
+    this.stopped++;
+    threads.dropPod(uid, drainMs).then(
+      () => {
+        log.info({ pod: `${namespace}/${name}`, uid }, "pod given up");
+      },
+      (error: unknown) => {
+        log.warn({ pod: `${namespace}/${name}`, uid, error: messageOf(error) }, "pod not given up cleanly");
+      },
+    );
+  }
+
+  #forget(uid: string): void {
+    const entry = this.#pods.get(uid);
+    this.#pods.delete(uid);
+    if (entry !== undefined) closeSync(entry.netnsFd);
+  }
+
+  #want(): void {
+    this.#parts.certificates.want([...new Set([...this.#pods.values()].map(({ pod }) => pod.identity))]);
+  }
+
+  #isServed({ pod, isListening }: Pod): boolean {
+    return isListening && this.#parts.certificates.get(pod.identity) !== undefined;
+  }
+
+  #retryLater(): void {
+    this.#cancelRetry ??= this.#parts.clock.after(RETRY_MS, () => {
+      this.#cancelRetry = undefined;
+      for (const entry of this.#pods.values()) {
+        if (entry.isListening) continue;
+        this.#listen(entry).catch((error: unknown) => {
+          const pod = `${entry.pod.namespace}/${entry.pod.name}`;
+          this.#parts.log.warn({ pod, error: messageOf(error) }, "pod still not served");
+        });
+      }
+    });
+  }
+}
+
+/** A second descriptor of the same namespace. */
+function reopen(fd: number): number {
+  return openSync(`/proc/self/fd/${fd}`, "r");
+}

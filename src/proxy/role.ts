@@ -1,0 +1,261 @@
+import { deadline, every, type Clock } from "#base/clock";
+import { messageOf, type CodedError } from "#base/errors";
+import type { Log } from "#base/log";
+import { CellSet } from "#base/metrics";
+import type { Random } from "#base/random";
+import type { Service } from "#base/service";
+import { CertificateWatcher } from "#identity";
+import { connectSeqpacket } from "#linux";
+import { rpcTransport } from "#rpc";
+import { TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, xdsMetrics } from "#xds";
+import { Addresses } from "./addresses.ts";
+import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
+import type { ProxyConfig } from "./config.ts";
+import { proxyError } from "./errors.ts";
+import { HttpService } from "./http.ts";
+import { ABSENT_MS, type Answer } from "./knowledge.ts";
+import type { ThreadSamples } from "./messages.ts";
+import { Pods } from "./pods.ts";
+import { Records, type RecordOutput } from "./records.ts";
+import type { View } from "./route.ts";
+import { DataThreads } from "./threads.ts";
+import { startWorker } from "./worker-port.ts";
+import { ZdsClient } from "./zds-client.ts";
+
+/** What a proxy is told. */
+export interface ProxyOptions {
+  readonly config: ProxyConfig;
+  /** The agent's socket: addresses and certificates. */
+  readonly agentSocket: string;
+  readonly zdsSocket: string;
+  readonly threads: number;
+  readonly drainMs: number;
+  readonly ports: { readonly admin: number; readonly metrics: number; readonly ready: number };
+  /** How the proxy names itself to the control plane. */
+  readonly instance: { readonly ip: string; readonly pod: string; readonly namespace: string };
+  readonly version: string;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  /** Where access records go. */
+  readonly output: RecordOutput;
+  /** Asked by `POST /quitquitquit`. */
+  readonly quit: () => void;
+}
+
+/** A proxy, not started yet. */
+export interface Proxy {
+  /** In the order of their start. */
+  readonly services: readonly Service[];
+  /** Rejects when the proxy cannot go on and its process has to end. */
+  readonly failure: Promise<never>;
+}
+
+/** Between two tries to reach the agent, which is on the same node. */
+const RECONNECT = { initialMs: 10, maxMs: 1_000 } as const;
+const CHECK_THREADS_MS = 5_000;
+
+/** Puts a proxy together. */
+export function assembleProxy(options: ProxyOptions): Proxy {
+  const failure = Promise.withResolvers<never>();
+  failure.promise.catch(() => undefined); // seen by whoever runs the proxy, once it does
+  const parts = assemble(options, (error) => {
+    options.log.fatal({ error: messageOf(error) }, "proxy cannot go on");
+    failure.reject(error);
+  });
+  const { log, ports, quit } = options;
+  const admin: AdminParts = {
+    log,
+    quit,
+    pending: () => pending(parts),
+    samples: async () => samples(options, parts),
+    dump: () => dump(options, parts),
+    why: {
+      view: () => viewOf(options, parts),
+      findPod: (name) => parts.pods.find(name),
+      certificate: ({ identity }) => parts.certificates.get(identity),
+      records: parts.records,
+    },
+  };
+  const http = (name: string, where: { host: string; port: number }, handle: typeof handleAdmin): HttpService =>
+    new HttpService({ name, ...where, log, handle: async (request) => handle(admin, request) });
+  const servers = [
+    http("admin", { host: "127.0.0.1", port: ports.admin }, handleAdmin),
+    http("metrics", { host: "::", port: ports.metrics }, handleMetrics),
+    http("readiness", { host: "::", port: ports.ready }, handleReady),
+  ];
+  const services = [threadService(options, parts), ...servers, parts.xds, parts.certificates, parts.zds];
+  return { services, failure: failure.promise };
+}
+
+interface Parts {
+  readonly threads: DataThreads;
+  readonly addresses: Addresses;
+  readonly records: Records;
+  readonly xds: XdsClient;
+  readonly xdsCells: CellSet;
+  readonly certificates: CertificateWatcher;
+  readonly pods: Pods;
+  readonly zds: ZdsClient;
+}
+
+function assemble(options: ProxyOptions, failed: (error: CodedError) => void): Parts {
+  const { config, clock, random, log, instance, drainMs } = options;
+  const transport = rpcTransport({ target: `unix://${options.agentSocket}` });
+  const records = new Records(options.output);
+  const threads = new DataThreads({
+    ports: Array.from({ length: options.threads }, () => startWorker({ config })),
+    clock,
+    ask: async (name) => ask(xds, name, { clock, holdMs: config.holdMs }),
+    records: (lines) => {
+      records.take(lines);
+    },
+    failed,
+  });
+  const addresses = new Addresses({ spread: async (change, synced) => threads.addresses(change, synced), clock, log });
+  const xdsCells = new CellSet(xdsMetrics);
+  const xds: XdsClient = new XdsClient({
+    transport,
+    clock,
+    random,
+    log: log.child({ component: "xds" }),
+    node: {
+      id: `ztunnel~${instance.ip}~${instance.pod}.${instance.namespace}~${instance.namespace}.svc.cluster.local`,
+      metadata: {
+        NAME: instance.pod,
+        NAMESPACE: instance.namespace,
+        INSTANCE_IPS: instance.ip,
+        NODE_NAME: config.node,
+      },
+    },
+    types: [
+      { typeUrl: TYPE_ADDRESS, mode: "wildcard" },
+      { typeUrl: TYPE_AUTHORIZATION, mode: "wildcard" },
+    ],
+    onUpdate: async (update) => addresses.take(update),
+    reconnect: RECONNECT,
+    metrics: xdsCells,
+  });
+  const certificates = new CertificateWatcher({ transport, clock, random, log: log.child({ component: "identity" }) });
+  const pods = new Pods({ config, threads, certificates, clock, drainMs, log: log.child({ component: "pods" }) });
+  const zds = new ZdsClient({
+    connect: () => connectSeqpacket(options.zdsSocket),
+    pods,
+    clock,
+    random,
+    log: log.child({ component: "zds" }),
+  });
+  return { threads, addresses, records, xds, xdsCells, certificates, pods, zds };
+}
+
+/** Asks the control plane, through the agent. What it finds has been put in force by then. */
+async function ask(xds: XdsClient, name: string, { clock, holdMs }: { clock: Clock; holdMs: number }): Promise<Answer> {
+  // A little less than the connection is held, so that the answer is this one and not the end of patience.
+  const patienceMs = Math.max(0, holdMs - ABSENT_MS / 4);
+  const limit = deadline(clock, patienceMs, {
+    reason: proxyError("PROXY_CONTROL_PLANE", `nobody answered who ${name} is`),
+  });
+  try {
+    return (await xds.find(TYPE_ADDRESS, name, limit.signal)) === undefined ? "absent" : "present";
+  } catch {
+    return "unavailable"; // the reason is the same for every connection that waits: it is refused
+  } finally {
+    limit.clear();
+  }
+}
+
+/** The threads, and what feeds them once they run. */
+function threadService({ clock, log }: ProxyOptions, parts: Parts): Service {
+  const { threads, certificates, xds, addresses } = parts;
+  const ended = new AbortController();
+  const give = (what: Promise<void>): void => {
+    what.catch((error: unknown) => {
+      if (!ended.signal.aborted) log.error({ error: messageOf(error) }, "change not in force");
+    });
+  };
+  return {
+    name: "data threads",
+    start: async (signal) => {
+      signal.throwIfAborted();
+      threads.start();
+      await threads.collect(); // they run
+      const unlisten = certificates.onChange((id) => {
+        const identity = certificates.get(id);
+        if (identity !== undefined) give(threads.certificate(identity));
+      });
+      // A thread that hangs is found out by not answering.
+      const stopChecks = every(clock, CHECK_THREADS_MS, () => {
+        give(threads.collect().then(() => undefined));
+      });
+      ended.signal.addEventListener("abort", () => {
+        unlisten();
+        stopChecks();
+      });
+      give(xds.whenWarm(ended.signal).then(async () => addresses.markSynced()));
+    },
+    drain: async (deadlineMs) => {
+      ended.abort(new Error("draining"));
+      await threads.drain(deadlineMs);
+    },
+  };
+}
+
+function viewOf({ config, clock, random }: ProxyOptions, { addresses }: Parts): View {
+  return {
+    table: addresses.table,
+    synced: addresses.synced,
+    network: config.network,
+    clusterRanges: config.clusterRanges,
+    propagationBoundMs: config.propagationBoundMs,
+    monotonicMs: clock.monotonic(),
+    isAbsent: () => false,
+    unit: () => random.unit(),
+  };
+}
+
+function pending({ addresses, pods }: Parts): readonly string[] {
+  return [...(addresses.synced ? [] : ["the first snapshot of addresses"]), ...pods.pending()];
+}
+
+async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadSamples> {
+  const { threads, xdsCells, pods, records, addresses } = parts;
+  const plain = (name: string, value: number, labels = {}): ThreadSamples[number] => ({ name, labels, value });
+  return [
+    ...(await threads.collect()),
+    ...xdsCells.snapshot(),
+    plain("istio_build", 1, { component: "veil-proxy", tag: version }),
+    plain("workload_manager_active_proxy_count", pods.list().filter(({ served }) => served).length),
+    plain("workload_manager_pending_proxy_count", pods.list().filter(({ served }) => !served).length),
+    plain("workload_manager_proxies_started_total", pods.started),
+    plain("workload_manager_proxies_stopped_total", pods.stopped),
+    plain("veil_proxy_records_dropped_total", records.dropped),
+    plain("veil_proxy_addresses", addresses.table.size),
+  ];
+}
+
+/** Everything but keys. */
+function dump({ config, version }: ProxyOptions, { addresses, pods, xds, certificates }: Parts): unknown {
+  const { workloads, services, staged } = addresses.table.all();
+  return {
+    version,
+    config,
+    synced: addresses.synced,
+    controlPlaneConnected: xds.connected,
+    agentConnected: certificates.connected,
+    pods: pods.list(),
+    certificates: [...new Set(pods.list().map(({ pod }) => pod.identity))].map((id) => {
+      const identity = certificates.get(id);
+      return {
+        identity: id,
+        state: identity === undefined ? "missing" : "valid",
+        expiresMs: identity?.notAfterMs,
+        chainPem: identity?.chainPem,
+        failure: certificates.failure(id)?.message,
+      };
+    }),
+    workloads,
+    services,
+    stagedServices: staged,
+    policies: [],
+  };
+}

@@ -1,0 +1,170 @@
+import type { Clock } from "#base/clock";
+import { messageOf, type CodedError } from "#base/errors";
+import type { SpiffeId } from "#model/spiffe-id";
+import type { TlsIdentity } from "#model/tls-identity";
+import { proxyError } from "./errors.ts";
+import type { Answer } from "./knowledge.ts";
+import type { FromThread, ThreadSamples, ToThread } from "./messages.ts";
+import type { LocalPod } from "./route.ts";
+import type { AddressChange } from "./table.ts";
+
+/** One data thread, seen from the main thread. */
+export interface ThreadPort {
+  post(message: ToThread): void;
+  /** Called once, before anything is posted. */
+  listen(handlers: { message: (message: FromThread) => void; exit: (error: unknown) => void }): void;
+  terminate(): Promise<void>;
+}
+
+/** What the data threads are made of. */
+export interface DataThreadsParts {
+  readonly ports: readonly ThreadPort[];
+  readonly clock: Clock;
+  /** Answers who a name is. Never rejects. */
+  readonly ask: (name: string) => Promise<Answer>;
+  /** Takes access records, one JSON object each. */
+  readonly records: (lines: readonly string[]) => void;
+  /** A thread ended or does not answer: the process cannot go on. */
+  readonly failed: (error: CodedError) => void;
+}
+
+/** A request that a thread has not answered for so long means that it never will. */
+export const ANSWER_MS = 30_000;
+
+interface Member {
+  readonly port: ThreadPort;
+  readonly pods: Map<string, LocalPod>;
+}
+
+/**
+ * The data threads of a node: all get every change of addresses, each pod belongs to one, and a certificate goes only to
+ * the threads whose pods use it.
+ */
+export class DataThreads {
+  readonly #parts: DataThreadsParts;
+  readonly #members: readonly Member[];
+  readonly #pending = new Map<number, (message: Extract<FromThread, { type: "done" }>) => void>();
+  #lastSeq = 0;
+  #isStopping = false;
+
+  constructor(parts: DataThreadsParts) {
+    this.#parts = parts;
+    this.#members = parts.ports.map((port) => ({ port, pods: new Map() }));
+  }
+
+  /** Begins to listen to the threads. */
+  start(): void {
+    for (const { port } of this.#members) {
+      port.listen({
+        message: (message) => {
+          this.#handle(port, message);
+        },
+        exit: (error) => {
+          if (!this.#isStopping)
+            this.#parts.failed(proxyError("PROXY_THREAD", `a data thread ended: ${messageOf(error)}`));
+        },
+      });
+    }
+  }
+
+  /** Applies a change everywhere; resolves when it is in force everywhere. */
+  async addresses(change: AddressChange, synced: boolean): Promise<void> {
+    await this.#all((seq) => ({ type: "addresses", seq, change, synced }));
+  }
+
+  /** Serves a pod from now on; the descriptor is the thread's. Rejects with `PROXY_LISTEN`. */
+  async addPod(pod: LocalPod, netns: { readonly fd: number; readonly old: boolean }): Promise<void> {
+    const member = this.#memberOf(pod.podUid) ?? this.#leastBusy();
+    member.pods.set(pod.podUid, pod);
+    try {
+      await this.#request(member, (seq) => ({ type: "podAdd", seq, pod, netnsFd: netns.fd, old: netns.old }));
+    } catch (error) {
+      member.pods.delete(pod.podUid);
+      throw error;
+    }
+  }
+
+  /** Serves a pod no more. Resolves when its last connection has ended, after `drainMs` at the latest. */
+  async dropPod(podUid: string, drainMs: number): Promise<void> {
+    const member = this.#memberOf(podUid);
+    const pod = member?.pods.get(podUid);
+    if (member === undefined || pod === undefined) return;
+    member.pods.delete(podUid);
+    await this.#request(member, (seq) => ({ type: "podDrop", seq, podUid, drainMs }));
+    const isUsed = [...member.pods.values()].some(({ identity }) => identity === pod.identity);
+    if (!isUsed) member.port.post({ type: "certificateDrop", id: pod.identity });
+  }
+
+  /** The identities of the pods that are served. */
+  identities(): readonly SpiffeId[] {
+    return [...new Set(this.#members.flatMap(({ pods }) => [...pods.values()].map(({ identity }) => identity)))];
+  }
+
+  /** A new or renewed certificate; resolves when it is in force. */
+  async certificate(identity: TlsIdentity): Promise<void> {
+    const users = this.#members.filter(({ pods }) => [...pods.values()].some(({ identity: id }) => id === identity.id));
+    await Promise.all(users.map((member) => this.#request(member, (seq) => ({ type: "certificate", seq, identity }))));
+  }
+
+  /** What was counted, of all threads together. */
+  async collect(): Promise<ThreadSamples> {
+    const answers = await this.#all((seq) => ({ type: "collect", seq }));
+    return answers.flatMap(({ samples }) => samples ?? []);
+  }
+
+  /** Drains all pods within `deadlineMs`, then ends the threads. */
+  async drain(deadlineMs: number): Promise<void> {
+    this.#isStopping = true;
+    await this.#all((seq) => ({ type: "drain", seq, drainMs: deadlineMs })).catch(() => undefined); // they end anyway
+    await Promise.all(this.#members.map(({ port }) => port.terminate()));
+  }
+
+  #memberOf(podUid: string): Member | undefined {
+    return this.#members.find(({ pods }) => pods.has(podUid));
+  }
+
+  #leastBusy(): Member {
+    const [first, ...others] = this.#members;
+    if (first === undefined) throw proxyError("PROXY_THREAD", "there is no data thread");
+    return others.reduce((least, member) => (member.pods.size < least.pods.size ? member : least), first);
+  }
+
+  async #all(make: (seq: number) => ToThread): Promise<readonly Extract<FromThread, { type: "done" }>[]> {
+    return Promise.all(this.#members.map((member) => this.#request(member, make)));
+  }
+
+  async #request(member: Member, make: (seq: number) => ToThread): Promise<Extract<FromThread, { type: "done" }>> {
+    const seq = ++this.#lastSeq;
+    const message = make(seq);
+    const { promise, resolve } = Promise.withResolvers<Extract<FromThread, { type: "done" }>>();
+    this.#pending.set(seq, resolve);
+    const patienceMs = ANSWER_MS + ("drainMs" in message ? message.drainMs : 0);
+    const cancel = this.#parts.clock.after(patienceMs, () => {
+      this.#parts.failed(
+        proxyError("PROXY_THREAD", `a data thread has not answered "${message.type}" in ${patienceMs} ms`),
+      );
+    });
+    member.port.post(message);
+    const done = await promise;
+    cancel();
+    if (done.error !== undefined) {
+      const { code, message: text } = done.error;
+      throw proxyError(code === "PROXY_LISTEN" || code === "PROXY_LIMIT" ? code : "PROXY_THREAD", text);
+    }
+    return done;
+  }
+
+  #handle(port: ThreadPort, message: FromThread): void {
+    if (message.type === "done") {
+      this.#pending.get(message.seq)?.(message);
+      this.#pending.delete(message.seq);
+    } else if (message.type === "records") {
+      this.#parts.records(message.lines);
+      port.post({ type: "recordsTaken" });
+    } else void this.#answer(port, message.name);
+  }
+
+  async #answer(port: ThreadPort, name: string): Promise<void> {
+    port.post({ type: "answer", name, answer: await this.#parts.ask(name) });
+  }
+}

@@ -1,0 +1,26 @@
+import { extname } from "node:path";
+import { Worker } from "node:worker_threads";
+import type { ThreadStart } from "./messages.ts";
+import type { ThreadPort } from "./threads.ts";
+
+/** Starts a data thread as a worker of this process. */
+export function startWorker(start: ThreadStart): ThreadPort {
+  // The same file beside this one, whether the sources run or what was made of them.
+  const entry = new URL(`./data-worker${extname(import.meta.filename)}`, import.meta.url);
+  const worker = new Worker(entry, { workerData: start });
+  return {
+    post: (message) => {
+      worker.postMessage(message);
+    },
+    listen: ({ message, exit }) => {
+      worker.on("message", message);
+      worker.on("error", exit);
+      worker.on("exit", (code) => {
+        exit(new Error(`exit code ${code}`));
+      });
+    },
+    terminate: async () => {
+      await worker.terminate();
+    },
+  };
+}
