@@ -139,29 +139,12 @@ function checkName({ lab, program }: LabContext, before: LabSpec | undefined): v
 async function build(context: LabContext, before: LabSpec | undefined, wanted: LabSpec): Promise<void> {
   const { lab, progress, signal } = context;
   await ensureFolder(lab);
-  const spec = await progress.step("control plane started", async () => {
-    writeSpec(lab, wanted);
-    await ensureSwitch(lab);
-    await ensureControl(lab);
-    return ensureSupervisor(context, { before, spec: wanted });
-  });
+  writeSpec(lab, wanted);
+  await ensureSwitch(lab);
   signal.throwIfAborted();
-  const nodes = nodeLayouts(lab, spec.nodes);
-  await together([
-    progress.step(`${nodes.map((node) => node.name).join(", ")}: networks and namespaces made`, async () => {
-      await together([
-        checkNft(lab.switchNetns),
-        ...nodes.map((node) => ensureNode(lab, node)),
-        ...nodes.map((node) => ensureNodeNamespaces(lab, node, programRoot(spec.program))),
-      ]);
-      await routePods(lab, spec.nodes);
-    }),
-    progress.step("API ready", async () => {
-      await waitForApi(context, spec);
-      await credentialsOfNodes(context, spec);
-    }),
-  ]);
+  const [spec] = await together([controlPlane(context, before, wanted), nodesWithoutRoles(context, wanted)]);
   signal.throwIfAborted();
+  await routePods(lab, spec.nodes);
   writeRoles(lab, allRoles(lab, spec));
   await together([
     progress.step("nodes ready", () => waitForNodes(context, spec)),
@@ -172,10 +155,35 @@ async function build(context: LabContext, before: LabSpec | undefined, wanted: L
   ]);
 }
 
+/** Answers the specification with the port that the API has. */
+async function controlPlane(context: LabContext, before: LabSpec | undefined, wanted: LabSpec): Promise<LabSpec> {
+  const { lab, progress } = context;
+  return progress.step("API ready", async () => {
+    await ensureControl(lab);
+    const spec = await ensureSupervisor(context, { before, spec: wanted });
+    await waitForApi(context, spec);
+    await credentialsOfNodes(context, spec);
+    return spec;
+  });
+}
+
+async function nodesWithoutRoles({ lab, progress }: LabContext, spec: LabSpec): Promise<void> {
+  const nodes = nodeLayouts(lab, spec.nodes);
+  await progress.step(`networks and namespaces of ${nodes.map((node) => node.name).join(", ")} made`, async () => {
+    await together([
+      checkNft(lab.switchNetns),
+      ...nodes.map((node) => ensureNode(lab, node)),
+      ...nodes.map((node) => ensureNodeNamespaces(lab, node, programRoot(spec.program))),
+    ]);
+  });
+}
+
 /** Waits for all, also after one has failed: nobody may still be making something while it is being removed. */
-async function together(work: readonly Promise<unknown>[]): Promise<void> {
-  const results = await Promise.allSettled(work);
-  for (const result of results) if (result.status === "rejected") throw result.reason;
+async function together<const Work extends readonly Promise<unknown>[]>(
+  work: Work,
+): Promise<{ [Key in keyof Work]: Awaited<Work[Key]> }> {
+  await Promise.allSettled(work);
+  return Promise.all(work);
 }
 
 async function ensureFolder(lab: LabLayout): Promise<void> {
