@@ -30,14 +30,23 @@ const stats = {
   short: { tried: 0, done: 0 },
   failures: {} as Record<string, number>,
   firstFailures: [] as string[],
+  /** Milliseconds since the start: first and last failure, and the last success. */
+  failedFromMs: -1,
+  failedToMs: -1,
+  lastDoneMs: -1,
   corrupt: 0,
   latenciesMs: [] as number[],
 };
 
+const startedMs = performance.now();
+const sinceStart = (): number => Math.round(performance.now() - startedMs);
+
 function failed(kind: string, why: string): void {
+  if (stats.failedFromMs < 0) stats.failedFromMs = sinceStart();
+  stats.failedToMs = sinceStart();
   const key = `${kind}:${why}`;
   stats.failures[key] = (stats.failures[key] ?? 0) + 1;
-  if (stats.firstFailures.length < 20) stats.firstFailures.push(`${new Date().toISOString()} ${key}`);
+  if (stats.firstFailures.length < 20) stats.firstFailures.push(`${stats.failedToMs} ms ${key}`);
 }
 
 /** Repeatable bytes (xorshift32): the n-th byte depends on the seed alone. */
@@ -189,8 +198,10 @@ function short(then: () => void): void {
     open.delete(socket);
     if (error === "" && received !== length && !over) error = received === 0 ? "empty" : "cut";
     if (error === "corrupt") stats.corrupt++;
-    if (error === "") stats.short.done++;
-    else failed("short", error);
+    if (error === "") {
+      stats.short.done++;
+      stats.lastDoneMs = sinceStart();
+    } else failed("short", error);
     if (stats.latenciesMs.length < 100_000) stats.latenciesMs.push(performance.now() - startMs);
     then();
   });

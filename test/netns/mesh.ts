@@ -1,0 +1,151 @@
+import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
+import { tcpStreams, type Packet, type Stream } from "#capture";
+import { findHostPort } from "#base/ip";
+import { resources, type Pod } from "#kube";
+import { enterPlace } from "#lab";
+import { systemClock } from "#base/clock";
+import { eventually, must, type TestLab } from "./harness.ts";
+
+/** The program that puts load on connections and checks every byte at both ends. */
+const LOAD = fileURLToPath(new URL("load.ts", import.meta.url));
+/** Port of the load's server. */
+export const LOAD_PORT = 9000;
+/** Port on which proxies accept tunnels. */
+export const TUNNEL_PORT = 15008;
+/** Architecture §3: for this long after a label, plaintext of a stale view may still pass. */
+export const PROPAGATION_BOUND_MS = 10_000;
+export const LABEL = "io.cilium/mtls-enabled";
+const REDIRECTED = "ambient.istio.io/redirection";
+
+/** What the load's client prints at its end. */
+export interface LoadResult {
+  readonly long: { readonly opened: number; readonly alive: number; readonly bytes: number };
+  readonly short: { readonly tried: number; readonly done: number };
+  readonly failures: Readonly<Record<string, number>>;
+  readonly firstFailures: readonly string[];
+  readonly failedFromMs: number;
+  readonly failedToMs: number;
+  readonly lastDoneMs: number;
+  readonly corrupt: number;
+  readonly latencyMs: { readonly p50: number; readonly p99: number; readonly max: number };
+}
+
+/** A pod that only waits: commands are run in it. */
+export function idlePod(namespace: string, name: string, node: string): object {
+  return podObject({ namespace, name, node }, ["sleep", "100000"]);
+}
+
+/** A pod that serves the load. */
+export function loadServer(namespace: string, name: string, node: string): object {
+  const pod = podObject({ namespace, name, node }, [process.execPath, LOAD, "server", "--port", String(LOAD_PORT)]);
+  pod.spec.containers[0] = {
+    ...pod.spec.containers[0],
+    readinessProbe: { tcpSocket: { port: LOAD_PORT }, periodSeconds: 1 },
+  };
+  return pod;
+}
+
+interface PodObject {
+  readonly spec: { readonly containers: object[] };
+}
+
+function podObject(
+  at: { namespace: string; name: string; node: string },
+  command: readonly string[],
+): PodObject & object {
+  const { namespace, name, node } = at;
+  return {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { namespace, name, labels: { app: name } },
+    spec: { nodeName: node, terminationGracePeriodSeconds: 1, containers: [{ name: "main", image: "none", command }] },
+  } as PodObject & object; // written just above
+}
+
+export function namespaceObject(name: string): object {
+  return { apiVersion: "v1", kind: "Namespace", metadata: { name } };
+}
+
+/** A scene of its own in two namespaces: a server, and a client on either node. None is labelled yet. */
+export interface Scene {
+  readonly namespaces: readonly string[];
+  readonly server: Pod;
+  /** On the other node than the server. */
+  readonly far: Pod;
+  /** On the server's node. */
+  readonly near: Pod;
+}
+
+/** Builds a scene whose namespaces begin with `prefix`, and waits until it stands. */
+export async function buildScene(lab: TestLab, prefix: string): Promise<Scene> {
+  const [east, west] = [`${prefix}-east`, `${prefix}-west`];
+  await lab.apply([
+    namespaceObject(east),
+    namespaceObject(west),
+    loadServer(east, "server", "node2"),
+    idlePod(west, "far", "node1"),
+    idlePod(west, "near", "node2"),
+  ]);
+  const [server, far, near] = await Promise.all([
+    lab.readyPod(east, "server"),
+    lab.readyPod(west, "far"),
+    lab.readyPod(west, "near"),
+  ]);
+  return { namespaces: [east, west], server, far, near };
+}
+
+/** Labels namespaces (or takes the label off) with kubectl. */
+export async function label(lab: TestLab, namespaces: readonly string[], on: boolean): Promise<void> {
+  await lab.kubectl("label", "namespace", ...namespaces, on ? `${LABEL}=true` : `${LABEL}-`, "--overwrite");
+}
+
+/** Waits until every pod of the namespaces says that it is redirected, or that it is not. */
+export async function enrolled(lab: TestLab, namespaces: readonly string[], on: boolean): Promise<void> {
+  await eventually(`pods of ${namespaces.join(", ")} to be ${on ? "enrolled" : "un-enrolled"}`, async () => {
+    for (const namespace of namespaces) {
+      const { items } = await lab.client.list(resources.pods, { namespace });
+      const annotations = items.map(({ metadata }) => metadata?.annotations?.[REDIRECTED]);
+      if (!annotations.every((value) => (value === "enabled") === on)) return undefined;
+    }
+    return true;
+  });
+}
+
+/** Words that run a command in a pod; asked once, so that they work while the API is away. */
+export async function enterPod(lab: TestLab, pod: Pod): Promise<string[]> {
+  return enterPlace({ lab: lab.layout, clock: systemClock() }, `${pod.metadata?.namespace}/${pod.metadata?.name}`);
+}
+
+/** Starts the load's client in a pod; resolves with its result. `words` as `load.ts client` takes them. */
+export async function runLoad(enter: readonly string[], server: Pod, words: readonly string[]): Promise<LoadResult> {
+  const target = `${server.status?.podIP}:${LOAD_PORT}`;
+  const stdout = await must([...enter, process.execPath, LOAD, "client", "--target", target, ...words]);
+  return JSON.parse(stdout) as LoadResult; // printed by load.ts
+}
+
+/** Asserts that nothing was lost, refused, reset, reordered or changed. */
+export function assertFlawless(result: LoadResult, long: number): void {
+  assert.deepEqual(result.failures, {}, result.firstFailures.join("; "));
+  assert.equal(result.corrupt, 0);
+  assert.equal(result.long.opened, long);
+  assert.equal(result.long.alive, long);
+  assert.ok(result.short.done > 0 || long > 0);
+}
+
+/** Connections between two pods that began within the capture and carried bytes to any port but the tunnels'. */
+export function clearStreams(packets: readonly Packet[], a: Pod, b: Pod): Stream[] {
+  const ips = new Set([a.status?.podIP, b.status?.podIP]);
+  const between = packets.filter(({ source, destination }) => ips.has(source) && ips.has(destination));
+  const begun = new Set(between.filter(({ flags }) => (flags & 0x02) !== 0).map(connectionKey));
+  const fresh = between.filter((packet) => begun.has(connectionKey(packet)));
+  const ports = (stream: Stream): (number | undefined)[] => [
+    findHostPort(stream.from)?.port,
+    findHostPort(stream.to)?.port,
+  ];
+  return tcpStreams(fresh).filter((stream) => stream.bytes.length > 0 && !ports(stream).includes(TUNNEL_PORT));
+}
+
+function connectionKey(packet: Packet): string {
+  return [`${packet.source}:${packet.sourcePort}`, `${packet.destination}:${packet.destinationPort}`].sort().join(" ");
+}
