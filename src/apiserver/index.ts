@@ -1,2 +1,4 @@
 export { apiserverError } from "./errors.ts";
+export { createKubeconfig, type KubeconfigOptions } from "./kubeconfig.ts";
 export { ensureKubectl, type KubectlOptions } from "./kubectl.ts";
+export { ApiServer, type ApiServerOptions, type ListenAddress } from "./server.ts";

@@ -1,4 +1,5 @@
 import { Command } from "commander";
+import { apiserverCommand } from "./apiserver.ts";
 import type { CliContext } from "./context.ts";
 import { labCommand } from "./lab.ts";
 import { demoCommand } from "./demo.ts";
@@ -19,7 +20,13 @@ export function buildProgram(context: CliContext, version: string): Command {
     .enablePositionalOptions()
     .exitOverride()
     .configureOutput({ writeOut: context.out, writeErr: context.note });
-  const commands = [demoCommand(context), kubectlCommand(context), labCommand(context), proxyCommand(context, version)];
+  const commands = [
+    demoCommand(context),
+    kubectlCommand(context),
+    apiserverCommand(context),
+    labCommand(context),
+    proxyCommand(context, version),
+  ];
   for (const command of commands) program.addCommand(inherit(command, program));
   return program;
 }

@@ -1,0 +1,396 @@
+import type { Clock } from "#base/clock";
+import type { Random } from "#base/random";
+import type { ServerConfig } from "./config.ts";
+import type { FieldValidation } from "./decode.ts";
+import { apiVersionOf, resourceOf, subjectOf, type Kind, type WriteContext } from "./kinds.ts";
+import { copyOf, formatTime, isRecord, sameJson, type JsonObject, type KubeObject } from "./object.ts";
+import { alreadyExists, badRequest, conflict, forbidden, invalid, notFound } from "./status.ts";
+import type { ObjectKey, Store, Transaction } from "./store.ts";
+import type { StoredObject } from "./stored-object.ts";
+import type { User } from "./user.ts";
+import { validateMeta } from "./validation.ts";
+
+/** What every write is told about its request. */
+export interface WriteOptions {
+  readonly user: User;
+  /** Empty for resources without namespaces. */
+  readonly namespace: string;
+  readonly subresource: string;
+  readonly dryRun: boolean;
+  readonly fieldManager: string;
+  readonly fieldValidation: FieldValidation;
+}
+
+/** How an object is to be deleted. */
+export interface DeleteOptions {
+  readonly gracePeriodSeconds?: number | undefined;
+  readonly propagationPolicy?: "Background" | "Foreground" | "Orphan" | undefined;
+  readonly uid?: string | undefined;
+  readonly resourceVersion?: string | undefined;
+}
+
+/** Called inside the write with what is about to be written; throws to refuse it (node restriction). */
+export type Admission = (request: {
+  readonly verb: "create" | "update" | "delete";
+  readonly kind: Kind;
+  readonly object: Readonly<KubeObject>;
+  readonly old: Readonly<KubeObject> | undefined;
+  readonly context: WriteContext;
+}) => void;
+
+/** Characters of generated name endings; without those that spell words or look alike. */
+const SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789";
+const ORPHAN = "orphan";
+const FOREGROUND = "foregroundDeletion";
+
+/** Creates, updates and deletes objects of every kind by the same rules. */
+export class Engine {
+  readonly store: Store;
+  readonly config: ServerConfig;
+  readonly #clock: Clock;
+  readonly #random: Random;
+  readonly #admit: Admission;
+
+  constructor(options: { store: Store; config: ServerConfig; clock: Clock; random: Random; admit: Admission }) {
+    this.store = options.store;
+    this.config = options.config;
+    this.#clock = options.clock;
+    this.#random = options.random;
+    this.#admit = options.admit;
+  }
+
+  /** Finds an object. Throws 404. */
+  get(kind: Kind, namespace: string, name: string): StoredObject {
+    const found = this.store.get({ resource: resourceOf(kind), namespace, name });
+    if (found === undefined) throw notFound(subjectOf(kind, name));
+    return found;
+  }
+
+  /** Creates an object and returns it as it was stored. */
+  async create(kind: Kind, given: KubeObject, options: WriteOptions): Promise<StoredObject> {
+    return this.store.write((transaction) => this.createIn(transaction, { kind, given, options }), options);
+  }
+
+  /** The same, as a part of a larger write. */
+  createIn(
+    transaction: Transaction,
+    request: { kind: Kind; given: KubeObject; options: WriteOptions; managedFields?: JsonObject[] },
+  ): StoredObject {
+    const { kind, options } = request;
+    const object = copyOf(request.given);
+    const context = this.#context(transaction, options);
+    this.#prepareMeta(kind, object, options);
+    if (request.managedFields !== undefined) object.metadata.managedFields = request.managedFields;
+    const key = this.#keyOf(kind, object);
+    if (kind.namespaced) this.#requireNamespace(transaction, object, kind);
+    if (transaction.get(key) !== undefined) throw alreadyExists(subjectOf(kind, key.name));
+    kind.rules.prepareCreate?.(object, context);
+    if (kind.custom && kind.subresources.includes("status")) delete object["status"];
+    this.#admit({ verb: "create", kind, object, old: undefined, context });
+    this.#validate(kind, object, { old: undefined, context });
+    const stored = transaction.put(key, this.#toStorage(object));
+    kind.rules.afterWrite?.(object, undefined, context);
+    return stored;
+  }
+
+  /**
+   * Replaces an object by what `change` makes of it. Refuses with 409 when `change` gives a `resourceVersion` that is
+   * not the newest one. Writes nothing when nothing changes.
+   */
+  async update(
+    kind: Kind,
+    name: string,
+    request: { change: (old: KubeObject) => KubeObject; options: WriteOptions },
+  ): Promise<StoredObject> {
+    return this.store.write((transaction) => this.updateIn(transaction, { kind, name, ...request }), request.options);
+  }
+
+  /** The same, as a part of a larger write. */
+  updateIn(
+    transaction: Transaction,
+    request: {
+      kind: Kind;
+      name: string;
+      change: (old: KubeObject) => KubeObject;
+      options: WriteOptions;
+      /** The change maintains `metadata.managedFields` itself; otherwise they stay as they are. */
+      managed?: boolean;
+    },
+  ): StoredObject {
+    const { kind, name, options } = request;
+    const key = { resource: resourceOf(kind), namespace: options.namespace, name };
+    const found = transaction.get(key);
+    if (found === undefined) throw notFound(subjectOf(kind, name));
+    const old = found.object;
+    const object = request.change(asVersion(found.copy(), kind));
+    this.#checkIdentity(kind, object, { old, options });
+    const context = this.#context(transaction, options);
+    keepMeta(object, old);
+    if (request.managed !== true) keepManagedFields(object, old);
+    this.#separate(kind, object, { old, subresource: options.subresource });
+    kind.rules.prepareUpdate?.(object, old, context);
+    if (specChanged(object, old)) object.metadata.generation = (old.metadata.generation ?? 0) + 1;
+    this.#toStorage(object);
+    if (sameJson({ ...object, apiVersion: "" }, { ...old, apiVersion: "" })) return found;
+    this.#admit({ verb: "update", kind, object, old, context });
+    this.#validate(kind, object, { old, context });
+    if (object.metadata.deletionTimestamp !== undefined && isFree(object)) {
+      transaction.put(key, object);
+      transaction.remove(key);
+      kind.rules.afterWrite?.(object, old, context);
+      return found;
+    }
+    const stored = transaction.put(key, object);
+    kind.rules.afterWrite?.(object, old, context);
+    return stored;
+  }
+
+  /** Deletes an object, or begins to: with grace or finalizers it stays, marked. `gone` tells which. */
+  async delete(
+    kind: Kind,
+    name: string,
+    request: { options: WriteOptions; how: DeleteOptions },
+  ): Promise<{ object: StoredObject; gone: boolean }> {
+    return this.store.write((transaction) => this.deleteIn(transaction, { kind, name, ...request }), request.options);
+  }
+
+  /** The same, as a part of a larger write. */
+  deleteIn(
+    transaction: Transaction,
+    request: { kind: Kind; name: string; options: WriteOptions; how: DeleteOptions },
+  ): { object: StoredObject; gone: boolean } {
+    const { kind, name, options, how } = request;
+    const key = { resource: resourceOf(kind), namespace: options.namespace, name };
+    const found = transaction.get(key);
+    if (found === undefined) throw notFound(subjectOf(kind, name));
+    this.#checkPreconditions(kind, found, how);
+    const context = this.#context(transaction, options);
+    const object = found.copy();
+    this.#admit({ verb: "delete", kind, object, old: found.object, context });
+    this.#mark(kind, object, how);
+    if (isFree(object)) {
+      transaction.remove(key);
+      kind.rules.afterWrite?.(object, found.object, context);
+      return { object: found, gone: true };
+    }
+    if (sameJson(object, found.object)) return { object: found, gone: false };
+    if (object.metadata.deletionTimestamp !== found.object.metadata.deletionTimestamp) {
+      object.metadata.generation = (object.metadata.generation ?? 0) + 1;
+    }
+    return { object: transaction.put(key, object), gone: false };
+  }
+
+  #context(transaction: Transaction, options: WriteOptions): WriteContext {
+    const { user, subresource } = options;
+    return { transaction, user, subresource, nowMs: this.#clock.now(), config: this.config };
+  }
+
+  #keyOf(kind: Kind, object: KubeObject): ObjectKey {
+    const { name, namespace } = object.metadata;
+    return { resource: resourceOf(kind), namespace: kind.namespaced ? (namespace ?? "") : "", name };
+  }
+
+  #prepareMeta(kind: Kind, object: KubeObject, options: WriteOptions): void {
+    const { metadata } = object;
+    if (kind.namespaced) {
+      const given = metadata.namespace;
+      if (given !== undefined && given !== "" && given !== options.namespace) {
+        throw badRequest(
+          `the namespace of the provided object does not match the namespace sent on the request: metadata.namespace is "${given}", the request says "${options.namespace}"`,
+        );
+      }
+      metadata.namespace = options.namespace;
+    } else if (metadata.namespace !== undefined && metadata.namespace !== "") {
+      throw badRequest(`metadata.namespace must be empty for ${kind.kind}, which is not namespaced`);
+    } else delete metadata.namespace;
+    if (metadata.resourceVersion !== undefined && metadata.resourceVersion !== "" && metadata.resourceVersion !== "0") {
+      throw badRequest("metadata.resourceVersion should not be set on objects to be created");
+    }
+    if (!metadata.name && metadata.generateName) metadata.name = this.#generate(metadata.generateName);
+    if (!metadata.name) {
+      throw invalid(subjectOf(kind), [
+        {
+          reason: "FieldValueRequired",
+          field: "metadata.name",
+          message: "Required value: name or generateName is required",
+        },
+      ]);
+    }
+    delete metadata.deletionTimestamp;
+    delete metadata.deletionGracePeriodSeconds;
+    delete metadata.managedFields;
+    metadata.uid = this.#uuid();
+    metadata.creationTimestamp = formatTime(this.#clock.now());
+    if (isRecord(object["spec"]) || kind.custom) metadata.generation = 1;
+    else delete metadata.generation;
+  }
+
+  #generate(prefix: string): string {
+    const suffix = Array.from({ length: 5 }, () => SUFFIX_ALPHABET[this.#random.below(SUFFIX_ALPHABET.length)]);
+    return `${prefix.slice(0, 58)}${suffix.join("")}`;
+  }
+
+  #uuid(): string {
+    const hex = this.#random.hex(16);
+    const variant = ((Number.parseInt(hex[16] ?? "0", 16) & 3) | 8).toString(16);
+    return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-${variant}${hex.slice(17, 20)}-${hex.slice(20)}`;
+  }
+
+  #requireNamespace(transaction: Transaction, object: KubeObject, kind: Kind): void {
+    const name = object.metadata.namespace ?? "";
+    const namespace = transaction.get({ resource: "namespaces", namespace: "", name });
+    if (namespace === undefined) throw notFound({ resource: "namespaces", kind: "namespaces", name });
+    if (namespace.object.metadata.deletionTimestamp === undefined) return;
+    throw forbidden(
+      subjectOf(kind, object.metadata.name),
+      `unable to create new content in namespace ${name} because it is being terminated`,
+    );
+  }
+
+  #checkIdentity(kind: Kind, object: KubeObject, request: { old: Readonly<KubeObject>; options: WriteOptions }): void {
+    const { old, options } = request;
+    const { name, namespace, uid, resourceVersion } = object.metadata;
+    if (name !== undefined && name !== "" && name !== old.metadata.name) {
+      throw badRequest(`the name of the object (${name}) does not match the name on the URL (${old.metadata.name})`);
+    }
+    if (namespace !== undefined && namespace !== options.namespace) {
+      throw badRequest(
+        `the namespace of the object (${namespace}) does not match the namespace on the URL (${options.namespace})`,
+      );
+    }
+    if (uid !== undefined && uid !== "" && uid !== old.metadata.uid) {
+      throw conflict(
+        subjectOf(kind, old.metadata.name),
+        `Precondition failed: UID in precondition: ${uid}, UID in object meta: ${old.metadata.uid}`,
+      );
+    }
+    if (resourceVersion !== undefined && resourceVersion !== "" && resourceVersion !== old.metadata.resourceVersion) {
+      throw conflict(subjectOf(kind, old.metadata.name));
+    }
+  }
+
+  /** The object and its status are written apart: each write keeps the other part as it was. */
+  #separate(kind: Kind, object: KubeObject, request: { old: Readonly<KubeObject>; subresource: string }): void {
+    const { old, subresource } = request;
+    if (subresource === "status") {
+      for (const field of new Set([...Object.keys(object), ...Object.keys(old)])) {
+        if (field !== "status" && field !== "metadata") restore(object, old, field);
+      }
+      const { resourceVersion, managedFields } = object.metadata;
+      object.metadata = {
+        ...copyOf(old.metadata),
+        ...(resourceVersion && { resourceVersion }),
+        ...(managedFields && { managedFields }),
+      };
+    } else if (kind.subresources.includes("status")) restore(object, old, "status");
+  }
+
+  #validate(
+    kind: Kind,
+    object: KubeObject,
+    request: { old: Readonly<KubeObject> | undefined; context: WriteContext },
+  ): void {
+    const causes = [
+      ...validateMeta(object, resourceOf(kind)),
+      ...(kind.rules.validate?.(object, request.old, request.context) ?? []),
+    ];
+    if (causes.length > 0) throw invalid(subjectOf(kind, object.metadata.name), causes);
+  }
+
+  #toStorage(object: KubeObject): KubeObject {
+    if (object.metadata.managedFields?.length === 0) delete object.metadata.managedFields;
+    return object;
+  }
+
+  #checkPreconditions(kind: Kind, found: StoredObject, how: DeleteOptions): void {
+    const { uid, resourceVersion, name } = found.object.metadata;
+    if (how.uid !== undefined && how.uid !== uid) {
+      throw conflict(
+        subjectOf(kind, name),
+        `Precondition failed: UID in precondition: ${how.uid}, UID in object meta: ${uid}`,
+      );
+    }
+    if (how.resourceVersion !== undefined && how.resourceVersion !== resourceVersion) {
+      throw conflict(
+        subjectOf(kind, name),
+        `Precondition failed: ResourceVersion in precondition: ${how.resourceVersion}, ResourceVersion in object meta: ${resourceVersion ?? ""}`,
+      );
+    }
+  }
+
+  /** Marks an object for deletion: finalizers by the policy, the time, and the grace that is left. */
+  #mark(kind: Kind, object: KubeObject, how: DeleteOptions): void {
+    const { metadata } = object;
+    const finalizers = new Set(metadata.finalizers ?? []);
+    if (how.propagationPolicy !== undefined) {
+      finalizers.delete(ORPHAN);
+      finalizers.delete(FOREGROUND);
+      if (how.propagationPolicy === "Orphan") finalizers.add(ORPHAN);
+      if (how.propagationPolicy === "Foreground") finalizers.add(FOREGROUND);
+    }
+    if (finalizers.size > 0) metadata.finalizers = [...finalizers];
+    else delete metadata.finalizers;
+    const own = kind.rules.graceSeconds?.(object);
+    const asked =
+      own === undefined ? 0 : Math.min(how.gracePeriodSeconds ?? own, own === 0 ? 0 : Number.MAX_SAFE_INTEGER);
+    const left = metadata.deletionTimestamp === undefined ? undefined : (metadata.deletionGracePeriodSeconds ?? 0);
+    const grace = Math.max(0, left === undefined ? asked : Math.min(left, how.gracePeriodSeconds ?? left));
+    if (left !== undefined && grace === left) return;
+    metadata.deletionTimestamp = formatTime(this.#clock.now() + grace * 1000);
+    metadata.deletionGracePeriodSeconds = grace;
+  }
+}
+
+/** Nothing holds a marked object any more. */
+function isFree(object: KubeObject): boolean {
+  const { finalizers, deletionGracePeriodSeconds } = object.metadata;
+  const own = object.kind === "Namespace" && isRecord(object["spec"]) ? object["spec"]["finalizers"] : [];
+  const held = Array.isArray(own) && own.length > 0;
+  return (finalizers ?? []).length === 0 && (deletionGracePeriodSeconds ?? 0) === 0 && !held;
+}
+
+function asVersion(object: KubeObject, kind: Kind): KubeObject {
+  object.apiVersion = apiVersionOf(kind);
+  return object;
+}
+
+function restore(object: KubeObject, old: Readonly<KubeObject>, field: string): void {
+  if (old[field] === undefined) delete object[field];
+  else object[field] = copyOf(old[field]);
+}
+
+/** What nobody may change through an update. */
+function keepMeta(object: KubeObject, old: Readonly<KubeObject>): void {
+  const { metadata } = object;
+  const before = old.metadata;
+  metadata.name = before.name;
+  metadata.uid = before.uid;
+  if (before.namespace === undefined) delete metadata.namespace;
+  else metadata.namespace = before.namespace;
+  for (const field of ["creationTimestamp", "deletionTimestamp", "generateName", "resourceVersion"] as const) {
+    if (before[field] === undefined) delete metadata[field];
+    else metadata[field] = before[field];
+  }
+  for (const field of ["generation", "deletionGracePeriodSeconds"] as const) {
+    if (before[field] === undefined) delete metadata[field];
+    else metadata[field] = before[field];
+  }
+}
+
+/** Only server-side apply writes them; anybody may drop them all. */
+function keepManagedFields(object: KubeObject, old: Readonly<KubeObject>): void {
+  if (object.metadata.managedFields?.length === 0) return;
+  if (old.metadata.managedFields === undefined) delete object.metadata.managedFields;
+  else object.metadata.managedFields = copyOf(old.metadata.managedFields);
+}
+
+function specChanged(object: Readonly<KubeObject>, old: Readonly<KubeObject>): boolean {
+  if (old.metadata.generation === undefined) return false;
+  const strip = (one: Readonly<KubeObject>): unknown => ({
+    ...one,
+    metadata: undefined,
+    status: undefined,
+    apiVersion: undefined,
+  });
+  return !sameJson(strip(object), strip(old));
+}

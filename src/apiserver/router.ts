@@ -1,0 +1,164 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import { authenticate } from "./authenticate.ts";
+import type { Attributes, Authorizer } from "./authorizer.ts";
+import { MAX_BODY_BYTES, MAX_REQUESTS, MAX_STREAMS } from "./config.ts";
+import { KUBERNETES_VERSION, type Discovery } from "./discovery.ts";
+import { subjectOf } from "./kinds.ts";
+import type { Registry } from "./registry.ts";
+import { sendJson, sendStatus } from "./render.ts";
+import { parseRequest, type RequestInfo } from "./request.ts";
+import type { ResourceHandler } from "./resource-handler.ts";
+import { forbidden, internalError, methodNotAllowed, notServed, StatusError, tooLarge, unavailable } from "./status.ts";
+import type { SubresourceHandler } from "./subresources.ts";
+import type { TokenIssuer } from "./tokens.ts";
+import type { User } from "./user.ts";
+
+/** The parts that answer requests. */
+export interface RouterParts {
+  readonly registry: Registry;
+  readonly tokens: TokenIssuer;
+  readonly authorizer: Pick<Authorizer, "allows">;
+  readonly discovery: Discovery;
+  readonly resources: ResourceHandler;
+  readonly subresources: SubresourceHandler;
+  readonly documents: Readonly<Record<string, () => unknown>>;
+  readonly log: Log;
+}
+
+/** Takes each request through authentication and authorization to the part that answers it. */
+export class Router {
+  readonly #parts: RouterParts;
+  #running = 0;
+
+  constructor(parts: RouterParts) {
+    this.#parts = parts;
+  }
+
+  /** Requests that are being answered now, without watches. */
+  get running(): number {
+    return this.#running;
+  }
+
+  /** Answers a request. Never rejects: failures become a Status. */
+  async answer(message: IncomingMessage, response: ServerResponse): Promise<void> {
+    this.#running++;
+    try {
+      if (this.#running > MAX_REQUESTS)
+        throw unavailable("too many requests are being answered, please try again later");
+      await this.#route(message, response);
+    } catch (error) {
+      sendStatus(response, this.#statusOf(error, message).body);
+    } finally {
+      this.#running--;
+    }
+  }
+
+  /** Checks who asks and whether they may; for requests that become streams too. Throws 400, 401, 403. */
+  admit(message: IncomingMessage): { info: RequestInfo; user: User } {
+    const user = authenticate(message, this.#parts.tokens);
+    const info = parseRequest(message);
+    const attributes = attributesOf(info);
+    if (!this.#parts.authorizer.allows(user, attributes)) throw refusal(user, attributes);
+    return { info, user };
+  }
+
+  /** A failure as the client gets it; what is not a client's mistake is logged and told without internals. */
+  statusOf(error: unknown, message: IncomingMessage): StatusError {
+    return this.#statusOf(error, message);
+  }
+
+  async #route(message: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { info, user } = this.admit(message);
+    const { target } = info;
+    if (target === undefined) return this.#document(info, message, response);
+    const kind = this.#parts.registry.find(target.group, target.version, target.plural);
+    if (kind === undefined || (target.namespace !== "" && !kind.namespaced)) {
+      throw notServed(`veil apiserver does not serve ${describe(target)}`);
+    }
+    const subject = subjectOf(kind, target.name);
+    if (kind.namespaced && target.namespace === "" && !["list", "watch", "deletecollection"].includes(info.verb)) {
+      if (target.name !== "" || !kind.verbs.includes("list"))
+        throw notServed(`${kind.plural} live in namespaces: use /namespaces/NAME/${kind.plural}`);
+      throw methodNotAllowed(subject, info.verb);
+    }
+    const body = async (): Promise<Buffer> => readBody(message);
+    const request = { kind, target, info, user, message, response, body };
+    if (this.#parts.resources.watches >= MAX_STREAMS && info.verb === "watch")
+      throw unavailable("too many watches are open");
+    if (target.subresource !== "" || !kind.verbs.includes("get")) return this.#parts.subresources.handle(request);
+    const collection = ["create", "list", "watch", "deletecollection"].includes(info.verb);
+    if (collection !== (target.name === "") || !kind.verbs.includes(info.verb))
+      throw methodNotAllowed(subject, info.verb);
+    return this.#parts.resources.handle(request);
+  }
+
+  #document(info: RequestInfo, message: IncomingMessage, response: ServerResponse): void {
+    if (info.verb !== "get" && info.verb !== "head") throw methodNotAllowed({ resource: info.path }, info.verb);
+    const found = this.#parts.discovery.find(info.path, message.headers.accept ?? "");
+    if (found !== undefined) {
+      const body = Buffer.from(JSON.stringify(found.body));
+      response.writeHead(200, { "content-type": found.contentType, "content-length": body.length, vary: "Accept" });
+      response.end(body);
+      return;
+    }
+    if (info.path === "/version" || info.path === "/version/") return sendJson(response, 200, versionInfo());
+    if (["/healthz", "/livez", "/readyz"].includes(info.path)) {
+      response.writeHead(200, { "content-type": "text/plain" }).end("ok");
+      return;
+    }
+    const document = this.#parts.documents[info.path]?.();
+    if (document === undefined) throw notServed(`veil apiserver has nothing at ${info.path}`);
+    sendJson(response, 200, document);
+  }
+
+  #statusOf(error: unknown, message: IncomingMessage): StatusError {
+    if (error instanceof StatusError) return error;
+    this.#parts.log.error({ err: error, method: message.method, path: message.url?.split("?")[0] }, "request failed");
+    return internalError(messageOf(error));
+  }
+}
+
+function describe(target: { group: string; version: string; plural: string }): string {
+  return `${target.plural} in ${target.group === "" ? "" : `${target.group}/`}${target.version}`;
+}
+
+function attributesOf(info: RequestInfo): Attributes {
+  const { target, verb, path } = info;
+  if (target === undefined) return { verb, group: "", resource: "", namespace: "", name: "", path };
+  const resource = target.subresource === "" ? target.plural : `${target.plural}/${target.subresource}`;
+  return { verb, group: target.group, resource, namespace: target.namespace, name: target.name, path };
+}
+
+function refusal(user: User, wanted: Attributes): StatusError {
+  const where = wanted.namespace === "" ? "at the cluster scope" : `in the namespace "${wanted.namespace}"`;
+  const who = `User "${user.name}" cannot ${wanted.verb}`;
+  if (wanted.resource === "") return forbidden({ resource: wanted.path }, `${who} path "${wanted.path}"`);
+  const why = `${who} resource "${wanted.resource}" in API group "${wanted.group}" ${where}`;
+  return forbidden({ group: wanted.group, resource: wanted.resource.split("/")[0] ?? "", name: wanted.name }, why);
+}
+
+function versionInfo(): unknown {
+  return {
+    ...KUBERNETES_VERSION,
+    gitCommit: "",
+    gitTreeState: "clean",
+    buildDate: "1970-01-01T00:00:00Z",
+    goVersion: "none",
+    compiler: "node",
+    platform: "linux/amd64",
+  };
+}
+
+async function readBody(message: IncomingMessage): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of message) {
+    const buffer = Buffer.isBuffer(chunk) ? chunk : Buffer.from(String(chunk));
+    bytes += buffer.length;
+    if (bytes > MAX_BODY_BYTES) throw tooLarge(MAX_BODY_BYTES);
+    chunks.push(buffer);
+  }
+  return Buffer.concat(chunks);
+}

@@ -1,0 +1,173 @@
+import { isRecord } from "../object.ts";
+
+/**
+ * The shape of a value. Built-in kinds get theirs from `types.json`, custom resources from their OpenAPI schema; both
+ * are decoded, pruned, merged and explained by the same code.
+ */
+export interface Schema {
+  readonly type:
+    | "object"
+    | "map"
+    | "list"
+    | "string"
+    | "int"
+    | "number"
+    | "bool"
+    | "time"
+    | "bytes"
+    | "quantity"
+    | "intstr"
+    | "any";
+  /** Of an object: its fields. Called when needed, because types refer to each other. */
+  readonly fields?: () => Readonly<Record<string, Schema>>;
+  /** Of a map or a list: what its values are. */
+  readonly item?: Schema;
+  /** Of a list that merges: the key fields; empty for a set of plain values. */
+  readonly keys?: readonly string[];
+  /** Of an object: fields that must be there (shown by explain; enforced for custom resources only). */
+  readonly required?: readonly string[];
+  /** The name of a built-in type, for OpenAPI references. */
+  readonly name?: string;
+  /** Of an object: fields that are not listed are kept. */
+  readonly open?: boolean;
+  readonly description?: string;
+  /** Of a map that is replaced as a whole by apply. */
+  readonly atomic?: boolean;
+  readonly nullable?: boolean;
+  /** Further conditions of a custom resource's value: returns what is wrong with it. */
+  readonly check?: (value: unknown) => string | undefined;
+  readonly default?: unknown;
+}
+
+/** What was found while reading an object by its schema. */
+export interface SchemaFindings {
+  /** Fields that the schema does not know; they have been removed. */
+  readonly unknown: string[];
+  /** Values of a wrong type or against a rule: path and problem. */
+  readonly wrong: { field: string; message: string; missing?: boolean }[];
+}
+
+const MAX_DEPTH = 64;
+
+/**
+ * Reads a value by its schema: removes unknown fields, and null where it stands for "not set". Collects everything
+ * that is wrong instead of stopping at the first. Changes `value` in place.
+ */
+export function readBySchema(schema: Schema, value: unknown, findings: SchemaFindings): void {
+  visit(schema, value, { path: "", depth: 0, findings });
+}
+
+interface Place {
+  readonly path: string;
+  readonly depth: number;
+  readonly findings: SchemaFindings;
+}
+
+function inside(place: Place, name: string): Place {
+  const path = place.path === "" || name.startsWith("[") ? `${place.path}${name}` : `${place.path}.${name}`;
+  return { path, depth: place.depth + 1, findings: place.findings };
+}
+
+function visit(schema: Schema, value: unknown, place: Place): void {
+  if (place.depth > MAX_DEPTH) return wrong(place, `nested deeper than ${MAX_DEPTH}`);
+  switch (schema.type) {
+    case "object":
+      return visitObject(schema, value, place);
+    case "map":
+      if (!isRecord(value)) return mismatch(place, "an object", value);
+      for (const [key, item] of Object.entries(value)) if (schema.item) visit(schema.item, item, inside(place, key));
+      break;
+    case "list":
+      if (!Array.isArray(value)) return mismatch(place, "a list", value);
+      for (const [index, item] of value.entries())
+        if (schema.item) visit(schema.item, item, inside(place, `[${index}]`));
+      break;
+    default:
+      visitScalar(schema, value, place);
+  }
+  checkRule(schema, value, place);
+}
+
+function visitObject(schema: Schema, value: unknown, place: Place): void {
+  if (!isRecord(value)) return mismatch(place, "an object", value);
+  const fields = schema.fields?.() ?? {};
+  for (const key of Object.keys(value)) {
+    const field = Object.hasOwn(fields, key) ? fields[key] : undefined;
+    if (field === undefined) {
+      if (schema.open === true) continue;
+      place.findings.unknown.push(inside(place, key).path);
+      delete value[key];
+    } else if (value[key] === null && field.nullable !== true) delete value[key];
+    else visit(field, value[key], inside(place, key));
+  }
+  checkRule(schema, value, place);
+}
+
+function visitScalar(schema: Schema, value: unknown, place: Place): void {
+  switch (schema.type) {
+    case "string":
+      if (typeof value !== "string") mismatch(place, "a string", value);
+      break;
+    case "int":
+      if (typeof value !== "number" || !Number.isInteger(value)) mismatch(place, "an integer", value);
+      break;
+    case "number":
+      if (typeof value !== "number") mismatch(place, "a number", value);
+      break;
+    case "bool":
+      if (typeof value !== "boolean") mismatch(place, "a boolean", value);
+      break;
+    case "time":
+      if (typeof value !== "string" || Number.isNaN(Date.parse(value))) mismatch(place, "a time (RFC 3339)", value);
+      break;
+    case "bytes":
+      if (typeof value !== "string" || !/^[A-Za-z0-9+/\n]*={0,2}\n?$/.test(value))
+        mismatch(place, "base64 text", value);
+      break;
+    case "quantity":
+      if (!isQuantity(value)) mismatch(place, "a quantity such as 100m or 64Mi", value);
+      break;
+    case "intstr":
+      if (typeof value !== "string" && !Number.isInteger(value)) mismatch(place, "an integer or a string", value);
+      break;
+    case "object":
+    case "map":
+    case "list":
+    case "any":
+      break;
+  }
+}
+
+function isQuantity(value: unknown): boolean {
+  return (
+    typeof value === "number" ||
+    (typeof value === "string" && /^[+-]?(\d+\.?\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$/.test(value))
+  );
+}
+
+function checkRule(schema: Schema, value: unknown, place: Place): void {
+  const problem = schema.check?.(value);
+  if (problem !== undefined) wrong(place, problem);
+  if (schema.required === undefined || schema.check === undefined || !isRecord(value)) return;
+  for (const name of schema.required) {
+    if (value[name] === undefined) {
+      place.findings.wrong.push({ field: inside(place, name).path, message: "Required value", missing: true });
+    }
+  }
+}
+
+function mismatch(place: Place, expected: string, value: unknown): void {
+  const found =
+    value === null
+      ? "null"
+      : Array.isArray(value)
+        ? "a list"
+        : isRecord(value)
+          ? "an object"
+          : `${typeof value} ${JSON.stringify(value)?.slice(0, 80)}`;
+  wrong(place, `expected ${expected}, found ${found}`);
+}
+
+function wrong(place: Place, message: string): void {
+  place.findings.wrong.push({ field: place.path, message });
+}

@@ -1,0 +1,115 @@
+import { readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+/**
+ * Writes `types.json`, the field table of the built-in kinds, from the models of the development dependency
+ * @kubernetes/client-node. Run it after that dependency changed: `node src/apiserver/schema/generate.ts`.
+ */
+
+const ROOTS = [
+  "V1Pod V1Namespace V1Service V1ConfigMap V1Secret V1ServiceAccount V1Node CoreV1Event",
+  "V1Deployment V1DaemonSet V1ReplicaSet V1Scale V1Lease V1EndpointSlice V1CustomResourceDefinition",
+  "V1Role V1RoleBinding V1ClusterRole V1ClusterRoleBinding V1TokenReview AuthenticationV1TokenRequest V1SelfSubjectReview",
+  "V1SubjectAccessReview V1SelfSubjectAccessReview V1LocalSubjectAccessReview V1SelfSubjectRulesReview V1Binding",
+  "V1Status V1DeleteOptions",
+]
+  .join(" ")
+  .split(" ");
+
+/** Lists that strategic merge and server-side apply merge by key; `*` is a set of plain values. */
+const MERGE_KEYS: Readonly<Record<string, string>> = {
+  "ObjectMeta.finalizers": "*",
+  "ObjectMeta.ownerReferences": "uid",
+  "PodSpec.containers": "name",
+  "PodSpec.initContainers": "name",
+  "PodSpec.ephemeralContainers": "name",
+  "PodSpec.volumes": "name",
+  "PodSpec.imagePullSecrets": "name",
+  "PodSpec.hostAliases": "ip",
+  "PodSpec.schedulingGates": "name",
+  "PodSpec.resourceClaims": "name",
+  "PodSpec.topologySpreadConstraints": "topologyKey,whenUnsatisfiable",
+  "Container.env": "name",
+  "Container.ports": "containerPort,protocol",
+  "Container.volumeMounts": "mountPath",
+  "Container.volumeDevices": "devicePath",
+  "PodStatus.conditions": "type",
+  "PodStatus.podIPs": "ip",
+  "ServiceSpec.ports": "port,protocol",
+  "ServiceStatus.conditions": "type",
+  "ServiceAccount.secrets": "name",
+  "NodeSpec.podCIDRs": "*",
+  "NodeStatus.conditions": "type",
+  "NodeStatus.addresses": "type",
+  "NamespaceStatus.conditions": "type",
+  "DeploymentStatus.conditions": "type",
+  "DaemonSetStatus.conditions": "type",
+  "ReplicaSetStatus.conditions": "type",
+  "CustomResourceDefinitionStatus.conditions": "type",
+};
+
+/** Maps and fields whose values are quantities: text or a number. */
+const QUANTITIES = /^(limits|requests|capacity|allocatable|overhead|hard|used|sizeLimit|divisor|allocatedResources)$/;
+
+interface Attribute {
+  readonly name: string;
+  readonly baseName: string;
+  readonly type: string;
+  readonly format: string;
+}
+
+const require = createRequire(import.meta.url);
+const folder = require.resolve("@kubernetes/client-node").replace(/dist\/.*$/, "dist/gen/models/");
+const types: Record<string, Record<string, string>> = {};
+
+function shortName(model: string): string {
+  return model
+    .replace(/^V1(?=[A-Z])/, "")
+    .replace(/^(Core|Events|Discovery|Authentication|Rbac|Admissionregistration)V1/, (_all, group: string) =>
+      group === "Events" ? "Events" : "",
+    );
+}
+
+function encodeType(attribute: Attribute, queue: string[]): string {
+  const { type, format, baseName } = attribute;
+  const array = /^Array<(.+)>$/.exec(type)?.[1];
+  if (array !== undefined) return `[]${encodeType({ ...attribute, type: array }, queue)}`;
+  const map = /^\{ \[key: string\]: (.+); \}$/.exec(type)?.[1];
+  if (map !== undefined) return `{}${encodeType({ ...attribute, type: map }, queue)}`;
+  if (type === "string") return format === "byte" ? "bytes" : QUANTITIES.test(baseName) ? "quantity" : "string";
+  if (type === "number") return format === "double" || format === "float" ? "number" : "int";
+  if (type === "boolean") return "bool";
+  if (type === "Date" || type === "V1MicroTime") return "time";
+  if (type === "IntOrString") return "intstr";
+  if (type === "any" || type === "object") return "any";
+  if (type === "V1JSONSchemaProps") return "any";
+  queue.push(type);
+  return shortName(type);
+}
+
+async function read(model: string, queue: string[]): Promise<void> {
+  const module: Record<string, { attributeTypeMap: Attribute[] }> = await import(`${folder}${model}.js`);
+  const declared = readFileSync(`${folder}${model}.d.ts`, "utf8");
+  const short = shortName(model);
+  const fields: Record<string, string> = {};
+  for (const attribute of module[model]?.attributeTypeMap ?? []) {
+    const required = declared.includes(`'${attribute.name}':`) ? "!" : "";
+    const key = MERGE_KEYS[`${short}.${attribute.baseName}`] ?? MERGE_KEYS[`Container.${attribute.baseName}`];
+    const merge = MERGE_KEYS[`${short}.${attribute.baseName}`] ?? (short === "EphemeralContainer" ? key : undefined);
+    fields[attribute.baseName] = `${encodeType(attribute, queue)}${merge === undefined ? "" : `@${merge}`}${required}`;
+  }
+  types[short] = fields;
+}
+
+const queue = [...ROOTS];
+const seen = new Set<string>();
+while (queue.length > 0) {
+  const model = queue.shift() ?? "";
+  if (seen.has(model)) continue;
+  seen.add(model);
+  await read(model, queue);
+}
+const lines = Object.keys(types)
+  .toSorted()
+  .map((name) => `  ${JSON.stringify(name)}: ${JSON.stringify(types[name])}`);
+writeFileSync(new URL("types.json", import.meta.url), `{\n${lines.join(",\n")}\n}\n`);

@@ -1,0 +1,199 @@
+import { mkdirSync } from "node:fs";
+import { createServer, type Server } from "node:https";
+import { join } from "node:path";
+import type { Clock } from "#base/clock";
+import { messageOf } from "#base/errors";
+import { formatHostPort, type Cidr } from "#base/ip";
+import type { Log } from "#base/log";
+import type { Random } from "#base/random";
+import type { Service } from "#base/service";
+import { Authorizer } from "./authorizer.ts";
+import { DEFAULT_ISSUER, type ServerConfig } from "./config.ts";
+import { Discovery } from "./discovery.ts";
+import { Engine } from "./engine.ts";
+import { apiserverError } from "./errors.ts";
+import { bootstrap } from "./bootstrap.ts";
+import { keepNamespaceObjects } from "./controllers.ts";
+import { createKubeconfig } from "./kubeconfig.ts";
+import { openPki, writeAtomically, type Pki } from "./pki.ts";
+import { Registry } from "./registry.ts";
+import { ResourceHandler } from "./resource-handler.ts";
+import { Router } from "./router.ts";
+import { addressAt } from "./rules/services.ts";
+import { Store } from "./store.ts";
+import { bindingAnswer, SubresourceHandler } from "./subresources.ts";
+import { TokenIssuer } from "./tokens.ts";
+
+/** Where to listen: an address, or a listening socket inherited as a file descriptor. */
+export type ListenAddress = { readonly host: string; readonly port: number } | { readonly fd: number };
+
+/** What an embedded Kubernetes API needs. */
+export interface ApiServerOptions {
+  /** Keeps keys and objects; made when it does not exist. One server at a time. */
+  readonly dataDir: string;
+  readonly listen: readonly ListenAddress[];
+  /** How clients reach it; default is the first listening address. */
+  readonly advertise?: { readonly host: string; readonly port: number };
+  readonly serviceCidr: Cidr;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly random: Random;
+}
+
+const READABLE_DRAIN_MS = 1000;
+
+/**
+ * The part of the Kubernetes API that Veil and kubectl need, on SQLite, over TLS with client certificates and service
+ * account tokens.
+ */
+export class ApiServer implements Service {
+  readonly name = "apiserver";
+  readonly #options: ApiServerOptions;
+  readonly #servers: Server[] = [];
+  #store: Store | undefined;
+  #resources: ResourceHandler | undefined;
+  readonly #stops: (() => void)[] = [];
+
+  constructor(options: ApiServerOptions) {
+    this.#options = options;
+  }
+
+  /** The addresses it listens on, after start. */
+  get addresses(): readonly { host: string; port: number }[] {
+    return this.#servers.flatMap((server) => {
+      const address = server.address();
+      return address === null || typeof address === "string" ? [] : [{ host: address.address, port: address.port }];
+    });
+  }
+
+  /** Where the kubeconfig of the administrator lies. */
+  get adminKubeconfig(): string {
+    return join(this.#options.dataDir, "admin.kubeconfig");
+  }
+
+  async start(signal: AbortSignal): Promise<void> {
+    const { dataDir, clock, log, listen } = this.#options;
+    signal.throwIfAborted();
+    mkdirSync(dataDir, { recursive: true, mode: 0o700 });
+    const advertise = this.#advertise();
+    const pki = await openPki(dataDir, this.#names(advertise.host), clock.now());
+    const store = new Store({ path: join(dataDir, "state.db"), log });
+    this.#store = store;
+    try {
+      const config: ServerConfig = { serviceCidr: this.#options.serviceCidr, advertise, issuer: DEFAULT_ISSUER };
+      const router = await this.#assemble({ config, pki, store });
+      for (const address of listen) await this.#listen(address, { pki, router });
+      const server = `https://${formatHostPort(advertise.host, this.addresses[0]?.port ?? advertise.port)}`;
+      const groups = ["system:masters"];
+      writeAtomically(
+        this.adminKubeconfig,
+        await createKubeconfig({ dataDir, user: "kubernetes-admin", groups, server }),
+      );
+    } catch (error) {
+      await this.drain(0);
+      throw error;
+    }
+    log.info({ addresses: this.addresses, objects: store.size, revision: store.revision }, "api serves");
+  }
+
+  async drain(deadlineMs: number): Promise<void> {
+    for (const stop of this.#stops.splice(0)) stop();
+    this.#resources?.endWatches();
+    const closed = this.#servers.splice(0).map((server) => {
+      const done = Promise.withResolvers<void>();
+      server.close(() => done.resolve());
+      server.closeIdleConnections();
+      const cancel = this.#options.clock.after(Math.min(deadlineMs, READABLE_DRAIN_MS), () =>
+        server.closeAllConnections(),
+      );
+      return done.promise.finally(cancel);
+    });
+    await Promise.all(closed);
+    this.#store?.close();
+  }
+  /** Puts the parts together over an open store. */
+  async #assemble(given: { config: ServerConfig; pki: Pki; store: Store }): Promise<Router> {
+    const { config, pki, store } = given;
+    const { clock, random, log } = this.#options;
+    const registry = new Registry();
+    const engine = new Engine({ store, config, clock, random, admit: () => {} });
+    await bootstrap(engine, registry);
+    const resources = new ResourceHandler({ engine, clock, random });
+    this.#resources = resources;
+    const tokens = new TokenIssuer({
+      issuer: config.issuer,
+      key: pki.tokenKey,
+      clock,
+      random,
+      find: (key) => store.get(key),
+    });
+    this.#stops.push(keepNamespaceObjects({ engine, registry, log, caPem: pki.caPem }));
+    return new Router({
+      registry,
+      tokens,
+      authorizer: new Authorizer(store),
+      discovery: new Discovery(registry),
+      resources,
+      subresources: new SubresourceHandler({ resources, answers: { "pods/binding": bindingAnswer(engine) } }),
+      documents: {},
+      log,
+    });
+  }
+
+  async #listen(address: ListenAddress, parts: { pki: Pki; router: Router }): Promise<void> {
+    const { pki, router } = parts;
+    const server = createServer({
+      cert: pki.server.certPem,
+      key: pki.server.keyPem,
+      ca: pki.caPem,
+      requestCert: true,
+      rejectUnauthorized: false, // tokens come without a certificate; `authenticate` looks at `authorized`
+      minVersion: "TLSv1.2",
+      ALPNProtocols: ["http/1.1"],
+      keepAliveTimeout: 120_000,
+      requestTimeout: 60_000,
+    });
+    server.on("request", (message, response) => void router.answer(message, response));
+    server.on("tlsClientError", (error, socket) => {
+      this.#options.log.debug({ err: error, peer: socket.remoteAddress }, "tls handshake failed");
+    });
+    const listening = Promise.withResolvers<void>();
+    server.once("error", (error) => listening.reject(error));
+    if ("fd" in address) server.listen({ fd: address.fd }, () => listening.resolve());
+    else server.listen(address.port, address.host, () => listening.resolve());
+    try {
+      await listening.promise;
+    } catch (error) {
+      const where = "fd" in address ? `file descriptor ${address.fd}` : formatHostPort(address.host, address.port);
+      throw apiserverError("APISERVER_LISTEN_FAILED", `cannot listen on ${where}: ${messageOf(error)}`, {
+        cause: error,
+      });
+    }
+    this.#servers.push(server);
+  }
+
+  #advertise(): { host: string; port: number } {
+    if (this.#options.advertise !== undefined) return this.#options.advertise;
+    const first = this.#options.listen.find((address) => "host" in address);
+    if (first === undefined)
+      throw apiserverError("APISERVER_OPTION_INVALID", "--advertise is needed when only inherited sockets are used");
+    return { host: ["0.0.0.0", "::"].includes(first.host) ? "127.0.0.1" : first.host, port: first.port };
+  }
+
+  /** The names and addresses in the serving certificate. */
+  #names(advertised: string): readonly string[] {
+    const hosts = this.#options.listen.flatMap((address) => ("host" in address ? [address.host] : []));
+    const service = [
+      "kubernetes",
+      "kubernetes.default",
+      "kubernetes.default.svc",
+      "kubernetes.default.svc.cluster.local",
+      "localhost",
+    ];
+    const first = addressAt(this.#options.serviceCidr, 1);
+    const ips = ["127.0.0.1", ...(first === undefined ? [] : [first])];
+    return [
+      ...new Set([...service, ...ips, advertised, ...hosts.filter((host) => host !== "0.0.0.0" && host !== "::")]),
+    ];
+  }
+}
