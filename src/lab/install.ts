@@ -5,7 +5,6 @@ import { messageOf } from "#base/errors";
 import { silentLog } from "#base/log";
 import { systemRandom } from "#base/random";
 import { KubeClient, loadKubeConfig, resources, type Node, type Pod } from "#kube";
-import { tryCommand } from "./commands.ts";
 import type { LabContext } from "./down.ts";
 import { labError } from "./errors.ts";
 import { nodeLayouts, type LabLayout, type NodeLayout } from "./layout.ts";
@@ -64,21 +63,12 @@ function forUser(text: string, server: string, name: string): string {
 /** Writes the kubeconfig of every node's kubelet that has none yet. */
 export async function credentialsOfNodes({ lab }: LabContext, spec: LabSpec): Promise<void> {
   const missing = nodeLayouts(lab, spec.nodes).filter((node) => !existsSync(nodeKubeconfig(node)));
-  await Promise.all(missing.map((node) => credentialsOfNode(lab, spec, node)));
-}
-
-async function credentialsOfNode(lab: LabLayout, spec: LabSpec, node: NodeLayout): Promise<void> {
-  const words = ["--user", `system:node:${node.name}`, "--group", "system:nodes", "--server", API_URL];
-  const { code, stdout, stderr } = await tryCommand([
-    spec.program,
-    "apiserver",
-    "kubeconfig",
-    "--data",
-    lab.apiserverData,
-    ...words,
-  ]);
-  if (code !== 0) throw labError("LAB_ROLE_FAILED", `no credentials for ${node.name}: ${stderr.trim()}`);
-  writeWhole(nodeKubeconfig(node), stdout);
+  if (missing.length === 0) return;
+  const { createKubeconfig } = await import("#apiserver");
+  const options = { dataDir: lab.apiserverData, groups: ["system:nodes"], server: API_URL };
+  for (const node of missing) {
+    writeWhole(nodeKubeconfig(node), await createKubeconfig({ ...options, user: `system:node:${node.name}` }));
+  }
 }
 
 /** Installs or updates Veil's objects. */

@@ -12,7 +12,8 @@ export interface ReadyEndpoint {
   readonly ip: string;
   readonly port: number;
   readonly path: string;
-  readonly tls?: boolean;
+  /** Asked over TLS when set, with this client certificate when it has one. */
+  readonly tls?: { readonly cert?: string | undefined; readonly key?: string | undefined };
 }
 
 const DEADLINE_MS = 2_000;
@@ -27,8 +28,9 @@ export async function findUnreadiness(endpoint: ReadyEndpoint, clock: Clock): Pr
     using netns = openNetns(endpoint.netns);
     const connection = await connectTcp({ netns, ip, port, timeoutMs: DEADLINE_MS, clock });
     const plain = connection.toNetSocket();
-    const socket = endpoint.tls === true ? connectTls({ socket: plain, rejectUnauthorized: false }) : plain;
-    const ask = endpoint.tls === true ? secureRequest : request;
+    const { tls } = endpoint;
+    const socket = tls === undefined ? plain : connectTls({ socket: plain, rejectUnauthorized: false, ...tls });
+    const ask = tls === undefined ? request : secureRequest;
     const { status, body } = await new Promise<{ status: number; body: string }>((resolve, reject) => {
       const call = ask({ host: ip, port, path, createConnection: () => socket, timeout: DEADLINE_MS }, (response) => {
         let text = "";

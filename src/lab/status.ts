@@ -1,4 +1,5 @@
 import type { Clock } from "#base/clock";
+import { loadKubeConfig } from "#kube";
 import { labError } from "./errors.ts";
 import { API_PORT, CONTROL_ADDRESS, netnsPath, nodeLayouts, UNDERLAY_INTERFACE, type LabLayout } from "./layout.ts";
 import { READY_PATH, VEIL_ROLES, type VeilRole } from "./manifests.ts";
@@ -65,7 +66,13 @@ export async function labStatus(lab: LabLayout, clock: Clock): Promise<LabStatus
       supervised("supervisor", { id: state?.supervisor, restarts: 0 }, { clock }),
       supervised("apiserver", role("apiserver"), {
         clock,
-        endpoint: { netns: controlNetns, ip: CONTROL_ADDRESS, port: API_PORT, path: "/readyz", tls: true },
+        endpoint: {
+          netns: controlNetns,
+          ip: CONTROL_ADDRESS,
+          port: API_PORT,
+          path: "/readyz",
+          tls: await adminCredentials(lab),
+        },
       }),
       supervised("controllers", role("controllers"), { clock }),
     ]),
@@ -80,6 +87,17 @@ export async function labStatus(lab: LabLayout, clock: Clock): Promise<LabStatus
     control: { netns: lab.controlNetns, address: CONTROL_ADDRESS, roles: control },
     nodes,
   };
+}
+
+/** The API answers nobody whom it does not know. */
+async function adminCredentials(lab: LabLayout): Promise<{ cert?: string | undefined; key?: string | undefined }> {
+  try {
+    const config = await loadKubeConfig(lab.kubeconfig);
+    const { certPem, keyPem } = await config.credentials();
+    return { cert: certPem, key: keyPem };
+  } catch {
+    return {}; // there is none yet: the API will say what it thinks of that
+  }
 }
 
 interface SupervisedRole {
@@ -97,7 +115,7 @@ async function nodeStatuses(
   return Promise.all(
     nodeLayouts(lab, spec.nodes).map(async (node): Promise<NodeStatus> => {
       const netns = netnsPath(node.netns);
-      const endpoint = { netns, ip: "127.0.0.1", port: KUBELET_PORT, path: "/healthz", tls: true };
+      const endpoint = { netns, ip: "127.0.0.1", port: KUBELET_PORT, path: "/healthz", tls: {} };
       const [addresses, ...roles] = await Promise.all([
         underlayAddresses(node.netns),
         supervised("kubelet", role(`kubelet-${node.name}`), { clock, endpoint }),

@@ -142,15 +142,18 @@ async function build(context: LabContext, before: LabSpec | undefined, wanted: L
   writeSpec(lab, wanted);
   await ensureSwitch(lab);
   signal.throwIfAborted();
-  const [spec] = await together([controlPlane(context, before, wanted), nodesWithoutRoles(context, wanted)]);
+  const [spec] = await together(context, (inner) => [
+    controlPlane(inner, before, wanted),
+    nodesWithoutRoles(inner, wanted),
+  ]);
   signal.throwIfAborted();
   await routePods(lab, spec.nodes);
   writeRoles(lab, allRoles(lab, spec));
-  await together([
-    progress.step("nodes ready", () => waitForNodes(context, spec)),
+  await together(context, (inner) => [
+    progress.step("nodes ready", () => waitForNodes(inner, spec)),
     progress.step("Veil ready", async () => {
-      await installVeil(context);
-      await waitForVeil(context, spec);
+      await installVeil(inner);
+      await waitForVeil(inner, spec);
     }),
   ]);
 }
@@ -167,10 +170,11 @@ async function controlPlane(context: LabContext, before: LabSpec | undefined, wa
   });
 }
 
-async function nodesWithoutRoles({ lab, progress }: LabContext, spec: LabSpec): Promise<void> {
+async function nodesWithoutRoles(context: LabContext, spec: LabSpec): Promise<void> {
+  const { lab, progress } = context;
   const nodes = nodeLayouts(lab, spec.nodes);
   await progress.step(`networks and namespaces of ${nodes.map((node) => node.name).join(", ")} made`, async () => {
-    await together([
+    await together(context, () => [
       checkNft(lab.switchNetns),
       ...nodes.map((node) => ensureNode(lab, node)),
       ...nodes.map((node) => ensureNodeNamespaces(lab, node, programRoot(spec.program))),
@@ -178,11 +182,26 @@ async function nodesWithoutRoles({ lab, progress }: LabContext, spec: LabSpec): 
   });
 }
 
-/** Waits for all, also after one has failed: nobody may still be making something while it is being removed. */
+/**
+ * Does things at the same time; when one fails, the others are told to stop and waited for (nobody may still be making
+ * something while it is being removed), and its failure is thrown.
+ */
 async function together<const Work extends readonly Promise<unknown>[]>(
-  work: Work,
+  context: LabContext,
+  start: (context: LabContext) => Work,
 ): Promise<{ [Key in keyof Work]: Awaited<Work[Key]> }> {
+  const stop = new AbortController();
+  const signal = AbortSignal.any([context.signal, stop.signal]);
+  const work = start({ ...context, signal });
+  let first: { error: unknown } | undefined;
+  for (const each of work) {
+    each.catch((error: unknown) => {
+      first ??= { error };
+      stop.abort(new Error("another part failed"));
+    });
+  }
   await Promise.allSettled(work);
+  if (first !== undefined) throw first.error;
   return Promise.all(work);
 }
 
