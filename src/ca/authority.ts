@@ -86,6 +86,7 @@ export class Authority implements Service {
   readonly #listeners = new Set<() => void>();
   #current: { state: AuthorityState; version: string; renewAtMs: number } | undefined;
   #stop = (): void => {};
+  #maintaining = false;
 
   constructor(options: AuthorityOptions) {
     this.#options = options;
@@ -277,11 +278,15 @@ export class Authority implements Service {
   }
 
   async #maintainQuietly(signal?: AbortSignal): Promise<void> {
+    if (this.#maintaining) return; // one at a time: an older answer must not overtake a newer one
+    this.#maintaining = true;
     try {
       await this.#maintain(signal);
     } catch (error) {
       this.#cells.bind("veil_ca_maintenance_failures_total", {}).value++;
       this.#options.log.error({ err: error, reason: messageOf(error) }, "cannot maintain the certificate authority");
+    } finally {
+      this.#maintaining = false;
     }
   }
 
