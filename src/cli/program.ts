@@ -1,10 +1,13 @@
 import { Command } from "commander";
+import { adminCommand } from "./admin.ts";
 import { apiserverCommand } from "./apiserver.ts";
 import type { CliContext } from "./context.ts";
+import { controllerCommand } from "./controller.ts";
 import { labCommand } from "./lab.ts";
 import { demoCommand } from "./demo.ts";
 import { kubectlCommand } from "./kubectl.ts";
 import { proxyCommand } from "./proxy.ts";
+import { whyCommand } from "./why.ts";
 
 /**
  * The command line. Each command lives in a file of its own, declares its options there, and loads the component that
@@ -24,8 +27,11 @@ export function buildProgram(context: CliContext, version: string): Command {
     demoCommand(context),
     kubectlCommand(context),
     apiserverCommand(context),
+    controllerCommand(context),
     labCommand(context),
+    whyCommand(context),
     proxyCommand(context, version),
+    adminCommand(context),
   ];
   for (const command of commands) program.addCommand(inherit(command, program));
   return program;

@@ -1,0 +1,70 @@
+import { Command, InvalidArgumentError, Option } from "commander";
+import { findHostPort } from "#base/ip";
+import { LOG_LEVELS, type LogLevel } from "#base/log";
+import { systemRandom } from "#base/random";
+import { runRole, type CliContext } from "./context.ts";
+
+const DRAIN_MS = 5000;
+
+interface Flags {
+  readonly kubeconfig?: string;
+  readonly namespace: string;
+  readonly listen: { host: string; port: number };
+  readonly metricsListen: { host: string; port: number };
+  readonly trustDomain: string;
+  readonly clusterId: string;
+  readonly network: string;
+  readonly clusterDomain: string;
+  readonly nodeAccount?: readonly string[];
+  readonly logLevel: LogLevel;
+}
+
+/** `veil controller`: watches Kubernetes, serves workloads and certificates to the nodes. */
+export function controllerCommand(context: CliContext): Command {
+  return new Command("controller")
+    .description("watch Kubernetes, own the certificate authority, tell the nodes who is where")
+    .option("--kubeconfig <file>", "how to reach Kubernetes (default: the pod's own service account)")
+    .option("--namespace <namespace>", "where Veil is installed", "veil-system")
+    .option("--listen <host:port>", "gRPC for agents (TLS)", hostPort, { host: "0.0.0.0", port: 15012 })
+    .option("--metrics-listen <host:port>", "metrics and health", hostPort, { host: "0.0.0.0", port: 15014 })
+    .option("--trust-domain <name>", "trust domain of all identities", "cluster.local")
+    .option("--cluster-id <name>", "name of this cluster", "Kubernetes")
+    .option("--network <name>", "network that the pods' addresses belong to", "")
+    .option("--cluster-domain <name>", "domain of services", "cluster.local")
+    .option(
+      "--node-account <namespace/name...>",
+      "service accounts that act for their node (default: Veil's agent, ztunnel)",
+    )
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .action(async (flags: Flags) => run(context, flags));
+}
+
+async function run(context: CliContext, flags: Flags): Promise<void> {
+  const { createController } = await import("#controller");
+  const { inClusterConfig, KubeClient, loadKubeConfig } = await import("#kube");
+  const log = context.log("controller", flags.logLevel);
+  const { clock } = context;
+  const random = systemRandom;
+  const config =
+    flags.kubeconfig === undefined ? await inClusterConfig(context.env) : await loadKubeConfig(flags.kubeconfig);
+  const { trustDomain, clusterId, network, clusterDomain, namespace, listen, metricsListen } = flags;
+  const controller = createController({
+    client: new KubeClient({ config, log, clock, random }),
+    cluster: { trustDomain, clusterId, network, clusterDomain },
+    namespace,
+    listen,
+    status: metricsListen,
+    ...(flags.nodeAccount !== undefined && { nodeAccounts: flags.nodeAccount }),
+    clock,
+    random,
+    log,
+  });
+  log.info({ server: config.server, trustDomain, clusterId }, "controller starts");
+  await runRole(context, controller.services, DRAIN_MS);
+}
+
+function hostPort(text: string): { host: string; port: number } {
+  const found = findHostPort(text);
+  if (found === undefined) throw new InvalidArgumentError("Write host:port, for example 0.0.0.0:15012.");
+  return found;
+}

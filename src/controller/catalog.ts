@@ -1,0 +1,182 @@
+import type { Clock } from "#base/clock";
+import type { Log } from "#base/log";
+import { CellSet } from "#base/metrics";
+import type { Random } from "#base/random";
+import type { Service } from "#base/service";
+import { Discovery, type Cluster, type Problem } from "#discovery";
+import { Informer, resources, type KubeClient, type KubeObject, type Pod, type ResourceRef } from "#kube";
+import { TYPE_ADDRESS, type ResourceCache } from "#xds";
+import { controllerMetrics } from "./metrics.ts";
+
+/** Changes are collected for this long after the first, then published together. */
+export const BATCH_MS = 2;
+/** Problems of objects that are logged at once; what exceeds it is only counted. */
+const MAX_LOGGED_PROBLEMS = 20;
+
+/** What a catalog reads from and writes to. */
+export interface CatalogOptions {
+  readonly client: KubeClient;
+  readonly cluster: Cluster;
+  readonly cache: ResourceCache;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  readonly metrics?: CellSet;
+}
+
+type Informers = readonly Informer<KubeObject>[];
+
+/**
+ * Keeps the xDS cache equal to what the Kubernetes API says: watches pods, services, endpoint slices and nodes, turns
+ * what changes into workloads and services, and publishes it within a few milliseconds.
+ *
+ *     watch event ──▶ Discovery (what depends on it) ── 2 ms ──▶ ResourceCache ──▶ every stream
+ *
+ * While the API is away everything stays as it was; when it is back, only the differences are published.
+ */
+export class Catalog implements Service {
+  readonly name = "catalog";
+  readonly pods: Informer<Pod>;
+  readonly #options: CatalogOptions;
+  readonly #metrics: CellSet;
+  readonly #discovery: Discovery;
+  readonly #informers: Informers;
+  readonly #onFresh = new Set<() => void>();
+  readonly #onFlush = new Set<() => void>();
+  #complete = false;
+  #scheduled: (() => void) | undefined;
+
+  constructor(options: CatalogOptions) {
+    this.#options = options;
+    this.#metrics = options.metrics ?? new CellSet(controllerMetrics);
+    const discovery = new Discovery(options.cluster);
+    this.#discovery = discovery;
+    this.pods = this.#follow(resources.pods, {
+      upserted: (pod) => discovery.upsertPod(pod),
+      deleted: (pod) => discovery.removePod(pod),
+    });
+    const services = this.#follow(resources.services, {
+      upserted: (service) => discovery.upsertService(service),
+      deleted: (service) => discovery.removeService(service),
+    });
+    const slices = this.#follow(resources.endpointSlices, {
+      upserted: (slice) => discovery.upsertEndpointSlice(slice),
+      deleted: (slice) => discovery.removeEndpointSlice(slice),
+    });
+    const nodes = this.#follow(resources.nodes, {
+      upserted: (node) => discovery.upsertNode(node),
+      deleted: (node) => discovery.removeNode(node),
+    });
+    this.#informers = [this.pods, services, slices, nodes];
+  }
+
+  /** True once everything that the API had was published. Stays true. */
+  get complete(): boolean {
+    return this.#complete;
+  }
+
+  /** True while all watches are alive: what is not published does not exist. */
+  get fresh(): boolean {
+    return this.#complete && this.#informers.every((informer) => informer.connected);
+  }
+
+  /** Calls `listener` when {@link Catalog.fresh} may have become true. The returned function ends that. */
+  onFresh(listener: () => void): () => void {
+    this.#onFresh.add(listener);
+    return () => void this.#onFresh.delete(listener);
+  }
+
+  /** Resolves when everything is published that the API had when it was called; waits for the API as long as that takes. */
+  async start(signal: AbortSignal): Promise<void> {
+    await Promise.all(this.#informers.map((informer) => informer.start(signal)));
+    this.#complete = true;
+    this.#flush();
+    this.#connection();
+    this.#options.log.info({ resources: this.#options.cache.size(TYPE_ADDRESS) }, "catalog is complete");
+  }
+
+  async drain(deadlineMs: number): Promise<void> {
+    this.#scheduled?.();
+    await Promise.all(this.#informers.map((informer) => informer.drain(deadlineMs)));
+  }
+
+  /**
+   * Resolves when what `done` waits for holds, looking after each publication. Rejects with the signal's reason when
+   * it is aborted first.
+   */
+  async until(done: () => boolean, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    const met = (): boolean => !this.#discovery.dirty && done();
+    if (met()) return;
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const look = (): void => {
+      if (met()) resolve();
+    };
+    const onAbort = (): void => reject(signal.reason);
+    this.#onFlush.add(look);
+    signal.addEventListener("abort", onAbort, { once: true });
+    try {
+      await promise;
+    } finally {
+      this.#onFlush.delete(look);
+      signal.removeEventListener("abort", onAbort);
+    }
+  }
+
+  #follow<T extends KubeObject>(
+    ref: ResourceRef<T>,
+    take: { upserted: (object: T) => void; deleted: (object: T) => void },
+  ): Informer<T> {
+    const { client, log, clock, random } = this.#options;
+    const informer = new Informer<T>({ client, ref, log, clock, random });
+    informer.on({
+      upserted: (object) => {
+        take.upserted(object);
+        this.#schedule();
+      },
+      deleted: (object) => {
+        take.deleted(object);
+        this.#schedule();
+      },
+      connection: () => this.#connection(),
+    });
+    return informer;
+  }
+
+  #connection(): void {
+    const { fresh } = this;
+    this.#metrics.bind("veil_controller_api_connected", {}).value = fresh ? 1 : 0;
+    if (!fresh) return;
+    if (this.#discovery.dirty) this.#flush(); // what is known is told before anything is denied
+    for (const listener of this.#onFresh) listener();
+  }
+
+  #schedule(): void {
+    if (!this.#complete || this.#scheduled !== undefined) return;
+    this.#scheduled = this.#options.clock.after(BATCH_MS, () => this.#flush());
+  }
+
+  #flush(): void {
+    this.#scheduled?.();
+    this.#scheduled = undefined;
+    const { cache } = this.#options;
+    const { upserts, removes, problems } = this.#discovery.flush();
+    cache.apply({
+      typeUrl: TYPE_ADDRESS,
+      upserts: upserts.map((address) => ({ typeUrl: TYPE_ADDRESS, ...address })),
+      removes,
+    });
+    this.#metrics.bind("veil_controller_publications_total", {}).value++;
+    this.#metrics.bind("veil_controller_published_changes_total", {}).value += upserts.length + removes.length;
+    this.#metrics.bind("veil_controller_resources", {}).value = cache.size(TYPE_ADDRESS);
+    this.#report(problems);
+    for (const look of this.#onFlush) look();
+  }
+
+  #report(problems: readonly Problem[]): void {
+    this.#metrics.bind("veil_controller_object_problems_total", {}).value += problems.length;
+    for (const problem of problems.slice(0, MAX_LOGGED_PROBLEMS)) {
+      this.#options.log.warn({ ...problem }, "part of an object cannot be used");
+    }
+  }
+}

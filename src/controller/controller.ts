@@ -1,0 +1,221 @@
+import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import { Backoff } from "#base/backoff";
+import { sleep, type Clock } from "#base/clock";
+import { CodedError, messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import { CellSet } from "#base/metrics";
+import type { Random } from "#base/random";
+import type { Service } from "#base/service";
+import {
+  Authority,
+  CallerAuthenticator,
+  caMetrics,
+  certificateServiceRoutes,
+  DEFAULT_NODE_ACCOUNTS,
+  SecretBackend,
+  ServingCertificate,
+} from "#ca";
+import type { Cluster } from "#discovery";
+import type { KubeClient } from "#kube";
+import { RpcServer } from "#rpc";
+import { ResourceCache, xdsMetrics, XdsServer } from "#xds";
+import { Catalog } from "./catalog.ts";
+import { controllerMetrics } from "./metrics.ts";
+import { LivePods } from "./pod-directory.ts";
+import { PropagationService } from "./propagation.ts";
+import { StatusServer } from "./status-server.ts";
+import { TrustBundles } from "./trust-bundles.ts";
+
+/** What a controller is made of. */
+export interface ControllerOptions {
+  readonly client: KubeClient;
+  readonly cluster: Cluster;
+  /** Namespace of Veil itself, where the authority's Secret is. */
+  readonly namespace: string;
+  readonly listen: { readonly host: string; readonly port: number };
+  readonly status: { readonly host: string; readonly port: number };
+  /** `namespace/name` of the service accounts that act for nodes. Default: those of Veil's agent and of ztunnel. */
+  readonly nodeAccounts?: readonly string[];
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+}
+
+/** A controller that was put together but not started: its services in the order of their start. */
+export interface Controller {
+  readonly services: readonly Service[];
+  /** The port of gRPC, and that of metrics and health; 0 before the start. */
+  readonly ports: () => { readonly rpc: number; readonly status: number };
+}
+
+/**
+ * Puts the controller together. While it runs, the API may go away and come back: what is known is served meanwhile, and
+ * the absence of a name is told only while the watches are alive.
+ *
+ *     status ─▶ authority ─▶ catalog (informers) ─▶ serving certificate ─▶ trust bundles ─▶ gRPC
+ */
+export function createController(options: ControllerOptions): Controller {
+  const { client, cluster, clock, random, log } = options;
+  const cells = { xds: new CellSet(xdsMetrics), ca: new CellSet(caMetrics), own: new CellSet(controllerMetrics) };
+  const shared = { client, clock, random, metrics: cells.own };
+  const cache = new ResourceCache();
+  const catalog = new Catalog({ ...shared, cluster, cache, log: log.child({ component: "catalog" }) });
+  const authority = new Authority({
+    backend: new SecretBackend({ client, namespace: options.namespace }),
+    trustDomain: cluster.trustDomain,
+    clock,
+    random,
+    log: log.child({ component: "authority" }),
+    cells: cells.ca,
+  });
+  const bundles = new TrustBundles({ ...shared, authority, log: log.child({ component: "trust bundles" }) });
+  const { serving, rpc } = createServing(options, { cells, cache, catalog, authority });
+  const started = new Started();
+  const status = new StatusServer({
+    ...options.status,
+    sources: [
+      { table: xdsMetrics, cells: cells.xds },
+      { table: caMetrics, cells: cells.ca },
+      { table: controllerMetrics, cells: cells.own },
+    ],
+    pending: () => started.pending,
+  });
+  return {
+    services: [
+      status,
+      started.watch(patient(authority, { clock, random, log })),
+      started.watch(catalog),
+      started.watch(serving),
+      started.watch(bundles),
+      started.watch(rpc),
+    ],
+    ports: () => ({ rpc: rpc.port, status: status.port }),
+  };
+}
+
+interface Parts {
+  readonly cells: { readonly xds: CellSet; readonly ca: CellSet; readonly own: CellSet };
+  readonly cache: ResourceCache;
+  readonly catalog: Catalog;
+  readonly authority: Authority;
+}
+
+/** What the nodes reach: xDS, propagation and certificates behind one TLS port. */
+function createServing(
+  options: ControllerOptions,
+  { cells, cache, catalog, authority }: Parts,
+): { serving: ServingCertificate; rpc: Service & { readonly port: number } } {
+  const { client, cluster, namespace, clock, random, log, nodeAccounts = DEFAULT_NODE_ACCOUNTS } = options;
+  const authenticator = new CallerAuthenticator({ reviewer: client, clock });
+  const authenticate = nodeAuthentication(authenticator, nodeAccounts);
+  const xds = new XdsServer({
+    cache,
+    authenticate,
+    ready: () => catalog.complete,
+    mayDeny: () => catalog.fresh,
+    metrics: cells.xds,
+    log: log.child({ component: "xds" }),
+  });
+  catalog.onFresh(() => xds.recheck());
+  const asked = { client, catalog, cache, server: xds, authenticate, clock, metrics: cells.own };
+  const propagation = new PropagationService(asked);
+  const pods = new LivePods(catalog.pods);
+  const caLog = log.child({ component: "ca" });
+  const signing = { authority, authenticator, pods, nodeAccounts, clock, log: caLog, cells: cells.ca };
+  const certificates = certificateServiceRoutes(signing);
+  const dnsNames = servingNames(namespace, cluster.clusterDomain);
+  const onRenewed = (): void => rpc.reload();
+  const serving = new ServingCertificate({ authority, dnsNames, clock, random, log, onRenewed });
+  const routes = (router: ConnectRouter): void => {
+    xds.routes(router);
+    propagation.routes(router);
+    certificates(router);
+  };
+  const rpc = new RpcServer({ name: "gRPC", listen: { ...options.listen, tls: serving.current }, routes, log });
+  return { serving, rpc: endingStreams(rpc, xds) };
+}
+
+/** The names under which agents reach the controller. */
+function servingNames(namespace: string, clusterDomain: string): string[] {
+  const short = `veil-controller.${namespace}`;
+  return [short, `${short}.svc`, `${short}.svc.${clusterDomain}`];
+}
+
+/** Lets in who acts for a node, by its token, and names the node. */
+function nodeAuthentication(
+  authenticator: CallerAuthenticator,
+  nodeAccounts: readonly string[],
+): (headers: Headers) => Promise<string> {
+  return async (headers) => {
+    const caller = await authenticator.authenticate(headers).catch((error: unknown) => {
+      const unavailable = error instanceof CodedError && error.code === "CA_REVIEW_UNAVAILABLE";
+      throw new ConnectError(messageOf(error), unavailable ? Code.Unavailable : Code.Unauthenticated);
+    });
+    const account = `${caller.namespace}/${caller.serviceAccount}`;
+    if (!nodeAccounts.includes(account)) {
+      throw new ConnectError(`${account} does not act for its node`, Code.PermissionDenied);
+    }
+    return caller.node;
+  };
+}
+
+/** Starts the authority as soon as the API answers: an API that is away is waited for, everything else is a failure. */
+function patient(authority: Authority, tools: { clock: Clock; random: Random; log: Log }): Service {
+  const { clock, random, log } = tools;
+  return {
+    name: authority.name,
+    drain: () => authority.drain(),
+    start: async (signal) => {
+      const backoff = new Backoff({ initialMs: 100, maxMs: 5000 }, random);
+      for (;;) {
+        try {
+          return await authority.start(signal);
+        } catch (error) {
+          if (!(error instanceof CodedError && error.code === "CA_STORE") || signal.aborted) throw error;
+          log.warn({ error: messageOf(error) }, "the authority cannot be read yet, trying again");
+        }
+        await sleep(clock, backoff.next(), signal);
+      }
+    },
+  };
+}
+
+/** Ends the open streams first, so that the server can end; clients come back to whoever serves next. */
+function endingStreams(rpc: RpcServer, xds: XdsServer): Service & { readonly port: number } {
+  return {
+    name: rpc.name,
+    get port() {
+      return rpc.port;
+    },
+    start: (signal) => rpc.start(signal),
+    drain: async (deadlineMs) => {
+      xds.close();
+      await rpc.drain(deadlineMs);
+    },
+  };
+}
+
+/** Which of the watched services have not started, or not any more. */
+class Started {
+  readonly #pending = new Set<string>();
+
+  get pending(): readonly string[] {
+    return [...this.#pending];
+  }
+
+  watch(service: Service): Service {
+    const { name } = service;
+    this.#pending.add(name);
+    return {
+      name,
+      start: async (signal) => {
+        await service.start(signal);
+        this.#pending.delete(name);
+      },
+      drain: async (deadlineMs) => {
+        this.#pending.add(name);
+        await service.drain(deadlineMs);
+      },
+    };
+  }
+}

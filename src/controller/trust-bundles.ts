@@ -1,0 +1,168 @@
+import { Backoff } from "#base/backoff";
+import { sleep, type Clock } from "#base/clock";
+import { messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import { CellSet } from "#base/metrics";
+import type { Random } from "#base/random";
+import type { Service } from "#base/service";
+import type { Authority } from "#ca";
+import { Informer, isKubeError, resources, type ConfigMap, type KubeClient, type Namespace } from "#kube";
+import { controllerMetrics } from "./metrics.ts";
+
+/** The ConfigMap's name and key, as workloads and agents expect them. */
+export const TRUST_BUNDLE_NAME = "istio-ca-root-cert";
+export const TRUST_BUNDLE_KEY = "root-cert.pem";
+/** Says that the ConfigMap is ours; one without it is left alone. */
+export const MANAGED_LABEL = "veil.dev/managed-by";
+const MANAGED_VALUE = "veil-controller";
+
+const WRITERS = 8;
+
+/** What trust bundles are made of. */
+export interface TrustBundlesOptions {
+  readonly client: KubeClient;
+  readonly authority: Pick<Authority, "trustBundlePem" | "onTrustBundle">;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  readonly metrics?: CellSet;
+}
+
+/**
+ * Keeps the trust bundle in a ConfigMap of every namespace: made for a new namespace, corrected when somebody changes
+ * it, written anew when the bundle changes. All replicas of the controller do the same and write the same, so that none
+ * has to lead. A ConfigMap of that name that somebody else made is left as it is, and reported.
+ */
+export class TrustBundles implements Service {
+  readonly name = "trust bundles";
+  readonly #options: TrustBundlesOptions;
+  readonly #metrics: CellSet;
+  readonly #namespaces: Informer<Namespace>;
+  readonly #configMaps: Informer<ConfigMap>;
+  readonly #stop = new AbortController();
+  /** Namespaces to look at. */
+  readonly #dirty = new Set<string>();
+  readonly #foreign = new Set<string>();
+  #bell = Promise.withResolvers<void>();
+  #unlisten = (): void => {};
+  #running: Promise<unknown> = Promise.resolve();
+
+  constructor(options: TrustBundlesOptions) {
+    this.#options = options;
+    this.#metrics = options.metrics ?? new CellSet(controllerMetrics);
+    const { client, clock, random, log } = options;
+    const shared = { client, clock, random, log };
+    this.#namespaces = new Informer({ ...shared, ref: resources.namespaces });
+    this.#configMaps = new Informer({
+      ...shared,
+      ref: resources.configMaps,
+      fieldSelector: `metadata.name=${TRUST_BUNDLE_NAME}`,
+    });
+    const mark = (namespace: string | undefined): void => this.#mark(namespace ?? "");
+    this.#namespaces.on({
+      upserted: ({ metadata }) => mark(metadata?.name),
+      deleted: ({ metadata }) => this.#forget(metadata?.name ?? ""),
+    });
+    this.#configMaps.on({
+      upserted: ({ metadata }) => mark(metadata?.namespace),
+      deleted: ({ metadata }) => mark(metadata?.namespace),
+    });
+  }
+
+  /** Resolves when it watches; the ConfigMaps follow within moments. */
+  async start(signal: AbortSignal): Promise<void> {
+    await Promise.all([this.#namespaces.start(signal), this.#configMaps.start(signal)]);
+    this.#unlisten = this.#options.authority.onTrustBundle(() => this.#markAll());
+    this.#markAll();
+    this.#running = Promise.all(Array.from({ length: WRITERS }, () => this.#write()));
+  }
+
+  async drain(deadlineMs: number): Promise<void> {
+    this.#unlisten();
+    this.#stop.abort(new Error("draining"));
+    this.#bell.resolve();
+    await Promise.all([this.#namespaces.drain(deadlineMs), this.#configMaps.drain(deadlineMs)]);
+    await this.#running;
+  }
+
+  #markAll(): void {
+    for (const { metadata } of this.#namespaces.list()) this.#mark(metadata?.name ?? "");
+  }
+
+  #mark(namespace: string): void {
+    this.#dirty.add(namespace);
+    this.#bell.resolve();
+  }
+
+  #forget(namespace: string): void {
+    this.#dirty.delete(namespace);
+    this.#foreign.delete(namespace);
+  }
+
+  /** One of the writers: takes marked namespaces until it is told to stop. */
+  async #write(): Promise<void> {
+    const { clock, random, log } = this.#options;
+    const { signal } = this.#stop;
+    const backoff = new Backoff({ initialMs: 100, maxMs: 10_000 }, random);
+    while (!signal.aborted) {
+      const [namespace] = this.#dirty;
+      if (namespace === undefined) {
+        const bell = this.#bell;
+        await bell.promise;
+        if (this.#bell === bell) this.#bell = Promise.withResolvers(); // the first of the writers that wakes
+        continue;
+      }
+      this.#dirty.delete(namespace);
+      try {
+        await this.#settle(namespace, signal);
+        backoff.reset();
+      } catch (error) {
+        if (signal.aborted) return;
+        this.#metrics.bind("veil_controller_trust_bundle_failures_total", {}).value++;
+        log.warn({ namespace, error: messageOf(error) }, "cannot write a trust bundle, trying again");
+        await sleep(clock, backoff.next(), signal).catch(() => undefined); // aborted: the loop ends
+        this.#mark(namespace);
+      }
+    }
+  }
+
+  /** Makes a namespace's ConfigMap right. A conflict is left to the event that it brings. */
+  async #settle(namespace: string, signal: AbortSignal): Promise<void> {
+    const { authority } = this.#options;
+    const known = this.#namespaces.get(namespace);
+    if (known === undefined || known.metadata?.deletionTimestamp !== undefined) return;
+    const current = this.#configMaps.get(TRUST_BUNDLE_NAME, namespace);
+    const data = { [TRUST_BUNDLE_KEY]: authority.trustBundlePem };
+    if (current?.data?.[TRUST_BUNDLE_KEY] === data[TRUST_BUNDLE_KEY]) return;
+    if (current !== undefined && current.metadata?.labels?.[MANAGED_LABEL] !== MANAGED_VALUE) {
+      this.#leaveAlone(namespace);
+      return;
+    }
+    await this.#put(namespace, { data, exists: current !== undefined, signal });
+  }
+
+  async #put(
+    namespace: string,
+    { data, exists, signal }: { data: Record<string, string>; exists: boolean; signal: AbortSignal },
+  ): Promise<void> {
+    const { client } = this.#options;
+    const at = { name: TRUST_BUNDLE_NAME, namespace };
+    const metadata = { ...at, labels: { [MANAGED_LABEL]: MANAGED_VALUE } };
+    try {
+      if (exists) await client.patch(resources.configMaps, at, { type: "merge", body: { data }, signal });
+      else await client.create(resources.configMaps, { metadata, data }, { signal });
+      this.#metrics.bind("veil_controller_trust_bundles_written_total", {}).value++;
+    } catch (error) {
+      if (!SETTLED_ELSEWHERE.some((code) => isKubeError(error, code))) throw error;
+    }
+  }
+
+  #leaveAlone(namespace: string): void {
+    if (this.#foreign.has(namespace)) return;
+    this.#foreign.add(namespace);
+    this.#options.log.warn({ namespace, name: TRUST_BUNDLE_NAME }, "somebody else's trust bundle is left as it is");
+  }
+}
+
+/** Another replica was first, or the object or its namespace has just gone: the watch tells. */
+const SETTLED_ELSEWHERE = ["KUBE_ALREADY_EXISTS", "KUBE_CONFLICT", "KUBE_NOT_FOUND"] as const;
