@@ -15,6 +15,8 @@ export interface InformerListener<T> {
   deleted?(object: T): void;
   /** After the first list, and again after every list that a lost watch made necessary. */
   synced?(): void;
+  /** When the API has gone away, and when the copy follows it again. */
+  connection?(connected: boolean): void;
 }
 
 /** What to keep a copy of. */
@@ -116,7 +118,7 @@ export class Informer<T extends KubeObject> implements Service {
         for await (const next of this.#follow(version)) version = next;
       } catch (error) {
         if (signal.aborted) return;
-        this.#connected = false;
+        this.#setConnected(false);
         if (isKubeError(error, "KUBE_GONE")) version = undefined;
         this.#log.warn({ error: messageOf(error) }, "lost the api, trying again");
       }
@@ -141,7 +143,7 @@ export class Informer<T extends KubeObject> implements Service {
       this.#upsert(object);
     }
     for (const object of gone.values()) this.#remove(object);
-    this.#connected = true;
+    this.#setConnected(true);
     this.#synced = true;
     this.#firstSync.resolve();
     for (const listener of this.#listeners) listener.synced?.();
@@ -157,9 +159,7 @@ export class Informer<T extends KubeObject> implements Service {
       fieldSelector,
       resourceVersion: version,
       timeoutSeconds: 300 + random.below(300), // spread, so that not all watches of a cluster end together
-      onOpen: () => {
-        this.#connected = true;
-      },
+      onOpen: () => this.#setConnected(true),
       signal: this.#stop.signal,
     });
     for await (const { type, object } of events) {
@@ -167,6 +167,12 @@ export class Informer<T extends KubeObject> implements Service {
       else if (type !== "BOOKMARK") this.#upsert(object);
       yield object.metadata?.resourceVersion ?? version;
     }
+  }
+
+  #setConnected(connected: boolean): void {
+    if (connected === this.#connected) return;
+    this.#connected = connected;
+    for (const listener of this.#listeners) listener.connection?.(connected);
   }
 
   #upsert(object: T): void {
