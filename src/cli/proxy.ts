@@ -1,5 +1,6 @@
 import { availableParallelism } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
+import { systemClock } from "#base/clock";
 import { parseCidr, type Cidr } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import { systemRandom } from "#base/random";
@@ -70,7 +71,9 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
   const { createProxy, proxyConfig, DEFAULT_CLUSTER_RANGES } = await import("#proxy");
   const { node, clusterId, trustDomain, network, agentSocket, zdsSocket, threads } = flags;
   const stop = new AbortController();
-  const { env, clock } = context;
+  const { env } = context;
+  // Workers and listeners keep the process alive, not a timer that nobody waits for any more.
+  const clock = systemClock({ unref: true });
   const drainMs = flags.drain * 1000;
   const { services, failure } = await createProxy({
     config: proxyConfig({

@@ -7,7 +7,7 @@ export interface Cause {
   readonly detail: string;
 }
 
-/** Codes that mean something of their own; prefixes below cover the rest of a component. */
+/** Codes that mean the same wherever they appear. */
 const REASONS: Readonly<Record<string, FlowReason>> = {
   PROXY_DRAINED: "drained",
   PROXY_LIMIT: "limit_reached",
@@ -15,11 +15,23 @@ const REASONS: Readonly<Record<string, FlowReason>> = {
   PROXY_CONTROL_PLANE: "control_plane_unavailable",
   LINUX_NO_FILES: "limit_reached",
   LINUX_CONNECT_NO_PORTS: "limit_reached",
+  HBONE_LIMIT: "limit_reached",
+  HBONE_NO_CERTIFICATE: "no_certificate",
 };
 
-/**
- * What a failure while dialling the application, or a plain destination, means.
- */
+/** Codes of a tunnel that did not come about; all others mean that the peer could not be reached. */
+const TUNNEL_REASONS: Readonly<Record<string, FlowReason>> = {
+  HBONE_TLS_UNTRUSTED: "wrong_identity",
+  HBONE_TLS_EXPIRED: "wrong_identity",
+  HBONE_TLS_NO_CERTIFICATE: "wrong_identity",
+  HBONE_TLS_NO_ALPN: "wrong_identity",
+  HBONE_PEER_STATUS: "peer_refused",
+  HBONE_STREAM_REFUSED: "peer_refused",
+  HBONE_SESSION_REFUSED: "peer_refused",
+  HBONE_DRAINING: "draining",
+};
+
+/** What a failure while dialling the application, or a plain destination, means. */
 export function plainCause(error: unknown): Cause {
   return causeOf(error, () => "destination_unreachable");
 }
@@ -32,9 +44,9 @@ export function tunnelCause(error: unknown): Cause {
   });
 }
 
-/** What a failure of a connection that was forwarded means. */
+/** How a connection that was forwarded ended, when it did not end as it should. */
 export function endCause(error: CodedError): Cause {
-  return causeOf(error, () => "reset");
+  return causeOf(error, (code) => (code === "HBONE_DRAINING" ? "drained" : "reset"));
 }
 
 function causeOf(error: unknown, other: (code: string) => FlowReason): Cause {
@@ -42,7 +54,3 @@ function causeOf(error: unknown, other: (code: string) => FlowReason): Cause {
   const detail = `${coded === undefined ? "" : `${coded.code}: `}${messageOf(error)}`;
   return { reason: coded === undefined ? other("") : (REASONS[coded.code] ?? other(coded.code)), detail };
 }
-
-const TUNNEL_REASONS: Readonly<Record<string, FlowReason>> = {
-  HBONE_NO_CERTIFICATE: "no_certificate",
-};

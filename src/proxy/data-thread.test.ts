@@ -1,0 +1,493 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { FakeClock } from "#base/clock";
+import { CodedError } from "#base/errors";
+import { seededRandom } from "#base/random";
+import type { FlowRecord } from "#model/flow";
+import { parseSpiffeId } from "#model/spiffe-id";
+import type { TlsIdentity } from "#model/tls-identity";
+import type { Address } from "#model/workload";
+import { proxyConfig } from "./config.ts";
+import { DataThread } from "./data-thread.ts";
+import { FakeNetwork, FakeSocket, FakeTunnel } from "./fake-network.ts";
+import type { FromThread } from "./messages.ts";
+import { testPod, testService, testWorkload } from "./testing.ts";
+
+const client = testWorkload("client", "10.1.0.1");
+const server = testWorkload("server", "10.1.0.2");
+const plain = testWorkload("plain", "10.1.0.3", { tunnelProtocol: "none" });
+const web = testService("web", "10.96.0.1");
+const everything = [
+  client,
+  server,
+  plain,
+  web,
+  testWorkload("web-1", "10.1.0.4", { services: { "shop/web.shop.svc.cluster.local": [] } }),
+];
+
+function identity(name: string, more: Partial<TlsIdentity> = {}): TlsIdentity {
+  const id = parseSpiffeId(`spiffe://cluster.local/ns/shop/sa/${name}`);
+  return { id, chainPem: "chain", keyPem: "key", rootsPem: "roots", notAfterMs: 1e9, ...more };
+}
+
+/** A data thread that serves one pod, and everything that it does. */
+class Rig {
+  readonly clock = new FakeClock(1_000);
+  readonly network = new FakeNetwork();
+  readonly posted: FromThread[] = [];
+  readonly thread: DataThread;
+  #seq = 0;
+
+  constructor(options: { pod?: string; addresses?: readonly Address[] | undefined; certificate?: boolean } = {}) {
+    this.thread = new DataThread({
+      config: proxyConfig({ node: "node1" }),
+      clock: this.clock,
+      random: seededRandom(1),
+      network: this.network,
+      post: (message) => {
+        this.posted.push(message);
+        if (message.type === "records") this.thread.handle({ type: "recordsTaken" });
+      },
+    });
+    const name = options.pod ?? "client";
+    if (options.addresses !== undefined) this.addresses(options.addresses, true);
+    this.send({ type: "podAdd", pod: testPod(name), netnsFd: 7, old: true });
+    if (options.certificate !== false) this.send({ type: "certificate", identity: identity(name) });
+  }
+
+  addresses(upserts: readonly Address[], synced = false): void {
+    this.send({ type: "addresses", change: { upserts, removes: [], old: synced }, synced });
+  }
+
+  send(message: Record<string, unknown>): number {
+    this.thread.handle({ ...message, seq: ++this.#seq } as unknown as Parameters<DataThread["handle"]>[0]);
+    return this.#seq;
+  }
+
+  /** A connection of the pod to `to`, after the thread has done what it can. */
+  async dial(to: string): Promise<FakeSocket> {
+    const socket = new FakeSocket("10.1.0.1:4000", "10.1.0.1:15001", to);
+    this.network.listeners.find(({ port }) => port === 15001)?.onConnection(socket);
+    await this.settle();
+    return socket;
+  }
+
+  async plaintext(from: string, to = "10.1.0.2:8080"): Promise<FakeSocket> {
+    const socket = new FakeSocket(from, "10.1.0.2:15006", to);
+    this.network.listeners.find(({ port }) => port === 15006)?.onConnection(socket);
+    await this.settle();
+    return socket;
+  }
+
+  async tunnel(tunnel: FakeTunnel): Promise<FakeTunnel> {
+    this.network.servers[0]?.onTunnel(tunnel);
+    await this.settle();
+    return tunnel;
+  }
+
+  async settle(): Promise<void> {
+    await this.clock.advance(0);
+    await this.clock.advance(0);
+  }
+
+  records(): FlowRecord[] {
+    return this.posted
+      .flatMap((message) => (message.type === "records" ? message.lines : []))
+      .map((line) => JSON.parse(line));
+  }
+
+  asked(): string[] {
+    return this.posted.flatMap((message) => (message.type === "ask" ? [message.name] : []));
+  }
+
+  done(seq: number): Extract<FromThread, { type: "done" }> | undefined {
+    return this.posted.find((message) => message.type === "done" && message.seq === seq) as never;
+  }
+
+  samples(name: string): number {
+    const done = this.done(this.send({ type: "collect" }));
+    return (done?.samples ?? []).reduce((sum, sample) => sum + (sample.name === name ? sample.value : 0), 0);
+  }
+}
+
+/** Verdict and reason of the only record. */
+function outcome(rig: Rig): string {
+  const records = rig.records();
+  assert.equal(records.length, 1, "one record per connection");
+  return `${records[0]?.verdict} ${records[0]?.encryption} ${records[0]?.reason}`;
+}
+
+describe("an outbound connection", () => {
+  it("goes through a tunnel to an enrolled pod", async () => {
+    const rig = new Rig({ addresses: everything });
+    const socket = await rig.dial("10.96.0.1:80");
+    const [open] = rig.network.opened;
+    assert.equal(open?.socket, socket);
+    assert.deepEqual(
+      [open?.ip, open?.port, open?.authority, open?.source, open?.accepted, open?.mark],
+      ["10.1.0.4", 15008, "10.1.0.4:8080", identity("client").id, [identity("web-1").id], 0x539],
+    );
+    assert.equal(open?.headers.forwarded, 'for="10.1.0.1:4000";host=web.shop.svc.cluster.local');
+    assert.match(open?.headers.baggage ?? "", /k8s.namespace.name=shop/);
+    open?.onOpen?.({ peer: identity("web-1").id, responseBaggage: undefined });
+    Object.assign(open?.carry.bytes ?? {}, { sent: 5, received: 9 });
+    open?.carry.end();
+    await rig.settle();
+    assert.equal(outcome(rig), "forwarded mutual_tls ok");
+    const [record] = rig.records();
+    assert.deepEqual([record?.bytesSent, record?.bytesReceived], [5, 9]);
+    assert.equal(record?.destination.identity, identity("web-1").id);
+    assert.equal(record?.destination.hboneTarget, "10.1.0.4:8080");
+    assert.deepEqual(rig.network.dialled, [], "nothing was dialled in clear");
+  });
+
+  for (const [code, reason] of [
+    ["X509_WRONG_IDENTITY", "wrong_identity"],
+    ["HBONE_TLS_UNTRUSTED", "wrong_identity"],
+    ["HBONE_PEER_STATUS", "peer_refused"],
+    ["HBONE_SESSION_LOST", "peer_unreachable"],
+    ["LINUX_CONNECT_REFUSED", "peer_unreachable"],
+    ["LINUX_CONNECT_TIMEOUT", "peer_unreachable"],
+    ["HBONE_NO_CERTIFICATE", "no_certificate"],
+  ] as const) {
+    it(`is refused as ${reason} when its tunnel fails with ${code}, and nothing goes in clear`, async () => {
+      const rig = new Rig({ addresses: everything });
+      await rig.dial("10.1.0.2:80");
+      rig.network.opened[0]?.carry.end(new CodedError(code, "why"));
+      await rig.settle();
+      assert.equal(outcome(rig), `refused none ${reason}`);
+      assert.match(rig.records()[0]?.detail ?? "", new RegExp(`^${code}: why`));
+      assert.deepEqual(rig.network.dialled, []);
+    });
+  }
+
+  it("says reset when it breaks on the way", async () => {
+    const rig = new Rig({ addresses: everything });
+    await rig.dial("10.1.0.2:80");
+    rig.network.opened[0]?.onOpen?.({ peer: identity("server").id, responseBaggage: undefined });
+    rig.network.opened[0]?.carry.end(new CodedError("HBONE_STREAM_RESET", "the application crashed"));
+    await rig.settle();
+    assert.equal(outcome(rig), "forwarded mutual_tls reset");
+  });
+
+  it("goes in clear to a pod that is not enrolled, and says so", async () => {
+    const rig = new Rig({ addresses: everything });
+    await rig.dial("10.1.0.3:80");
+    const [dial] = rig.network.dialled;
+    assert.deepEqual([dial?.ip, dial?.port, dial?.mark, dial?.sourceIp], ["10.1.0.3", 80, 0x539, undefined]);
+    rig.network.copies[0]?.end();
+    await rig.settle();
+    assert.equal(outcome(rig), "forwarded plaintext destination_not_enrolled");
+    assert.equal(rig.records()[0]?.source.identity, undefined, "no identity where none was proved");
+  });
+
+  it("is reset when the plain destination does not listen", async () => {
+    const rig = new Rig({ addresses: everything });
+    rig.network.dial = async () => Promise.reject(new CodedError("LINUX_CONNECT_REFUSED", "refused"));
+    const socket = await rig.dial("10.1.0.3:80");
+    assert.equal(socket.state, "reset");
+    assert.equal(outcome(rig), "refused none destination_unreachable");
+  });
+
+  it("is held while the control plane is asked, and follows the answer", async () => {
+    const rig = new Rig({ addresses: everything });
+    const socket = await rig.dial("10.1.9.9:80");
+    await rig.dial("10.1.9.9:80");
+    assert.deepEqual(rig.asked(), ["/10.1.9.9"], "asked once for both");
+    assert.equal(rig.samples("veil_proxy_held_connections"), 2);
+    assert.equal(socket.state, "open");
+    rig.addresses([testWorkload("late", "10.1.9.9")]);
+    rig.thread.handle({ type: "answer", name: "/10.1.9.9", answer: "present" });
+    await rig.settle();
+    assert.deepEqual(
+      rig.network.opened.map(({ ip }) => ip),
+      ["10.1.9.9", "10.1.9.9"],
+    );
+    assert.equal(rig.samples("veil_proxy_held_connections"), 0);
+  });
+
+  it("passes in clear when the control plane knows nobody there, and asks again later", async () => {
+    const rig = new Rig({ addresses: everything });
+    await rig.dial("10.1.9.9:80");
+    rig.thread.handle({ type: "answer", name: "/10.1.9.9", answer: "absent" });
+    await rig.settle();
+    assert.equal(rig.network.dialled.length, 1);
+    await rig.dial("10.1.9.9:80");
+    assert.equal(rig.asked().length, 1, "the answer holds for a moment");
+    await rig.clock.advance(1_001);
+    await rig.dial("10.1.9.9:80");
+    assert.equal(rig.asked().length, 2);
+  });
+
+  it("is refused, not passed, when nobody answers", async () => {
+    for (const silent of [false, true]) {
+      const rig = new Rig({ addresses: everything });
+      const socket = await rig.dial("10.1.9.9:80");
+      if (!silent) rig.thread.handle({ type: "answer", name: "/10.1.9.9", answer: "unavailable" });
+      await rig.clock.advance(silent ? 5_000 : 0);
+      await rig.settle();
+      assert.equal(socket.state, "reset");
+      assert.equal(outcome(rig), "refused none control_plane_unavailable");
+      assert.deepEqual(rig.network.dialled, []);
+    }
+  });
+
+  it("does not pass when the answer says that somebody is there and nothing comes", async () => {
+    const rig = new Rig({ addresses: everything });
+    const socket = await rig.dial("10.1.9.9:80");
+    for (let i = 0; i < 6; i++) {
+      rig.thread.handle({ type: "answer", name: "/10.1.9.9", answer: "present" });
+      await rig.settle();
+    }
+    assert.equal(socket.state, "reset");
+    assert.equal(outcome(rig), "refused none control_plane_unavailable");
+  });
+
+  it("waits for the first snapshot, then decides", async () => {
+    const rig = new Rig({});
+    await rig.dial("10.1.0.2:80");
+    assert.deepEqual([rig.network.opened.length, rig.network.dialled.length], [0, 0]);
+    rig.addresses(everything, true);
+    await rig.settle();
+    assert.equal(rig.network.opened.length, 1);
+  });
+
+  it("is refused when no snapshot comes", async () => {
+    const rig = new Rig({});
+    const socket = await rig.dial("10.1.0.3:80");
+    await rig.clock.advance(5_000);
+    await rig.settle();
+    assert.equal(socket.state, "reset");
+    assert.equal(outcome(rig), "refused none control_plane_unavailable");
+  });
+
+  it("waits for the pod's certificate", async () => {
+    const rig = new Rig({ addresses: everything, certificate: false });
+    await rig.dial("10.1.0.2:80");
+    assert.equal(rig.network.opened.length, 0);
+    rig.send({ type: "certificate", identity: identity("client") });
+    await rig.settle();
+    assert.equal(rig.network.opened.length, 1);
+  });
+
+  it("decides again after the certificate came: the destination may be another by then", async () => {
+    const rig = new Rig({ addresses: everything, certificate: false });
+    await rig.dial("10.1.0.2:80");
+    rig.addresses([{ ...server, tunnelProtocol: "none" }]);
+    rig.send({ type: "certificate", identity: identity("client") });
+    await rig.settle();
+    assert.deepEqual([rig.network.opened.length, rig.network.dialled.length], [0, 1]);
+  });
+
+  it("is refused without a certificate, and with one whose life is over", async () => {
+    for (const expired of [false, true]) {
+      const rig = new Rig({ addresses: everything, certificate: false });
+      if (expired) rig.send({ type: "certificate", identity: identity("client", { notAfterMs: 500 }) });
+      const socket = await rig.dial("10.1.0.2:80");
+      await rig.clock.advance(5_000);
+      await rig.settle();
+      assert.equal(socket.state, "reset");
+      assert.equal(outcome(rig), "refused none no_certificate");
+      assert.deepEqual([rig.network.opened.length, rig.network.dialled.length], [0, 0]);
+    }
+  });
+
+  it("is refused when it was not redirected but dialled the proxy's port itself", async () => {
+    const rig = new Rig({ addresses: everything });
+    const socket = new FakeSocket("10.1.0.1:4000", "10.1.0.1:15001");
+    rig.network.listeners.find(({ port }) => port === 15001)?.onConnection(socket);
+    await rig.settle();
+    assert.equal(socket.state, "reset");
+    assert.equal(outcome(rig), "refused none self_call");
+  });
+});
+
+describe("an inbound tunnel", () => {
+  const rigOfServer = (): Rig => new Rig({ pod: "server", addresses: everything });
+
+  it("reaches the application from the client's address, answered only then", async () => {
+    const rig = rigOfServer();
+    const connected = Promise.withResolvers<FakeSocket>();
+    rig.network.dial = async () => connected.promise;
+    const tunnel = await rig.tunnel(
+      new FakeTunnel("10.1.0.2:8080", { headers: { forwarded: "host=web.shop.svc.cluster.local" } }),
+    );
+    assert.equal(tunnel.status, undefined);
+    const [dial] = rig.network.dialled;
+    assert.deepEqual([dial?.ip, dial?.port, dial?.sourceIp, dial?.mark], ["10.1.0.2", 8080, "10.1.0.1", 0x539]);
+    connected.resolve(new FakeSocket("10.1.0.2:8080", "10.1.0.1:50000"));
+    await rig.settle();
+    assert.equal(tunnel.status, 200);
+    assert.match(tunnel.baggage ?? "", /k8s.pod.name=server/);
+    tunnel.carry?.end();
+    await rig.settle();
+    assert.equal(outcome(rig), "forwarded mutual_tls ok");
+    const [record] = rig.records();
+    assert.equal(record?.direction, "inbound");
+    assert.equal(record?.source.identity, "spiffe://cluster.local/ns/shop/sa/client");
+    assert.equal(record?.destination.service, "web.shop.svc.cluster.local");
+  });
+
+  it("is answered 503 when the application does not listen", async () => {
+    const rig = rigOfServer();
+    rig.network.dial = async () => Promise.reject(new CodedError("LINUX_CONNECT_REFUSED", "refused"));
+    assert.equal((await rig.tunnel(new FakeTunnel("10.1.0.2:8080"))).status, 503);
+    assert.equal(outcome(rig), "refused none destination_unreachable");
+  });
+
+  it("is answered 400 for another pod's address", async () => {
+    const rig = rigOfServer();
+    assert.equal((await rig.tunnel(new FakeTunnel("10.1.0.3:8080"))).status, 400);
+    assert.equal(outcome(rig), "refused none bad_request");
+    assert.deepEqual(rig.network.dialled, []);
+  });
+
+  it("leaves nothing behind when the peer gives up while the application is dialled", async () => {
+    const rig = rigOfServer();
+    const application = new FakeSocket("10.1.0.2:8080", "10.1.0.1:50000");
+    const tunnel = new FakeTunnel("10.1.0.2:8080");
+    rig.network.dial = async () => {
+      tunnel.giveUp();
+      return Promise.resolve(application);
+    };
+    await rig.tunnel(tunnel);
+    assert.equal(application.state, "reset");
+    assert.equal(outcome(rig), "refused none reset");
+  });
+});
+
+describe("a plaintext connection", () => {
+  it("reaches the application from the client's address and says that it is plaintext", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    await rig.plaintext("10.1.0.3:4000");
+    assert.equal(rig.network.dialled[0]?.sourceIp, "10.1.0.3");
+    const [copy] = rig.network.copies;
+    Object.assign(copy?.bytes ?? {}, { sent: 7, received: 3 });
+    copy?.end();
+    await rig.settle();
+    assert.equal(outcome(rig), "forwarded plaintext source_not_enrolled");
+    assert.equal(rig.records()[0]?.bytesSent, 7, "what the application sent");
+  });
+
+  it("is reset when both ends have been enrolled from the start", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    const socket = await rig.plaintext("10.1.0.1:4000");
+    assert.equal(socket.state, "reset");
+    assert.equal(outcome(rig), "refused none plaintext_refused");
+    assert.deepEqual(rig.network.dialled, []);
+  });
+
+  it("passes as enrolling for ten seconds after the client was enrolled", async () => {
+    const rig = new Rig({ pod: "server", addresses: [server, { ...client, tunnelProtocol: "none" }] });
+    rig.addresses([client]);
+    await rig.clock.advance(10_000);
+    await rig.plaintext("10.1.0.1:4000");
+    rig.network.copies[0]?.end();
+    await rig.settle();
+    assert.equal(outcome(rig), "forwarded plaintext enrolling");
+    await rig.clock.advance(1);
+    assert.equal((await rig.plaintext("10.1.0.1:4001")).state, "reset");
+  });
+
+  it("is refused before any snapshot has come, when the client is inside the cluster", async () => {
+    const rig = new Rig({ pod: "server" });
+    const socket = await rig.plaintext("10.1.0.3:4000");
+    assert.equal(socket.state, "open");
+    await rig.clock.advance(5_000);
+    await rig.settle();
+    assert.equal(socket.state, "reset");
+    assert.equal(outcome(rig), "refused none control_plane_unavailable");
+  });
+});
+
+describe("a data thread", () => {
+  it("answers an add only after all three ports listen", () => {
+    const rig = new Rig({ addresses: everything });
+    assert.deepEqual(
+      rig.network.listeners.map(({ port, transparent, reusePort, mark }) => [port, transparent, reusePort, mark]),
+      [
+        [15006, true, true, 0x539],
+        [15001, true, true, 0x539],
+      ],
+    );
+    assert.equal(rig.network.servers[0]?.port, 15008);
+  });
+
+  for (const port of [15001, 15006, 15008]) {
+    it(`gives everything back when port ${port} is taken`, () => {
+      const rig = new Rig({ addresses: everything });
+      rig.network.takenPorts.add(port);
+      const seq = rig.send({ type: "podAdd", pod: testPod("server"), netnsFd: 8, old: false });
+      assert.equal(rig.done(seq)?.error?.code, "PROXY_LISTEN");
+      assert.ok(rig.network.listeners.slice(2).every(({ stopped }) => stopped));
+      assert.ok(rig.network.servers[1]?.drained);
+      assert.deepEqual(rig.network.closedNetns, [8]);
+    });
+  }
+
+  it("takes the same pod twice as once, and another namespace of it as a new pod", async () => {
+    const rig = new Rig({ addresses: everything });
+    rig.network.adoptNetns = (fd) => ({
+      fd,
+      key: fd < 9 ? "same" : "other",
+      [Symbol.dispose]: () => rig.network.closedNetns.push(fd),
+    });
+    rig.send({ type: "podAdd", pod: testPod("server"), netnsFd: 7, old: false });
+    rig.send({ type: "podAdd", pod: testPod("server"), netnsFd: 8, old: false });
+    assert.equal(rig.network.servers.length, 2);
+    assert.deepEqual(rig.network.closedNetns, [8], "the second descriptor of the same namespace");
+    rig.send({ type: "podAdd", pod: testPod("server"), netnsFd: 9, old: false });
+    await rig.settle();
+    assert.equal(rig.network.servers.length, 3);
+    assert.ok(rig.network.servers[1]?.drained);
+    assert.deepEqual(rig.network.closedNetns, [8, 7]);
+  });
+
+  it("ends a pod: no new connections, running ones until the deadline, then they are broken and say so", async () => {
+    const rig = new Rig({ addresses: everything });
+    await rig.dial("10.1.0.3:80");
+    const seq = rig.send({ type: "podDrop", podUid: "uid-client", drainMs: 3_000 });
+    assert.ok(rig.network.listeners.every(({ stopped }) => stopped));
+    assert.equal((await rig.dial("10.1.0.3:80")).state, "reset");
+    await rig.clock.advance(2_999);
+    assert.equal(rig.done(seq), undefined);
+    await rig.clock.advance(1);
+    await rig.settle();
+    assert.equal(rig.done(seq)?.error, undefined);
+    assert.deepEqual(
+      rig
+        .records()
+        .map(({ verdict, reason }) => `${verdict} ${reason}`)
+        .toSorted(),
+      ["forwarded drained", "refused draining"],
+    );
+    assert.deepEqual(rig.network.closedNetns, [7]);
+    assert.equal(rig.samples("istio_tcp_sockets_open"), 0);
+  });
+
+  it("ends a pod at once when nothing runs", async () => {
+    const rig = new Rig({ addresses: everything });
+    await rig.dial("10.1.0.3:80");
+    rig.network.copies[0]?.end();
+    const seq = rig.send({ type: "podDrop", podUid: "uid-client", drainMs: 3_000 });
+    await rig.settle();
+    assert.notEqual(rig.done(seq), undefined);
+  });
+
+  it("tells the pool of a renewed certificate and of new roots", () => {
+    const rig = new Rig({ addresses: everything });
+    rig.send({ type: "certificate", identity: identity("client") });
+    assert.deepEqual(rig.network.changed, []);
+    rig.send({ type: "certificate", identity: identity("client", { chainPem: "new" }) });
+    rig.send({ type: "certificate", identity: identity("client", { chainPem: "new", rootsPem: "new" }) });
+    rig.send({ type: "certificate", identity: identity("server", { rootsPem: "new" }) });
+    assert.deepEqual(rig.network.changed, [`leaf ${identity("client").id}`, "roots"]);
+  });
+
+  it("counts sessions that were refused before they asked for anything", () => {
+    const rig = new Rig({ addresses: everything });
+    const remote = new FakeSocket("10.1.0.9:1", "10.1.0.1:15008").remote;
+    rig.network.servers[0]?.onRejected?.({ remote, error: new CodedError("X509_TWO_URI_SANS", "two") });
+    assert.equal(rig.samples("veil_proxy_tunnels_rejected_total"), 1);
+  });
+});
