@@ -25,12 +25,12 @@ export function buildProgram(context: CliContext, version: string): Command {
     .configureOutput({ writeOut: context.out, writeErr: context.note });
   const commands = [
     demoCommand(context),
-    kubectlCommand(context),
-    apiserverCommand(context),
-    controllerCommand(context),
     labCommand(context),
     whyCommand(context),
+    kubectlCommand(context),
+    controllerCommand(context),
     proxyCommand(context, version),
+    apiserverCommand(context),
     adminCommand(context),
   ];
   for (const command of commands) program.addCommand(inherit(command, program));

@@ -1,3 +1,22 @@
+export { CniServer, type CniAddEvent, type CniServerOptions } from "./cni-server.ts";
+export {
+  DATAPLANE_MODE_LABEL,
+  decideEligibility,
+  MTLS_LABEL,
+  REDIRECTION_ANNOTATION,
+  type Eligibility,
+  type PodFacts,
+} from "./eligibility.ts";
+export { Enrolment, type EnrolmentOptions, type PodStatus } from "./enrolment.ts";
+export {
+  DEFAULT_TIMES,
+  type Announcer,
+  type EnrolmentState,
+  type EnrolmentTimes,
+  type EnrolmentTools,
+} from "./enrolment-state.ts";
+export { enrolmentMetrics } from "./metrics.ts";
+export { directoryFinder, procFinder, type NetnsFinder } from "./pod-netns.ts";
 export {
   nftRedirector,
   PROXY_PORTS,
@@ -6,3 +25,4 @@ export {
   type RedirectionState,
   type Redirector,
 } from "./redirection.ts";
+export { ZdsServer, type ZdsPod, type ZdsServerOptions } from "./zds-server.ts";
