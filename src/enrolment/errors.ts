@@ -30,6 +30,10 @@ export const enrolmentError = defineErrors("enrolment", {
     when: "nodes have not confirmed in time that a pod is plain again",
     hint: "look at the named nodes' agents and proxies; the pod stays enrolled until they have, or until the bound has passed",
   },
+  ENROLMENT_UNEXPECTED: {
+    when: "a step of enrolment failed in a way that has no code of its own",
+    hint: "the message carries the cause; the step is tried again",
+  },
   ENROLMENT_CNI_REQUEST: {
     when: "a request on the CNI event socket is malformed",
     hint: "check the version of the CNI plugin that sends it",

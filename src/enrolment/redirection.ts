@@ -1,4 +1,6 @@
 import { readFileSync } from "node:fs";
+import { networkInterfaces } from "node:os";
+import { bytesToIp, parseIp, type IpAddress } from "#base/ip";
 import { flushConntrack, inNetns, runCommand, runIpBatch, runNft, type Netns } from "#linux";
 
 /**
@@ -90,7 +92,7 @@ export interface Redirector {
   remove(netns: Netns): Promise<void>;
   /** What is installed now. */
   read(netns: Netns): Promise<RedirectionState>;
-  /** How many connections of the namespace still go through the proxy, either end of either direction. */
+  /** How many connections of the pod still go through the proxy. */
   countRedirected(netns: Netns): number;
 }
 
@@ -119,8 +121,12 @@ export const nftRedirector: Redirector = {
   },
   countRedirected(netns) {
     return inNetns(netns, () => {
-      const tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].map(readIfThere);
-      return tables.reduce((sum, table) => sum + countProxied(table), 0);
+      const sockets = ["tcp", "tcp6"].flatMap((file) => parseSockets(readIfThere(`/proc/thread-self/net/${file}`)));
+      const own = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
+      return countProxied(
+        sockets,
+        own.map(({ address }) => parseIp(address)),
+      );
     });
   },
 };
@@ -140,22 +146,38 @@ async function changeRoutes(netns: Netns, lines: readonly string[]): Promise<voi
   await Promise.all(families.map((family) => runIpBatch(lines, { family, netns })));
 }
 
-const LISTEN = "0A";
-const TIME_WAIT = "06";
+/** One line of `/proc/net/tcp` or `tcp6`: our end, and the state as a number. */
+export interface TcpSocketLine {
+  readonly ip: IpAddress;
+  readonly port: number;
+  readonly state: number;
+}
+
+const LISTEN = 0x0a;
+const TIME_WAIT = 0x06;
+
+/** Reads `/proc/net/tcp` or `tcp6`; lines that are none are left out. */
+export function parseSockets(table: string): TcpSocketLine[] {
+  return table.split("\n").flatMap((line) => {
+    const match = /^\s*\d+: ((?:[0-9A-F]{8}){1,4}):([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} ([0-9A-F]{2}) /.exec(line);
+    const [, address = "", port = "", state = ""] = match ?? [];
+    if (match === null || (address.length !== 8 && address.length !== 32)) return [];
+    const words = Buffer.from(address, "hex");
+    for (let at = 0; at < words.length; at += 4) words.subarray(at, at + 4).reverse(); // printed in the machine's byte order
+    return [{ ip: bytesToIp(words), port: Number.parseInt(port, 16), state: Number.parseInt(state, 16) }];
+  });
+}
 
 /**
- * Counts the sockets of `/proc/net/tcp` or `tcp6` that belong to connections through the proxy: accepted on one of its ports and
- * neither listening nor in TIME_WAIT.
+ * How many connections the proxy carries inside a pod: those that it accepted from redirection, or, where more, those that it opened
+ * to the pod's application under a client's address. Sessions on 15008 that carry nothing do not count.
  */
-export function countProxied(table: string): number {
-  const ports = new Set(Object.values(PROXY_PORTS).map((port) => port.toString(16).toUpperCase().padStart(4, "0")));
-  let count = 0;
-  for (const line of table.split("\n").slice(1)) {
-    const [, local = "", , state = ""] = line.trim().split(/\s+/);
-    if (ports.has(local.slice(local.indexOf(":") + 1)) && state !== LISTEN && state !== TIME_WAIT && state !== "")
-      count++;
-  }
-  return count;
+export function countProxied(sockets: readonly TcpSocketLine[], ownAddresses: readonly IpAddress[]): number {
+  const own = new Set<string>([...ownAddresses, "0.0.0.0", "::"]);
+  const live = sockets.filter(({ state }) => state !== LISTEN && state !== TIME_WAIT);
+  const accepted = (port: number): number => live.filter((socket) => socket.port === port).length;
+  const dialled = live.filter(({ ip }) => !own.has(ip) && !ip.startsWith("127.")).length;
+  return accepted(PROXY_PORTS.outbound) + Math.max(accepted(PROXY_PORTS.inboundPlaintext), dialled);
 }
 
 /** The text of a file; empty when it is not there. */

@@ -5,7 +5,7 @@ import { CodedError, messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import type { CellSet } from "#base/metrics";
 import type { Service } from "#base/service";
-import { listenSeqpacket, type Netns, type SeqpacketConnection, type SeqpacketListener } from "#linux";
+import { listenSeqpacket, openNetns, type Netns, type SeqpacketConnection, type SeqpacketListener } from "#linux";
 import { enrolmentError } from "./errors.ts";
 import { ZdsConnection } from "./zds-connection.ts";
 import type { ZdsRequest } from "./zds-codec.ts";
@@ -13,7 +13,7 @@ import type { ZdsRequest } from "./zds-codec.ts";
 /** Proxies connected at once; the oldest gives way to a further one. Two are usual during an upgrade. */
 export const MAX_ZDS_CONNECTIONS = 16;
 
-/** A pod as the proxy is told about it. The namespace stays open until `remove` has resolved. */
+/** A pod as the proxy is told about it. The server holds a descriptor of its own of the namespace. */
 export interface ZdsPod {
   readonly uid: string;
   readonly name: string;
@@ -88,6 +88,7 @@ export class ZdsServer implements Service {
   drain(_deadlineMs: number): Promise<void> {
     this.#listener?.close();
     for (const { connection } of this.#peers) connection.close();
+    for (const uid of this.#entries.keys()) this.#forget(uid);
     return Promise.resolve();
   }
 
@@ -95,7 +96,9 @@ export class ZdsServer implements Service {
   declare(pod: ZdsPod): void {
     const known = this.#entries.get(pod.uid)?.pod.netns?.key;
     if (known !== undefined && known === pod.netns?.key) return;
-    this.#entries.set(pod.uid, { pod, answer: undefined });
+    this.#forget(pod.uid);
+    const netns = pod.netns === undefined ? undefined : openNetns(`/proc/self/fd/${pod.netns.fd}`);
+    this.#entries.set(pod.uid, { pod: { ...pod, netns }, answer: undefined });
     this.#say(this.#peers.at(-1), pod.uid, "add");
   }
 
@@ -124,7 +127,7 @@ export class ZdsServer implements Service {
 
   /** Takes a pod away from all proxies, which end its connections. Resolves when they have answered or are gone. */
   async remove(uid: string, signal: AbortSignal): Promise<void> {
-    if (!this.#entries.delete(uid)) return;
+    if (!this.#forget(uid)) return;
     for (const peer of this.#peers) this.#say(peer, uid, "del");
     while (this.#peers.some(({ todo }) => todo.get(uid) === "del")) await this.#change(signal);
   }
@@ -137,6 +140,11 @@ export class ZdsServer implements Service {
     if (!signal.aborted) await Promise.race([this.#changed.promise, aborted.promise]);
     signal.removeEventListener("abort", onAbort);
     signal.throwIfAborted();
+  }
+
+  #forget(uid: string): boolean {
+    this.#entries.get(uid)?.pod.netns?.[Symbol.dispose]();
+    return this.#entries.delete(uid);
   }
 
   #notify(): void {

@@ -1,0 +1,59 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { bypassesInbound, decideEligibility, type PodFacts } from "./eligibility.ts";
+
+const plain: PodFacts = {
+  uid: "u",
+  name: "p",
+  namespace: "shop",
+  serviceAccount: "default",
+  hostNetwork: false,
+  phase: "Running",
+  labels: {},
+  annotations: {},
+};
+const mtls = { "io.cilium/mtls-enabled": "true" };
+const ambient = { "istio.io/dataplane-mode": "ambient" };
+
+test("each outcome of eligibility has its row", () => {
+  const rows: [string, Partial<PodFacts>, Record<string, string>, boolean, string][] = [
+    ["no label anywhere", {}, {}, false, "not_labelled"],
+    ["Cilium's label on the namespace", {}, mtls, true, "namespace_label"],
+    ["Istio's label on the namespace", {}, ambient, true, "namespace_label"],
+    ["Cilium's label on the pod", { labels: mtls }, {}, true, "pod_label"],
+    ["Istio's label on the pod", { labels: ambient }, {}, true, "pod_label"],
+    ["the pod opts out, Istio's way", { labels: { "istio.io/dataplane-mode": "none" } }, mtls, false, "pod_opts_out"],
+    [
+      "the pod opts out, Cilium's way",
+      { labels: { "io.cilium/mtls-enabled": "false" } },
+      ambient,
+      false,
+      "pod_opts_out",
+    ],
+    ["out beats in", { labels: { ...ambient, "io.cilium/mtls-enabled": "false" } }, {}, false, "pod_opts_out"],
+    [
+      "an unknown value on the pod says nothing",
+      { labels: { "istio.io/dataplane-mode": "magic" } },
+      mtls,
+      true,
+      "namespace_label",
+    ],
+    ["an unknown value on the namespace says nothing", {}, { "io.cilium/mtls-enabled": "True" }, false, "not_labelled"],
+    ["the namespace opts out", {}, { ...mtls, "istio.io/dataplane-mode": "none" }, false, "not_labelled"],
+    ["host network", { hostNetwork: true, labels: mtls }, mtls, false, "host_network"],
+    ["a sidecar", { annotations: { "sidecar.istio.io/status": "{}" } }, mtls, false, "sidecar"],
+    ["kube-system", { namespace: "kube-system", labels: mtls }, mtls, false, "namespace_excluded"],
+    ["our own namespace", { namespace: "veil-system" }, mtls, false, "namespace_excluded"],
+    ["a pod that has ended", { phase: "Succeeded" }, mtls, false, "ended"],
+    ["a pod that has failed", { phase: "Failed", labels: mtls }, mtls, false, "ended"],
+    ["a pod that has not begun", { phase: "Pending" }, mtls, true, "namespace_label"],
+  ];
+  for (const [name, pod, labels, eligible, reason] of rows) {
+    assert.deepEqual(decideEligibility({ ...plain, ...pod }, labels), { eligible, reason }, name);
+  }
+});
+
+test("ingress mode is asked for by annotation", () => {
+  assert.equal(bypassesInbound(plain), false);
+  assert.equal(bypassesInbound({ ...plain, annotations: { "ambient.istio.io/bypass-inbound-capture": "true" } }), true);
+});

@@ -1,0 +1,65 @@
+/** The parts of a pod (and of its namespace) that decide on its enrolment. */
+export interface PodFacts {
+  readonly uid: string;
+  readonly name: string;
+  readonly namespace: string;
+  readonly serviceAccount: string;
+  readonly hostNetwork: boolean;
+  readonly phase: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+}
+
+/** Says whether a pod is to be enrolled, and in one word why. */
+export interface Eligibility {
+  readonly eligible: boolean;
+  readonly reason:
+    | "pod_label"
+    | "namespace_label"
+    | "not_labelled"
+    | "pod_opts_out"
+    | "host_network"
+    | "sidecar"
+    | "namespace_excluded"
+    | "ended";
+}
+
+/** Namespaces whose pods are never enrolled. */
+export const EXCLUDED_NAMESPACES: readonly string[] = ["kube-system", "veil-system"];
+
+/** Label with the values `ambient` and `none`, on pods and namespaces. */
+export const DATAPLANE_MODE_LABEL = "istio.io/dataplane-mode";
+/** Label with the values `true` and `false`, on pods and namespaces. */
+export const MTLS_LABEL = "io.cilium/mtls-enabled";
+/** Set by the agent once the pod's connections are redirected; the controller then publishes the pod as HBONE. */
+export const REDIRECTION_ANNOTATION = "ambient.istio.io/redirection";
+const SIDECAR_ANNOTATION = "sidecar.istio.io/status";
+const BYPASS_INBOUND_ANNOTATION = "ambient.istio.io/bypass-inbound-capture";
+
+/**
+ * Decides whether a pod is to be enrolled. What a pod says for itself comes before what its namespace says, and an opt-out before
+ * an opt-in; values that mean nothing to us are as if they were not there.
+ */
+export function decideEligibility(pod: PodFacts, namespaceLabels: Readonly<Record<string, string>>): Eligibility {
+  if (pod.phase === "Succeeded" || pod.phase === "Failed") return { eligible: false, reason: "ended" };
+  if (pod.hostNetwork) return { eligible: false, reason: "host_network" };
+  if (pod.annotations[SIDECAR_ANNOTATION] !== undefined) return { eligible: false, reason: "sidecar" };
+  if (EXCLUDED_NAMESPACES.includes(pod.namespace)) return { eligible: false, reason: "namespace_excluded" };
+  const own = readLabels(pod.labels);
+  if (own === "out") return { eligible: false, reason: "pod_opts_out" };
+  if (own === "in") return { eligible: true, reason: "pod_label" };
+  if (readLabels(namespaceLabels) === "in") return { eligible: true, reason: "namespace_label" };
+  return { eligible: false, reason: "not_labelled" };
+}
+
+/** True when a pod wants its inbound connections left alone ("ingress mode"): only what it dials itself is captured. */
+export function bypassesInbound(pod: PodFacts): boolean {
+  return pod.annotations[BYPASS_INBOUND_ANNOTATION] === "true";
+}
+
+function readLabels(labels: Readonly<Record<string, string>>): "in" | "out" | undefined {
+  const mode = labels[DATAPLANE_MODE_LABEL];
+  const mtls = labels[MTLS_LABEL];
+  if (mode === "none" || mtls === "false") return "out";
+  return mode === "ambient" || mtls === "true" ? "in" : undefined;
+}
