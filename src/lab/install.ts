@@ -9,7 +9,7 @@ import type { LabContext } from "./down.ts";
 import { labError } from "./errors.ts";
 import { nodeLayouts, type LabLayout, type NodeLayout } from "./layout.ts";
 import { VEIL_NAMESPACE, veilManifests, type InstallValues } from "./manifests.ts";
-import { API_URL, nodeKubeconfig, POD_NETNS_FOLDER } from "./roles.ts";
+import { API_URL, nodeKubeconfig } from "./roles.ts";
 import { findState, stateFiles, writeWhole, type LabSpec } from "./state.ts";
 
 const API_DEADLINE_MS = 30_000;
@@ -77,7 +77,6 @@ export async function installVeil(context: LabContext): Promise<void> {
   const values: InstallValues = {
     program: context.program,
     compileCache: context.env["NODE_COMPILE_CACHE"] ?? "",
-    podNetnsFolder: POD_NETNS_FOLDER,
   };
   try {
     for (const { ref, object } of veilManifests(values)) {

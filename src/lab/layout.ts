@@ -46,6 +46,11 @@ export const API_PORT = 6443;
 export const POD_RANGE = "10.244.0.0/16";
 export const SERVICE_RANGE = "10.96.0.0/16";
 export const DNS_ADDRESS = "10.96.0.10";
+/**
+ * The folder of files, named by pod UID, that hold the network namespaces of a node's pods: a link that every node has at
+ * the same path in its own /run, so that one DaemonSet fits all nodes.
+ */
+export const POD_NETNS_FOLDER = "/run/kubelet/netns";
 /** Most nodes of one lab. */
 export const MAX_NODES = 40;
 

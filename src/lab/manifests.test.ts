@@ -6,7 +6,6 @@ import { VEIL_NAMESPACE, VEIL_ROLES, veilManifests } from "./manifests.ts";
 const manifests = veilManifests({
   program: "/x/bin/veil",
   compileCache: "/cache",
-  podNetnsFolder: "/run/kubelet/netns",
 });
 
 function find<T extends KubeObject>(ref: ResourceRef<T>, name: string): T {

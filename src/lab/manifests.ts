@@ -1,5 +1,5 @@
 import { resources, type KubeObject, type PodTemplateSpec, type ResourceRef } from "#kube";
-import { POD_RANGE, SERVICE_RANGE } from "./layout.ts";
+import { POD_NETNS_FOLDER, POD_RANGE, SERVICE_RANGE } from "./layout.ts";
 
 /** Where Veil is installed. */
 export const VEIL_NAMESPACE = "veil-system";
@@ -21,8 +21,6 @@ export interface InstallValues {
   readonly program: string;
   /** For Node's cache of compiled code: without it every role compiles its sources again. */
   readonly compileCache: string;
-  /** Folder of files that hold the pods' network namespaces, named by pod UID: the same path on every node. */
-  readonly podNetnsFolder: string;
 }
 
 /** One object and where it is served. */
@@ -147,17 +145,32 @@ function daemonSet(role: VeilRole, values: InstallValues): Manifest {
   });
 }
 
-function argumentsOf(role: VeilRole, values: InstallValues): string[] {
+function argumentsOf(role: VeilRole): string[] {
   const flags: Readonly<Record<VeilRole, string[]>> = {
     controller: [],
-    agent: ["--pod-netns-dir", values.podNetnsFolder],
+    agent: ["--pod-netns-dir", POD_NETNS_FOLDER],
     proxy: ["--cluster-ranges", `${POD_RANGE},${SERVICE_RANGE}`],
   };
   return [role, ...flags[role]];
 }
 
+/** Folders of the node that a role shares with the other one: sockets, and where pods' namespaces are. */
+const FOLDERS: Readonly<Record<VeilRole, readonly { name: string; path: string }[]>> = {
+  controller: [],
+  agent: [
+    { name: "veil", path: "/run/veil" },
+    { name: "ztunnel", path: "/run/ztunnel" },
+    { name: "pod-netns", path: POD_NETNS_FOLDER },
+  ],
+  proxy: [
+    { name: "veil", path: "/run/veil" },
+    { name: "ztunnel", path: "/run/ztunnel" },
+  ],
+};
+
 function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
   const { app, readyPort } = VEIL_ROLES[role];
+  const folders = FOLDERS[role];
   const fromField = (name: string, fieldPath: string) => ({ name, valueFrom: { fieldRef: { fieldPath } } });
   return {
     metadata: { labels: { app } },
@@ -169,7 +182,7 @@ function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
         {
           name: role,
           image: "veil",
-          command: [values.program, ...argumentsOf(role, values)],
+          command: [values.program, ...argumentsOf(role)],
           env: [
             fromField("NODE_NAME", "spec.nodeName"),
             fromField("POD_NAME", "metadata.name"),
@@ -178,7 +191,10 @@ function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
             { name: "NODE_COMPILE_CACHE", value: values.compileCache },
           ],
           readinessProbe: { httpGet: { path: READY_PATH, port: readyPort }, periodSeconds: 1, failureThreshold: 3 },
-          volumeMounts: [{ name: "istio-token", mountPath: "/var/run/secrets/tokens", readOnly: true }],
+          volumeMounts: [
+            { name: "istio-token", mountPath: "/var/run/secrets/tokens", readOnly: true },
+            ...folders.map(({ name, path }) => ({ name, mountPath: path, mountPropagation: "HostToContainer" })),
+          ],
         },
       ],
       volumes: [
@@ -190,6 +206,7 @@ function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
             ],
           },
         },
+        ...folders.map(({ name, path }) => ({ name, hostPath: { path, type: "Directory" } })),
       ],
     },
   };

@@ -16,6 +16,7 @@ mkdir -p "$run"
 mount -n -t tmpfs -o mode=755,size=512m "$mark" "$run"
 mkdir -p "$run/veil" "$run/ztunnel" "$run/netns" "$run/lock" "$run$(echo "$lab" | cut -c5-)"
 mount -n --bind "$lab" "$run$(echo "$lab" | cut -c5-)"
+ln -s "$node/kubelet" "$run/kubelet"
 resolv=$(readlink -f /etc/resolv.conf || true)
 case $resolv in /run/*) mkdir -p "$run$(dirname "$resolv" | cut -c5-)"; cp "$resolv" "$run$(echo "$resolv" | cut -c5-)" || : ;; esac
 case $program in /run/*) mkdir -p "$run$(echo "$program" | cut -c5-)"; mount -n --rbind "$program" "$run$(echo "$program" | cut -c5-)" ;; esac

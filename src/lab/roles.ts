@@ -22,11 +22,10 @@ export function nodeKubeconfig(node: NodeLayout): string {
   return `${node.folder}/kubeconfig`;
 }
 
-/** Where each node's kubelet keeps its state: in the node's own /run, so at the same path on every node. */
-export const KUBELET_STATE = "/run/kubelet";
-
-/** The folder of files, named by pod UID, that hold the network namespaces of a node's pods (seen inside the node). */
-export const POD_NETNS_FOLDER = `${KUBELET_STATE}/netns`;
+/** Where a node's kubelet keeps its state. Its pods' processes are marked with this path: no two kubelets may share it. */
+export function kubeletState(node: NodeLayout): string {
+  return `${node.folder}/kubelet`;
+}
 
 /** The API server: the only role that runs before anything else can be set up. */
 export function apiserverRole(lab: LabLayout, spec: LabSpec): RoleSpec {
@@ -96,7 +95,7 @@ function kubeletRole(spec: LabSpec, node: NodeLayout): RoleSpec {
       "--kubeconfig",
       nodeKubeconfig(node),
       "--state",
-      KUBELET_STATE,
+      kubeletState(node),
       "--address",
       node.address,
       "--pod-cidr",
