@@ -25,8 +25,8 @@ export function controllerCommand(context: CliContext): Command {
     .description("watch Kubernetes, own the certificate authority, tell the nodes who is where")
     .option("--kubeconfig <file>", "how to reach Kubernetes (default: the pod's own service account)")
     .option("--namespace <namespace>", "where Veil is installed", "veil-system")
-    .option("--listen <host:port>", "gRPC for agents (TLS)", hostPort, { host: "0.0.0.0", port: 15012 })
-    .option("--metrics-listen <host:port>", "metrics and health", hostPort, { host: "0.0.0.0", port: 15014 })
+    .addOption(listenOption("--listen <host:port>", "gRPC for agents (TLS)", 15012))
+    .addOption(listenOption("--metrics-listen <host:port>", "metrics and health", 15014))
     .option("--trust-domain <name>", "trust domain of all identities", "cluster.local")
     .option("--cluster-id <name>", "name of this cluster", "Kubernetes")
     .option("--network <name>", "network that the pods' addresses belong to", "")
@@ -61,6 +61,11 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
   });
   log.info({ server: config.server, trustDomain, clusterId }, "controller starts");
   await runRole(context, controller.services, DRAIN_MS);
+}
+
+function listenOption(flags: string, description: string, port: number): Option {
+  const host = "0.0.0.0";
+  return new Option(flags, description).argParser(hostPort).default({ host, port }, `${host}:${port}`);
 }
 
 function hostPort(text: string): { host: string; port: number } {
