@@ -10,6 +10,8 @@ export interface RpcTransportOptions {
   readonly target: string;
   /** Trusted roots in PEM, asked for each new connection. Required for https. */
   readonly roots?: () => string;
+  /** The name that the server's certificate must have, where it is not the host of `target`. */
+  readonly serverName?: string;
   /** The bearer token, asked for each call (files behind it are renewed). */
   readonly token?: () => Promise<string>;
   /** Further request metadata. */
@@ -52,10 +54,11 @@ function readTarget(target: string): URL {
 function dial(url: URL, options: RpcTransportOptions): Socket {
   if (url.protocol === "unix:") return connectPlain(url.pathname);
   const host = url.hostname.replace(/^\[|\]$/g, "");
+  const servername = options.serverName ?? (/^[\d.]+$|:/.test(host) ? undefined : host);
   const socket = connectTls({
     host,
     port: Number(url.port),
-    ...(/^[\d.]+$|:/.test(host) ? {} : { servername: host }),
+    ...(servername !== undefined && { servername }),
     ca: options.roots?.() ?? [],
     minVersion: "TLSv1.2",
     ALPNProtocols: ["h2"],
