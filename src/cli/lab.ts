@@ -1,6 +1,7 @@
 import { Command, InvalidArgumentError, Option } from "commander";
 import { systemRandom } from "#base/random";
 import { runRole, type CliContext } from "./context.ts";
+import { labKubeletCommand } from "./lab-kubelet.ts";
 
 /** The name of a lab when none is given. */
 const DEFAULT_NAME = "lab";
@@ -26,7 +27,8 @@ export function labCommand(context: CliContext): Command {
     .addCommand(statusCommand(context))
     .addCommand(envCommand(context))
     .addCommand(execCommand(context))
-    .addCommand(superviseCommand(context), { hidden: true });
+    .addCommand(superviseCommand(context), { hidden: true })
+    .addCommand(labKubeletCommand(context), { hidden: true });
 }
 
 function nameOption(): Option {
