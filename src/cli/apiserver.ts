@@ -21,7 +21,7 @@ interface ServeOptions {
 export function apiserverCommand(context: CliContext): Command {
   const command = new Command("apiserver")
     .description("serve the part of the Kubernetes API that Veil and kubectl need, on SQLite")
-    .requiredOption("--data <directory>", "where keys and objects are kept; made on first start")
+    .option("--data <directory>", "where keys and objects are kept; made on first start (required)")
     .option(
       "--listen <address>",
       "HOST:PORT, or fd:N for an inherited listening socket; may be repeated",
@@ -35,7 +35,11 @@ export function apiserverCommand(context: CliContext): Command {
     )
     .option("--service-cidr <cidr>", "where addresses of Services come from", readCidr, parseCidr("10.96.0.0/16"))
     .option("--log-level <level>", `one of ${LOG_LEVELS.join(", ")}`, readLevel, "info")
-    .action(async (options: ServeOptions) => serve(context, options));
+    .action(async ({ data, ...options }: Partial<Pick<ServeOptions, "data">> & Omit<ServeOptions, "data">) => {
+      // Not a required option of commander's: that would be required of the subcommand too, twice.
+      if (data === undefined) command.error("error: required option '--data <directory>' not specified");
+      else await serve(context, { ...options, data });
+    });
   command.addCommand(kubeconfigCommand(context));
   return command;
 }
