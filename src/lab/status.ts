@@ -115,7 +115,7 @@ async function nodeStatuses(
   return Promise.all(
     nodeLayouts(lab, spec.nodes).map(async (node): Promise<NodeStatus> => {
       const netns = netnsPath(node.netns);
-      const endpoint = { netns, ip: "127.0.0.1", port: KUBELET_PORT, path: "/healthz", tls: {} };
+      const endpoint = { netns, ip: node.address, port: KUBELET_PORT, path: "/healthz", tls: {} };
       const [addresses, ...roles] = await Promise.all([
         underlayAddresses(node.netns),
         supervised("kubelet", role(`kubelet-${node.name}`), { clock, endpoint }),
