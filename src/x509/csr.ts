@@ -105,6 +105,15 @@ function readInfo(der: Uint8Array, info: DerCursor): { publicKeySpki: Uint8Array
 }
 
 function readPublicKey(spki: Uint8Array, place: string): KeyObject {
+  // A curve must be named: OpenSSL takes one that is spelled out for the named one, and verifiers refuse such certificates
+  // (or, worse, believe a generator of the attacker's choice, CVE-2020-0601).
+  const outer = new DerCursor(spki);
+  const algorithm = outer.enter(outer.take(TAG.sequence, "subjectPublicKeyInfo")).take(TAG.sequence, "key algorithm");
+  const fields = outer.enter(algorithm);
+  fields.take(TAG.oid, "key algorithm");
+  if (fields.peekTag === TAG.sequence) {
+    throw x509Error("X509_KEY_ALGORITHM", `the key in ${place} spells its parameters out`, { details: { place } });
+  }
   try {
     return createPublicKey({ key: Buffer.from(spki), format: "der", type: "spki" });
   } catch (cause) {
