@@ -1,4 +1,5 @@
 export { copyPlain } from "./copy-plain.ts";
-export { HbonePool, type HboneLimits, type OpenRequest, type HbonePoolOptions } from "./pool.ts";
-export { HboneServer, type InboundTunnel, type HboneServerOptions } from "./server.ts";
+export { DEFAULT_LIMITS, type HboneLimits } from "./limits.ts";
+export { HbonePool, type HbonePoolOptions, type OpenRequest } from "./pool.ts";
+export { HboneServer, type HboneServerOptions, type InboundTunnel } from "./server.ts";
 export type { TunnelHandle, TunnelResult } from "./tunnel.ts";

@@ -1,9 +1,13 @@
-import type { Clock } from "#base/clock";
+import { every, type Clock } from "#base/clock";
 import type { CodedError } from "#base/errors";
 import type { Random } from "#base/random";
 import type { Netns, TcpSocket } from "#linux";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
+import { ClientSession, type ClientTunnel } from "./client-session.ts";
+import { dialSession } from "./dial.ts";
+import { hboneError } from "./errors.ts";
+import { DEFAULT_LIMITS, type HboneLimits } from "./limits.ts";
 import type { TunnelHandle, TunnelResult } from "./tunnel.ts";
 
 /** What the pool is made of. */
@@ -15,55 +19,275 @@ export interface HbonePoolOptions {
   readonly limits?: Partial<HboneLimits> | undefined;
 }
 
-/** Caps and times of sessions. */
-export interface HboneLimits {
-  readonly connectTimeoutMs: number;
-  readonly handshakeTimeoutMs: number;
-  readonly pingIntervalMs: number;
-  readonly pingTimeoutMs: number;
-  readonly idleMs: number;
-  readonly streamsPerSession: number;
-}
-
 /** One connection that is to go through a tunnel. */
 export interface OpenRequest {
   readonly netns?: Netns | undefined;
   readonly mark?: number | undefined;
   readonly source: SpiffeId;
+  /** Who may answer; empty: nobody. */
   readonly accepted: readonly SpiffeId[];
+  /** The peer's proxy. */
   readonly ip: string;
   readonly port: number;
+  /** Source address of the session. */
   readonly sourceIp?: string | undefined;
+  /** Where the peer's proxy is to connect, `ip:port` or `host:port`. */
   readonly authority: string;
   readonly headers: {
     readonly baggage: string;
     readonly forwarded: string;
+    /** Undefined: a random one. */
     readonly traceparent?: string | undefined;
   };
   /** Owned by the tunnel from here on, also when opening fails (it is reset then). */
   readonly socket: TcpSocket;
   readonly signal?: AbortSignal | undefined;
+  /** The peer's proxy has answered 200. */
   readonly onOpen?: ((info: { peer: SpiffeId; responseBaggage: string | undefined }) => void) | undefined;
-  /** Exactly once. */
+  /** Exactly once, never from inside `open`. */
   readonly onEnd: (result: TunnelResult) => void;
 }
 
-/** The sessions that this thread's pods have opened, shared by (namespace, source, accepted identities, address). */
-export class HbonePool {
-  constructor(_options: HbonePoolOptions) {}
+/** Sessions to one peer under one key, and who waits for the next. */
+interface Peer {
+  readonly key: string;
+  sessions: ClientSession[];
+  waiting: Opening[];
+  cancelDial: (() => void) | undefined;
+}
 
-  open(_request: OpenRequest): TunnelHandle {
-    throw new Error("not there yet");
+/**
+ * The sessions that this thread's pods have opened, shared by (namespace, source identity, accepted identities, address,
+ * source address). The first request for a peer shakes hands, others wait for it; a session that is full, was told to go
+ * away, or whose certificate was renewed takes no new tunnels and ends with its last.
+ */
+export class HbonePool {
+  readonly #options: HbonePoolOptions;
+  readonly #limits: HboneLimits;
+  readonly #peers = new Map<string, Peer>();
+  #stopSweep: (() => void) | undefined;
+  #draining = false;
+  #whenEmpty: (() => void) | undefined;
+
+  constructor(options: HbonePoolOptions) {
+    this.#options = options;
+    this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
+  }
+
+  /** Sessions that are open. */
+  get sessions(): number {
+    let count = 0;
+    for (const peer of this.#peers.values()) count += peer.sessions.length;
+    return count;
+  }
+
+  open(request: OpenRequest): TunnelHandle {
+    const opening = new Opening(request, (retried) => {
+      this.#place(retried);
+    });
+    if (this.#draining) opening.failSoon(hboneError("HBONE_DRAINING", "the proxy shuts down"));
+    else this.#place(opening);
+    return opening;
+  }
+
+  #place(opening: Opening): void {
+    const peer = this.#peerOf(opening.request);
+    const session = peer.sessions.find((candidate) => candidate.hasRoom);
+    if (session !== undefined) {
+      opening.begin(session);
+      return;
+    }
+    if (peer.waiting.length >= this.#limits.waitingPerPeer) {
+      opening.failSoon(hboneError("HBONE_LIMIT", `${peer.waiting.length} connections wait for a session to this peer`));
+      return;
+    }
+    peer.waiting.push(opening);
+    if (peer.cancelDial === undefined) this.#dial(peer, opening.request);
+  }
+
+  #peerOf(request: OpenRequest): Peer {
+    const key = keyOf(request);
+    let peer = this.#peers.get(key);
+    if (peer === undefined) {
+      peer = { key, sessions: [], waiting: [], cancelDial: undefined };
+      this.#peers.set(key, peer);
+    }
+    return peer;
+  }
+
+  #dial(peer: Peer, request: OpenRequest): void {
+    const identity = this.#options.certificate(request.source);
+    if (identity === undefined) {
+      this.#dialFailed(peer, hboneError("HBONE_NO_CERTIFICATE", `there is no certificate for ${request.source} yet`));
+      return;
+    }
+    const { clock } = this.#options;
+    peer.cancelDial = dialSession({ request, identity, clock, limits: this.#limits }, (result) => {
+      peer.cancelDial = undefined;
+      if (!("stream" in result)) {
+        this.#dialFailed(peer, result);
+        return;
+      }
+      const session = new ClientSession({
+        secure: result,
+        source: request.source,
+        clock,
+        random: this.#options.random,
+        limits: this.#limits,
+        onChanged: () => {
+          this.#sessionChanged(peer, session);
+        },
+      });
+      peer.sessions.push(session);
+      this.#stopSweep ??= every(clock, Math.max(this.#limits.idleMs / 4, 1), () => {
+        this.#sweep();
+      });
+      session.start();
+      if (this.#draining) session.retire();
+      this.#serve(peer, session);
+    });
+  }
+
+  /** Gives a new session to those who wait; when they are more than it takes, dials another. */
+  #serve(peer: Peer, session: ClientSession): void {
+    while (session.hasRoom) {
+      const opening = peer.waiting.shift();
+      if (opening === undefined) break;
+      if (!opening.over) opening.begin(session);
+    }
+    const [next] = peer.waiting;
+    if (next !== undefined && peer.cancelDial === undefined) this.#dial(peer, next.request);
+    this.#forgetEmpty(peer);
+  }
+
+  #dialFailed(peer: Peer, error: CodedError): void {
+    const { waiting } = peer;
+    peer.waiting = [];
+    for (const opening of waiting) opening.failSoon(error);
+    this.#forgetEmpty(peer);
+  }
+
+  #sessionChanged(peer: Peer, session: ClientSession): void {
+    if (session.closed) peer.sessions = peer.sessions.filter((other) => other !== session);
+    this.#forgetEmpty(peer);
+  }
+
+  #forgetEmpty(peer: Peer): void {
+    if (peer.sessions.length > 0 || peer.waiting.length > 0 || peer.cancelDial !== undefined) return;
+    if (this.#peers.get(peer.key) === peer) this.#peers.delete(peer.key);
+    if (this.#peers.size > 0) return;
+    this.#stopSweep?.();
+    this.#stopSweep = undefined;
+    this.#whenEmpty?.();
+  }
+
+  #sweep(): void {
+    const since = this.#options.clock.monotonic() - this.#limits.idleMs;
+    for (const session of this.#allSessions()) if (session.idleSince(since)) session.retire();
+  }
+
+  #allSessions(): ClientSession[] {
+    return [...this.#peers.values()].flatMap((peer) => peer.sessions);
   }
 
   /** No new tunnels; ends when the last has ended, or breaks what is left at the deadline. */
-  async drain(_deadlineMs: number): Promise<void> {}
+  async drain(deadlineMs: number): Promise<void> {
+    this.#draining = true;
+    for (const session of this.#allSessions()) session.retire();
+    if (this.#peers.size > 0 && deadlineMs > 0) {
+      await new Promise<void>((resolve) => {
+        const cancel = this.#options.clock.after(deadlineMs, resolve);
+        this.#whenEmpty = () => {
+          cancel();
+          resolve();
+        };
+      });
+    }
+    const error = hboneError("HBONE_DRAINING", "the proxy shuts down");
+    for (const peer of this.#peers.values()) {
+      peer.cancelDial?.();
+      peer.cancelDial = undefined;
+      this.#dialFailed(peer, error);
+    }
+    for (const session of this.#allSessions()) session.fail(error);
+  }
 
   /** A certificate was renewed: new tunnels of `id` use new sessions, running ones stay. */
-  certificateChanged(_id: SpiffeId): void {}
+  certificateChanged(id: SpiffeId): void {
+    for (const session of this.#allSessions()) if (session.source === id) session.retire();
+  }
 
-  /** The trusted roots changed: all new tunnels use new sessions. */
-  trustChanged(): void {}
+  /** The trusted roots changed: all new tunnels use new sessions, so that peers are judged anew. */
+  trustChanged(): void {
+    for (const session of this.#allSessions()) session.retire();
+  }
 }
 
-export type { CodedError };
+function keyOf({ netns, source, accepted, ip, port, sourceIp }: OpenRequest): string {
+  return `${netns?.key ?? ""} ${source} ${accepted.join(",")} ${ip} ${port} ${sourceIp ?? ""}`;
+}
+
+/** One request on its way to a session and through it. */
+class Opening implements TunnelHandle {
+  readonly request: OpenRequest;
+  /** Ended, before or after it had a tunnel. */
+  over = false;
+  readonly #retry: (opening: Opening) => void;
+  #tunnel: ClientTunnel | undefined;
+  #tries = 0;
+  readonly #onAbort = (): void => {
+    const cause: unknown = this.request.signal?.reason;
+    this.abort(hboneError("HBONE_ABORTED", "whoever asked for the tunnel gave up", { cause }));
+  };
+
+  constructor(request: OpenRequest, retry: (opening: Opening) => void) {
+    this.request = request;
+    this.#retry = retry;
+    request.signal?.addEventListener("abort", this.#onAbort, { once: true });
+    if (request.signal?.aborted === true) setImmediate(this.#onAbort);
+  }
+
+  get bytes(): { readonly sent: number; readonly received: number } {
+    return this.#tunnel?.bytes ?? { sent: 0, received: 0 };
+  }
+
+  begin(session: ClientSession): void {
+    this.#tries++;
+    this.#tunnel = session.open(this.request, (result) => {
+      const { error } = result;
+      // A session that went stale unseen has lost nothing of this connection: once more, on a fresh one.
+      if (error !== undefined && this.#tunnel?.retriable === true && this.#tries === 1 && !this.over) {
+        this.#tunnel = undefined;
+        this.#retry(this);
+        return;
+      }
+      this.#end(result);
+    });
+  }
+
+  /** Ends without a tunnel. The caller of `open` hears of it after `open` has returned. */
+  failSoon(error: CodedError): void {
+    setImmediate(() => {
+      this.abort(error);
+    });
+  }
+
+  abort(error: CodedError): void {
+    if (this.over) return;
+    const tunnel = this.#tunnel;
+    if (tunnel === undefined) {
+      this.request.socket.reset();
+      this.#end({ bytesSent: 0, bytesReceived: 0, error });
+      return;
+    }
+    tunnel.forbidRetry();
+    tunnel.abort(error);
+  }
+
+  #end(result: TunnelResult): void {
+    if (this.over) return;
+    this.over = true;
+    this.request.signal?.removeEventListener("abort", this.#onAbort);
+    this.request.onEnd(result);
+  }
+}

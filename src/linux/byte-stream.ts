@@ -28,14 +28,18 @@ export interface StreamOwner {
 export interface ByteStream {
   /** Begins to read into `buffer` for `owner`. Called once. The owner keeps the buffer alive. */
   start(owner: StreamOwner, buffer: Uint8Array): void;
-  /** No reads until `resume`. Bytes wait in the kernel (or, on the fallback, in one chunk). May be called from `onRead`. */
+  /**
+   * No reads until `resume`. Bytes wait in the kernel (or, on the fallback, in one chunk). May be called from `onRead`.
+   * A TLS session still hands out what it has decrypted: only plain sockets are paused.
+   */
   pause(): void;
   /** Reads again, into the buffer in force. Never calls the owner before it returns. */
   resume(): void;
   /** Replaces the buffer in force, outside of `onRead`. Costs a little memory each time: not for every read. */
   replaceBuffer(buffer: Uint8Array): void;
   /**
-   * Sends bytes. While a write is pending the owner neither writes again nor touches the bytes. `failed` is final:
+   * Sends bytes. While a write is pending the owner neither writes again nor touches the bytes (a TLS session takes them
+   * at once: there they are free when the call returns). `failed` is final:
    * `onBroken` does not follow, {@link ByteStream.error} says why.
    */
   write(bytes: Uint8Array): WriteOutcome;

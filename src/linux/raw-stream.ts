@@ -22,7 +22,7 @@ interface Request {
 interface StreamHandle {
   readonly fd: number;
   readonly writeQueueSize: number;
-  onread: ((this: StreamHandle) => Uint8Array | undefined) | null;
+  onread: (this: StreamHandle) => Uint8Array | undefined;
   /** Ours: found again in `onread`, which gets the handle as `this`. */
   veilStream?: RawStream | undefined;
   readStart(): number;
@@ -182,6 +182,7 @@ function errorName(status: number): string {
 }
 
 let spareWrite: Request | undefined;
+let trash: Uint8Array | undefined;
 
 /** {@link ByteStream} over a handle of libuv. */
 export class RawStream implements ByteStream {
@@ -276,7 +277,6 @@ export class RawStream implements ByteStream {
     if (this.closed) return;
     this.closed = true;
     this.#owner = undefined;
-    this.#handle.onread = null;
     this.#handle.veilStream = undefined;
     if (this.#tls === undefined) this.#handle.close();
     else this.#tls.destroy();
@@ -292,7 +292,9 @@ export class RawStream implements ByteStream {
     if (owner === undefined || count === 0) return undefined;
     if (count > 0) {
       const next = owner.onRead(count);
-      if (next === undefined || this.closed) return undefined;
+      // A TLS handle goes on to hand out what it has decrypted, closed or not: not into buffers that are others' by now.
+      if (this.closed) return (trash ??= new Uint8Array(64 * 1024));
+      if (next === undefined) return undefined;
       this.buffer = next;
       return next;
     }

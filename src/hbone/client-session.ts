@@ -1,0 +1,247 @@
+import type { Clock } from "#base/clock";
+import { CodedError } from "#base/errors";
+import type { Random } from "#base/random";
+import type { SpiffeId } from "#model/spiffe-id";
+import { H2_CODE, hboneError } from "./errors.ts";
+import { LARGEST_WINDOW } from "./frames.ts";
+import { readResponseHead } from "./heads.ts";
+import { encodeField, type HeaderList } from "./hpack.ts";
+import type { HboneLimits } from "./limits.ts";
+import type { OpenRequest } from "./pool.ts";
+import { Session, type SessionRole } from "./session.ts";
+import type { SecureStream } from "./tls.ts";
+import type { Tunnel, TunnelHandle, TunnelResult } from "./tunnel.ts";
+
+/** What a client's session is made of. */
+export interface ClientSessionOptions {
+  readonly secure: SecureStream;
+  readonly source: SpiffeId;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly limits: HboneLimits;
+  /** It closed. */
+  readonly onChanged: () => void;
+}
+
+/** A tunnel as its opener sees it. */
+export interface ClientTunnel extends TunnelHandle {
+  /** It failed before the peer answered and before a byte of the plain socket was read: it may be tried again. */
+  readonly retriable: boolean;
+  forbidRetry(): void;
+}
+
+/** A session that was unused for this long may be dead without our knowing: nothing is sent on it before the answer. */
+const DOUBTFUL_AFTER_MS = 2000;
+/** Stream numbers do not wrap. */
+const LAST_STREAM = LARGEST_WINDOW - 1000;
+/** A header block larger than every peer's frame is nothing that we make. */
+const MOST_HEADER_BYTES = 16_000;
+const METHOD_CONNECT = encodeField(":method", "CONNECT");
+
+/** One session to a peer's proxy. */
+export class ClientSession implements SessionRole {
+  readonly kind = "client";
+  readonly source: SpiffeId;
+  readonly #options: ClientSessionOptions;
+  readonly #session: Session;
+  readonly #fields = new FieldCache();
+  #nextStreamId = 1;
+  #retired = false;
+  #lastUsedMs: number;
+
+  constructor(options: ClientSessionOptions) {
+    this.#options = options;
+    this.source = options.source;
+    const { clock, limits } = options;
+    this.#session = new Session({ role: this, clock, limits });
+    this.#lastUsedMs = clock.monotonic();
+  }
+
+  start(): void {
+    const { stream, early } = this.#options.secure;
+    this.#session.start(stream, early);
+  }
+
+  get closed(): boolean {
+    return this.#session.closed;
+  }
+
+  /** Whether it takes another tunnel. */
+  get hasRoom(): boolean {
+    const session = this.#session;
+    return !this.#retired && !session.closed && session.tunnels.size < session.peerMaxStreams;
+  }
+
+  /** Whether it has had no tunnel since `time` (of the monotonic clock). */
+  idleSince(time: number): boolean {
+    return this.#session.tunnels.size === 0 && this.#lastUsedMs <= time;
+  }
+
+  /** Opens a tunnel; `onEnd` is called once, never from inside. */
+  open(request: OpenRequest, onEnd: (result: TunnelResult) => void): ClientTunnel {
+    const { clock } = this.#options;
+    const now = clock.monotonic();
+    const idle = this.#session.tunnels.size === 0;
+    const doubtful = idle && this.#session.settingsSeen && now - this.#lastUsedMs > DOUBTFUL_AFTER_MS;
+    this.#lastUsedMs = now;
+    const streamId = this.#nextStreamId;
+    this.#nextStreamId += 2;
+    if (streamId > LAST_STREAM) this.#retired = true;
+    const tunnel = this.#session.addTunnel(streamId);
+    const opened = new OpenedTunnel(tunnel, doubtful);
+    tunnel.onFinished = (result) => {
+      if (result.error !== undefined && !opened.retriable) request.socket.reset();
+      onEnd(result);
+    };
+    tunnel.onAnswer = (status, headers) => {
+      if (status !== 200) return;
+      opened.attach(request);
+      request.onOpen?.({ peer: this.#options.secure.peer, responseBaggage: headers.get("baggage") });
+    };
+    const fields = this.#fieldsOf(request);
+    if (fields === undefined) {
+      setImmediate(() => {
+        tunnel.sessionLost(hboneError("HBONE_HEADERS_TOO_LARGE", "the header of the tunnel is too large to send"));
+      });
+      return opened;
+    }
+    this.#session.sendHeaders(streamId, fields, false);
+    if (!doubtful) opened.attach(request);
+    return opened;
+  }
+
+  #fieldsOf({ authority, headers }: OpenRequest): readonly Uint8Array[] | undefined {
+    const { random } = this.#options;
+    const traceparent = headers.traceparent ?? `00-${random.hex(16)}-${random.hex(8)}-00`;
+    const fields = [
+      METHOD_CONNECT,
+      this.#fields.get(":authority", authority),
+      this.#fields.get("baggage", headers.baggage),
+      encodeField("forwarded", headers.forwarded),
+      encodeField("traceparent", traceparent),
+    ];
+    const length = fields.reduce((sum, field) => sum + field.length, 0);
+    return length > MOST_HEADER_BYTES ? undefined : fields;
+  }
+
+  /** No new tunnels; closes with its last. */
+  retire(): void {
+    this.#retired = true;
+    if (this.#session.tunnels.size === 0) this.#finish();
+  }
+
+  #finish(): void {
+    if (this.#session.closed) return;
+    this.#session.sendGoaway(0);
+    this.#session.finish();
+  }
+
+  fail(error: CodedError): void {
+    this.#session.fail(error);
+  }
+
+  onTunnelHeaders(tunnel: Tunnel, list: HeaderList, endStream: boolean): void {
+    if (tunnel.answered) {
+      if (endStream) tunnel.receiveEnd();
+      else tunnel.fail(hboneError("HBONE_MALFORMED", "trailers do not end the stream"), H2_CODE.PROTOCOL_ERROR);
+      return;
+    }
+    const head = readResponseHead(list);
+    if (head instanceof CodedError) {
+      tunnel.fail(head, H2_CODE.PROTOCOL_ERROR);
+      return;
+    }
+    const { status, headers } = head;
+    if (status < 200 && !endStream) return; // an interim answer
+    tunnel.answered = true;
+    if (status === 200) {
+      tunnel.onAnswer?.(status, headers);
+      if (endStream && !tunnel.closed) tunnel.receiveEnd();
+      return;
+    }
+    const error = hboneError("HBONE_PEER_STATUS", `the peer's proxy answered ${status}`, { details: { status } });
+    tunnel.fail(error, H2_CODE.CANCEL);
+  }
+
+  /** The server may send on streams that we have opened, nothing else. */
+  onRequest(streamId: number): void {
+    if (streamId % 2 === 0 || streamId >= this.#nextStreamId) {
+      throw hboneError("HBONE_PROTOCOL", `HEADERS on stream ${streamId}, which is not open`);
+    }
+  }
+
+  onGoaway(lastStreamId: number, code: number): void {
+    this.#retired = true;
+    const details = { h2Code: code };
+    const error =
+      code === H2_CODE.NO_ERROR
+        ? hboneError("HBONE_STREAM_REFUSED", "the peer's proxy shuts down", { details })
+        : hboneError("HBONE_PEER_ERROR", `the peer ended the session (code ${code})`, { details });
+    for (const tunnel of this.#session.tunnels.values()) if (tunnel.id > lastStreamId) tunnel.sessionLost(error);
+    if (code !== H2_CODE.NO_ERROR) this.#session.fail(error);
+    else if (this.#session.tunnels.size === 0) this.#session.finish();
+  }
+
+  onTunnelEnded(): void {
+    this.#lastUsedMs = this.#options.clock.monotonic();
+    if (this.#retired && this.#session.tunnels.size === 0) this.#finish();
+  }
+
+  onSettings(): void {}
+
+  onDrainPong(): void {}
+
+  onClosed(): void {
+    this.#options.onChanged();
+  }
+}
+
+class OpenedTunnel implements ClientTunnel {
+  readonly #tunnel: Tunnel;
+  #mayRetry: boolean;
+
+  constructor(tunnel: Tunnel, mayRetry: boolean) {
+    this.#tunnel = tunnel;
+    this.#mayRetry = mayRetry;
+  }
+
+  get bytes(): { readonly sent: number; readonly received: number } {
+    return this.#tunnel.bytes;
+  }
+
+  get retriable(): boolean {
+    return this.#mayRetry && !this.#tunnel.answered;
+  }
+
+  forbidRetry(): void {
+    this.#mayRetry = false;
+  }
+
+  attach(request: OpenRequest): void {
+    if (this.#tunnel.attached) return;
+    this.#mayRetry = false;
+    this.#tunnel.attach(request.socket);
+  }
+
+  abort(error: CodedError): void {
+    this.#tunnel.abort(error);
+  }
+}
+
+/** Encoded fields that many requests share. */
+class FieldCache {
+  readonly #fields = new Map<string, Uint8Array>();
+
+  get(name: string, value: string): Uint8Array {
+    const key = `${name} ${value}`;
+    let field = this.#fields.get(key);
+    if (field === undefined) {
+      if (this.#fields.size >= MOST_CACHED_FIELDS) this.#fields.clear();
+      field = encodeField(name, value);
+      this.#fields.set(key, field);
+    }
+    return field;
+  }
+}
+
+const MOST_CACHED_FIELDS = 256;

@@ -1,0 +1,73 @@
+import type { Clock } from "#base/clock";
+import type { CodedError } from "#base/errors";
+import { hboneError } from "./errors.ts";
+import { FRAME } from "./frames.ts";
+import type { HboneLimits } from "./limits.ts";
+import type { SessionWriter } from "./writer.ts";
+
+/** What a keep-alive watches. */
+export interface WatchedSession {
+  readonly clock: Clock;
+  readonly writer: SessionWriter;
+  fail(error: CodedError): void;
+}
+
+const ALIVE = Uint8Array.from([0x76, 0x65, 0x69, 0x6c, 0, 0, 0, 1]);
+const DRAIN = Uint8Array.from([0x76, 0x65, 0x69, 0x6c, 0, 0, 0, 2]);
+
+/**
+ * Pings a silent peer and ends the session when nothing at all comes back. Anything that arrives counts as life: on a
+ * busy session no ping is sent.
+ */
+export class KeepAlive {
+  readonly #session: WatchedSession;
+  readonly #limits: HboneLimits;
+  #heard = false;
+  #cancel: (() => void) | undefined;
+
+  constructor(session: WatchedSession, limits: HboneLimits) {
+    this.#session = session;
+    this.#limits = limits;
+  }
+
+  start(): void {
+    this.#heard = false;
+    this.#cancel = this.#session.clock.after(this.#limits.pingIntervalMs, () => {
+      if (this.#heard) this.start();
+      else this.#probe();
+    });
+  }
+
+  stop(): void {
+    this.#cancel?.();
+    this.#cancel = undefined;
+  }
+
+  /** Something came. */
+  heard(): void {
+    this.#heard = true;
+  }
+
+  sendDrainPing(): void {
+    this.#ping(DRAIN);
+  }
+
+  isDrainPong(payload: Uint8Array): boolean {
+    return payload.every((byte, index) => byte === DRAIN[index]);
+  }
+
+  #probe(): void {
+    this.#ping(ALIVE);
+    const { pingTimeoutMs } = this.#limits;
+    this.#cancel = this.#session.clock.after(pingTimeoutMs, () => {
+      if (this.#heard) this.start();
+      else this.#session.fail(hboneError("HBONE_PING_TIMEOUT", `nothing came from the peer for ${pingTimeoutMs} ms`));
+    });
+  }
+
+  #ping(payload: Uint8Array): void {
+    const { writer } = this.#session;
+    const at = writer.control({ type: FRAME.PING, flags: 0, streamId: 0, length: 8 });
+    writer.buffer.set(payload, at);
+  }
+}

@@ -1,0 +1,459 @@
+import type { Clock } from "#base/clock";
+import { CodedError } from "#base/errors";
+import type { ByteStream, StreamOwner } from "#linux";
+import { retireSlab, SLAB_BYTES, takeSlab, type Slab } from "./buffers.ts";
+import { H2_CODE, h2CodeOf, hboneError } from "./errors.ts";
+import { FrameParser, type FrameSink } from "./frame-parser.ts";
+import {
+  DEFAULT_WINDOW,
+  FLAG,
+  FRAME,
+  HEADER_BYTES,
+  LARGEST_WINDOW,
+  MAX_FRAME_BYTES,
+  PREFACE,
+  putFrameHeader,
+  putUint32,
+  SESSION_CREDIT_BYTES,
+  SESSION_WINDOW_BYTES,
+  SETTING,
+  STREAM_WINDOW_BYTES,
+} from "./frames.ts";
+import { HpackDecoder, type HeaderList } from "./hpack.ts";
+import { KeepAlive } from "./keep-alive.ts";
+import type { HboneLimits } from "./limits.ts";
+import { turn } from "./turn.ts";
+import { Tunnel, type TunnelSession } from "./tunnel.ts";
+import { SessionWriter } from "./writer.ts";
+
+/** The largest read of a TLS record: with less room the session goes on in another slab. */
+const LEAST_READ_BYTES = 16 * 1024;
+/** How many streams that were reset here are remembered, as late frames for them are no error. */
+const REMEMBERED_RESETS = 256;
+/** How many frames that carry nothing are taken per window of time. */
+const NUISANCE_FRAMES = 10_000;
+const NUISANCE_WINDOW_MS = 10_000;
+/** How long a closed session waits for the peer's close. */
+const LINGER_MS = 1000;
+
+/** What the two roles make of a session's events. */
+export interface SessionRole {
+  readonly kind: "client" | "server";
+  /** A header block that belongs to no open tunnel (server: a request). */
+  onRequest(streamId: number, list: HeaderList, endStream: boolean): void;
+  /** A header block on an open tunnel. */
+  onTunnelHeaders(tunnel: Tunnel, list: HeaderList, endStream: boolean): void;
+  /** The peer takes no new tunnels; those above `lastStreamId` were not looked at. */
+  onGoaway(lastStreamId: number, code: number): void;
+  /** A tunnel has ended. */
+  onTunnelEnded(): void;
+  /** Settings came, or our drain ping was answered. */
+  onSettings(): void;
+  onDrainPong(): void;
+  /** Exactly once. Undefined: it ended as it should. */
+  onClosed(error: CodedError | undefined): void;
+}
+
+/** What a session is made of. */
+export interface SessionOptions {
+  readonly role: SessionRole;
+  readonly clock: Clock;
+  readonly limits: HboneLimits;
+}
+
+/**
+ * One HTTP/2 session over one TLS session, client or server: frames in, tunnels, windows, settings, pings, GOAWAY.
+ * It owns its stream. Everything that a peer does wrong ends the session, with GOAWAY and a code of its own.
+ */
+export class Session implements StreamOwner, FrameSink, TunnelSession {
+  readonly clock: Clock;
+  readonly writer: SessionWriter;
+  readonly tunnels = new Map<number, Tunnel>();
+  /** How many tunnels the peer lets us open. */
+  peerMaxStreams: number;
+  settingsSeen = false;
+  /** The highest stream that the peer opened (server) or we opened (client). */
+  lastStreamId = 0;
+  closed = false;
+  pinnedSlabs = 0;
+  /** The peer lowered its header table: our next header block begins with an update to 0. */
+  tableUpdateDue = false;
+  readonly #role: SessionRole;
+  readonly #limits: HboneLimits;
+  readonly #parser: FrameParser;
+  readonly #decoder: HpackDecoder;
+  readonly #keepAlive: KeepAlive;
+  #stream: ByteStream | undefined;
+  #slab: Slab | undefined;
+  #position = 0;
+  #receiveWindow = SESSION_WINDOW_BYTES;
+  #used = 0;
+  /** The tunnel of the current DATA frame. */
+  #current: Tunnel | undefined;
+  readonly #resets = new Set<number>();
+  #nuisances = 0;
+  #nuisancesSinceMs = 0;
+  #finishing = false;
+  #cancelLinger: (() => void) | undefined;
+
+  constructor({ role, clock, limits }: SessionOptions) {
+    this.clock = clock;
+    this.#role = role;
+    this.#limits = limits;
+    this.peerMaxStreams = limits.streamsPerSession;
+    this.#parser = new FrameParser(this, role.kind);
+    this.#decoder = new HpackDecoder(role.kind === "server" ? limits.serverHeaderBytes : limits.clientHeaderBytes);
+    this.writer = new SessionWriter((error) => {
+      this.fail(error);
+    });
+    this.#keepAlive = new KeepAlive(this, limits);
+  }
+
+  /** Begins: our settings go out, and what the peer sent already (`early`) is taken. */
+  start(stream: ByteStream, early: Uint8Array): void {
+    this.#stream = stream;
+    this.#slab = takeSlab(this);
+    this.#sendPreface();
+    this.writer.attach(stream);
+    stream.start(this, this.#slab.bytes);
+    for (let at = 0; at < early.length && !this.closed; at += SLAB_BYTES) this.#takeEarly(early.subarray(at));
+    this.#keepAlive.start();
+  }
+
+  /** Bytes that came before us lie elsewhere: they are copied to a slab of their own. */
+  #takeEarly(bytes: Uint8Array): void {
+    const count = Math.min(bytes.length, SLAB_BYTES);
+    const reading = this.#slab;
+    const slab = takeSlab(this);
+    slab.bytes.set(bytes.subarray(0, count));
+    this.#slab = slab;
+    this.#parse(0, count);
+    if (this.closed) {
+      if (reading !== undefined) retireSlab(reading); // the other one went with the session
+      return;
+    }
+    this.#slab = reading;
+    retireSlab(slab);
+  }
+
+  #sendPreface(): void {
+    const { writer } = this;
+    const server = this.#role.kind === "server";
+    if (!server) writer.raw(PREFACE);
+    const settings: [number, number][] = [
+      [SETTING.INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES],
+      [SETTING.MAX_FRAME_SIZE, MAX_FRAME_BYTES],
+      server ? [SETTING.MAX_CONCURRENT_STREAMS, this.#limits.streamsPerPeer] : [SETTING.ENABLE_PUSH, 0],
+      [SETTING.MAX_HEADER_LIST_SIZE, server ? this.#limits.serverHeaderBytes : this.#limits.clientHeaderBytes],
+    ];
+    let at = writer.control({ type: FRAME.SETTINGS, flags: 0, streamId: 0, length: settings.length * 6 });
+    for (const [id, value] of settings) {
+      writer.buffer[at] = 0;
+      writer.buffer[at + 1] = id;
+      putUint32(writer.buffer, at + 2, value);
+      at += 6;
+    }
+    writer.control32(FRAME.WINDOW_UPDATE, 0, SESSION_WINDOW_BYTES - DEFAULT_WINDOW);
+  }
+
+  // From the stream.
+
+  onRead(count: number): Uint8Array | undefined {
+    this.#keepAlive.heard();
+    const slab = this.#slab;
+    if (slab === undefined) return undefined;
+    const end = this.#position + count;
+    this.#parse(this.#position, end);
+    if (this.closed) return undefined;
+    if (slab.refs === 0 && count < LEAST_READ_BYTES) return undefined; // nothing points into it: the same place again
+    this.#position = end;
+    if (SLAB_BYTES - end < LEAST_READ_BYTES) {
+      if (slab.refs > 0) turn.flushPlain();
+      if (slab.refs > 0) {
+        retireSlab(slab);
+        this.#slab = takeSlab(this);
+      }
+      this.#position = 0;
+    }
+    return this.#slab === undefined || this.closed ? undefined : this.#slab.bytes.subarray(this.#position);
+  }
+
+  #parse(start: number, end: number): void {
+    const slab = this.#slab;
+    if (slab === undefined) return;
+    try {
+      this.#parser.push(slab.bytes, start, end);
+    } catch (error) {
+      if (!(error instanceof CodedError)) throw error;
+      this.fail(error);
+    }
+  }
+
+  onEnd(): void {
+    this.#lost(undefined);
+  }
+
+  onWritten(): void {
+    this.writer.written();
+  }
+
+  onBroken(error: CodedError): void {
+    this.#lost(error);
+  }
+
+  #lost(cause: CodedError | undefined): void {
+    if (this.#finishing && this.tunnels.size === 0) {
+      this.#close(undefined);
+      return;
+    }
+    const why = cause === undefined ? "the peer closed it" : cause.message;
+    const refused = this.#role.kind === "client" && !this.settingsSeen;
+    const error = refused
+      ? hboneError("HBONE_SESSION_REFUSED", `the peer closed the session at once: ${why}`, { cause })
+      : hboneError("HBONE_SESSION_LOST", `the session ended: ${why}`, { cause });
+    this.#close(this.tunnels.size === 0 && !refused && cause === undefined ? undefined : error);
+  }
+
+  // Frames.
+
+  onDataFrame(streamId: number, length: number): void {
+    this.#receiveWindow -= length;
+    if (this.#receiveWindow < 0) throw hboneError("HBONE_FLOW_CONTROL", "the peer overran the session's window");
+    const tunnel = this.tunnels.get(streamId);
+    this.#current = tunnel;
+    if (tunnel === undefined) {
+      this.#checkUsed(streamId, "DATA");
+      if (!this.#resets.has(streamId)) throw hboneError("HBONE_STREAM_CLOSED", `DATA on the closed stream ${streamId}`);
+      return;
+    }
+    if (tunnel.downlink.ended) throw hboneError("HBONE_STREAM_CLOSED", `DATA after the end of stream ${streamId}`);
+    if (this.#role.kind === "client" && !tunnel.answered) {
+      throw hboneError("HBONE_PROTOCOL", `DATA before the answer on stream ${streamId}`);
+    }
+    tunnel.receiveWindow -= length;
+    if (tunnel.receiveWindow < 0) throw hboneError("HBONE_FLOW_CONTROL", `the peer overran stream ${streamId}`);
+    if (length === 0 && !this.#parser.endStream) this.#nuisance("empty DATA");
+  }
+
+  onData(piece: FrameParser): void {
+    const tunnel = this.#current;
+    const slab = this.#slab;
+    if (tunnel === undefined || tunnel.closed || slab === undefined) this.credit(piece.count);
+    else tunnel.receive(slab, piece);
+  }
+
+  onPadding(_streamId: number, count: number): void {
+    this.credit(count);
+    this.#current?.creditStream(count);
+  }
+
+  onDataEnd(_streamId: number, endStream: boolean): void {
+    const tunnel = this.#current;
+    this.#current = undefined;
+    if (endStream && tunnel !== undefined && !tunnel.closed) tunnel.receiveEnd();
+  }
+
+  onHeaders(block: FrameParser): void {
+    const { streamId, endStream } = block;
+    const list = this.#decoder.decode(block.bytes, block.offset, block.offset + block.count);
+    const tunnel = this.tunnels.get(streamId);
+    if (tunnel !== undefined) {
+      if (tunnel.downlink.ended) throw hboneError("HBONE_STREAM_CLOSED", `HEADERS after the end of stream ${streamId}`);
+      this.#role.onTunnelHeaders(tunnel, list, endStream);
+      return;
+    }
+    if (this.#resets.has(streamId)) return;
+    this.#role.onRequest(streamId, list, endStream);
+  }
+
+  onReset(streamId: number, code: number): void {
+    this.#checkUsed(streamId, "RST_STREAM");
+    const tunnel = this.tunnels.get(streamId);
+    if (tunnel === undefined || !tunnel.answered) this.#nuisance("RST_STREAM");
+    tunnel?.receiveReset(code);
+  }
+
+  onSettings(settings: readonly (readonly [number, number])[]): void {
+    if (this.settingsSeen) this.#nuisance("SETTINGS");
+    for (const [id, value] of settings) this.#applySetting(id, value);
+    this.settingsSeen = true;
+    this.writer.control({ type: FRAME.SETTINGS, flags: FLAG.ACK, streamId: 0, length: 0 });
+    this.#role.onSettings();
+  }
+
+  #applySetting(id: number, value: number): void {
+    const { writer } = this;
+    if (id === SETTING.INITIAL_WINDOW_SIZE) {
+      if (value > LARGEST_WINDOW) throw hboneError("HBONE_FLOW_CONTROL", `an initial window of ${value} is too large`);
+      const change = value - writer.peerInitialWindow;
+      writer.peerInitialWindow = value;
+      for (const tunnel of this.tunnels.values()) this.#enlarge(tunnel, change);
+    } else if (id === SETTING.MAX_FRAME_SIZE) {
+      if (value < 16_384 || value > 0xff_ffff)
+        throw hboneError("HBONE_PROTOCOL", `a frame size of ${value} is not allowed`);
+      writer.peerMaxFrame = Math.min(value, MAX_FRAME_BYTES);
+    } else if (id === SETTING.MAX_CONCURRENT_STREAMS) {
+      this.peerMaxStreams = Math.min(value, this.#limits.streamsPerSession);
+    } else if (id === SETTING.HEADER_TABLE_SIZE) {
+      if (value < 4096) this.tableUpdateDue = true;
+    } else if (id === SETTING.ENABLE_PUSH && value > 1) {
+      throw hboneError("HBONE_PROTOCOL", `ENABLE_PUSH is ${value}`);
+    }
+  }
+
+  #enlarge(tunnel: Tunnel, by: number): void {
+    if (tunnel.uplink.window + by > LARGEST_WINDOW) {
+      throw hboneError("HBONE_FLOW_CONTROL", `the peer's window of stream ${tunnel.id} is too large`);
+    }
+    tunnel.uplink.addWindow(by);
+  }
+
+  onSettingsAck(): void {}
+
+  onPing(payload: Uint8Array, ack: boolean): void {
+    if (ack) {
+      if (this.#keepAlive.isDrainPong(payload)) this.#role.onDrainPong();
+      return;
+    }
+    this.#nuisance("PING");
+    const at = this.writer.control({ type: FRAME.PING, flags: FLAG.ACK, streamId: 0, length: 8 });
+    this.writer.buffer.set(payload, at);
+  }
+
+  onGoaway(lastStreamId: number, code: number): void {
+    this.#role.onGoaway(lastStreamId, code);
+  }
+
+  onWindowUpdate(streamId: number, increment: number): void {
+    if (increment === 0) throw hboneError("HBONE_PROTOCOL", `WINDOW_UPDATE of 0 on stream ${streamId}`);
+    if (streamId === 0) {
+      this.writer.sendWindow += increment;
+      if (this.writer.sendWindow > LARGEST_WINDOW)
+        throw hboneError("HBONE_FLOW_CONTROL", "the session's window overflows");
+      this.writer.windowOpened();
+      return;
+    }
+    const tunnel = this.tunnels.get(streamId);
+    if (tunnel === undefined) this.#checkUsed(streamId, "WINDOW_UPDATE");
+    else this.#enlarge(tunnel, increment);
+  }
+
+  onIgnored(type: number): void {
+    this.#nuisance(`type ${type}`);
+  }
+
+  /** A stream that nobody has opened yet must not be used. */
+  #checkUsed(streamId: number, frame: string): void {
+    if (streamId > this.lastStreamId || streamId % 2 === 0) {
+      throw hboneError("HBONE_PROTOCOL", `${frame} on stream ${streamId}, which is not open`);
+    }
+  }
+
+  #nuisance(what: string): void {
+    const now = this.clock.monotonic();
+    if (now - this.#nuisancesSinceMs > NUISANCE_WINDOW_MS) {
+      this.#nuisancesSinceMs = now;
+      this.#nuisances = 0;
+    }
+    this.#nuisances++;
+    if (this.#nuisances > NUISANCE_FRAMES) {
+      throw hboneError("HBONE_FLOOD", `more than ${NUISANCE_FRAMES} frames without use within 10 s, the last: ${what}`);
+    }
+  }
+
+  // For tunnels and roles.
+
+  /** Makes a tunnel for a stream that was just opened, by us or by the peer. */
+  addTunnel(streamId: number): Tunnel {
+    const tunnel = new Tunnel(streamId, this);
+    this.tunnels.set(streamId, tunnel);
+    this.lastStreamId = Math.max(this.lastStreamId, streamId);
+    return tunnel;
+  }
+
+  credit(count: number): void {
+    this.#used += count;
+    if (this.#used < SESSION_CREDIT_BYTES || this.closed) return;
+    this.#receiveWindow += this.#used;
+    this.writer.control32(FRAME.WINDOW_UPDATE, 0, this.#used);
+    this.#used = 0;
+  }
+
+  forget(tunnel: Tunnel, reset: boolean): void {
+    this.tunnels.delete(tunnel.id);
+    if (reset) this.rememberReset(tunnel.id);
+    if (!this.closed) this.#role.onTunnelEnded();
+  }
+
+  /** Late frames of a stream that we reset are ignored from now on. */
+  rememberReset(streamId: number): void {
+    this.#resets.add(streamId);
+    if (this.#resets.size <= REMEMBERED_RESETS) return;
+    const [oldest] = this.#resets;
+    if (oldest !== undefined) this.#resets.delete(oldest);
+  }
+
+  /** A header block on a stream, as one frame. */
+  sendHeaders(streamId: number, fields: readonly Uint8Array[], endStream: boolean): void {
+    let length = this.tableUpdateDue ? 1 : 0;
+    for (const field of fields) length += field.length;
+    const flags = FLAG.END_HEADERS | (endStream ? FLAG.END_STREAM : 0);
+    let at = this.writer.control({ type: FRAME.HEADERS, flags, streamId, length });
+    if (this.tableUpdateDue) this.writer.buffer[at++] = 0x20;
+    this.tableUpdateDue = false;
+    for (const field of fields) {
+      this.writer.buffer.set(field, at);
+      at += field.length;
+    }
+  }
+
+  sendGoaway(lastStreamId: number): void {
+    const at = this.writer.control({ type: FRAME.GOAWAY, flags: 0, streamId: 0, length: 8 });
+    putUint32(this.writer.buffer, at, lastStreamId);
+    putUint32(this.writer.buffer, at + 4, H2_CODE.NO_ERROR);
+  }
+
+  /** A ping whose answer is reported to the role: everything that the peer sent before it has come by then. */
+  sendDrainPing(): void {
+    this.#keepAlive.sendDrainPing();
+  }
+
+  /** Ends a session without tunnels: what has gathered still goes out. */
+  finish(): void {
+    if (this.#finishing || this.closed) return;
+    this.#finishing = true;
+    this.writer.whenIdle(() => {
+      if (this.closed) return;
+      this.#stream?.shutdown();
+      this.#cancelLinger = this.clock.after(LINGER_MS, () => {
+        this.#close(undefined);
+      });
+    });
+  }
+
+  /** Ends the session because of `error`: the peer is told, every tunnel is reset. */
+  fail(error: CodedError): void {
+    if (this.closed) return;
+    const last = new Uint8Array(HEADER_BYTES + 8);
+    putFrameHeader(last, 0, { length: 8, type: FRAME.GOAWAY, flags: 0, streamId: 0 });
+    putUint32(last, HEADER_BYTES, this.#role.kind === "server" ? this.lastStreamId : 0);
+    putUint32(last, HEADER_BYTES + 4, h2CodeOf(error.code));
+    this.writer.finish(last);
+    this.#close(error);
+  }
+
+  #close(error: CodedError | undefined): void {
+    if (this.closed) return;
+    this.closed = true;
+    this.#parser.stop();
+    this.writer.stop();
+    this.#keepAlive.stop();
+    this.#cancelLinger?.();
+    this.#stream?.close();
+    const gone = error ?? hboneError("HBONE_SESSION_LOST", "the session has ended");
+    for (const tunnel of this.tunnels.values()) tunnel.sessionLost(gone);
+    if (this.#slab !== undefined) retireSlab(this.#slab);
+    this.#slab = undefined;
+    this.#role.onClosed(error);
+  }
+}

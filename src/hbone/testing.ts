@@ -1,0 +1,140 @@
+import { createServer, Socket, type AddressInfo, type Server } from "node:net";
+import { systemClock } from "#base/clock";
+import type { CodedError } from "#base/errors";
+import { findHostPort } from "#base/ip";
+import { systemRandom } from "#base/random";
+import { connectTcp, listenTcp, type TcpListener } from "#linux";
+import { formatSpiffeId, type SpiffeId } from "#model/spiffe-id";
+import type { TlsIdentity } from "#model/tls-identity";
+import { TestAuthority } from "../x509/testing.ts";
+import type { HboneLimits } from "./limits.ts";
+import { HbonePool, type OpenRequest } from "./pool.ts";
+import { HboneServer, type InboundTunnel } from "./server.ts";
+import type { TunnelResult } from "./tunnel.ts";
+
+/** For tests: the ID of a workload of the test's trust domain. */
+export function testId(name: string, trustDomain = "cluster.local"): SpiffeId {
+  return formatSpiffeId({ trustDomain, namespace: "test", serviceAccount: name });
+}
+
+/** What a {@link TunnelRig} is made of. */
+export interface RigOptions {
+  /** Gets the far end of each connection. */
+  readonly app: (socket: Socket) => void;
+  readonly limits?: Partial<HboneLimits>;
+  readonly accepted?: readonly SpiffeId[];
+  /** Instead of connecting to the app. */
+  readonly onTunnel?: (tunnel: InboundTunnel) => void;
+}
+
+/** For tests: client ── outbound listener ── pool ══ tunnel ══ server ── app, all on loopback. */
+export class TunnelRig {
+  readonly pool: HbonePool;
+  readonly server: HboneServer;
+  readonly results: { outbound: TunnelResult[]; inbound: TunnelResult[] } = { outbound: [], inbound: [] };
+  readonly opened: { peer: SpiffeId; responseBaggage: string | undefined }[] = [];
+  readonly tunnels: InboundTunnel[] = [];
+  readonly rejected: CodedError[] = [];
+  readonly #app: Server;
+  readonly #outbound: TcpListener;
+  readonly #clients = new Set<Socket>();
+
+  private constructor(options: RigOptions, parts: { app: Server; client: TlsIdentity; server: TlsIdentity }) {
+    const clock = systemClock();
+    this.#app = parts.app;
+    const limits = options.limits ?? {};
+    this.server = new HboneServer({
+      ip: "127.0.0.1",
+      port: 0,
+      certificate: () => parts.server,
+      clock,
+      limits,
+      onTunnel: (tunnel) => {
+        this.tunnels.push(tunnel);
+        if (options.onTunnel !== undefined) options.onTunnel(tunnel);
+        else void this.#serve(tunnel);
+      },
+      onRejected: ({ error }) => this.rejected.push(error),
+    });
+    this.server.start();
+    this.pool = new HbonePool({ clock, random: systemRandom, certificate: () => parts.client, limits });
+    this.#outbound = listenTcp({ ip: "127.0.0.1", port: 0 }, (socket) => {
+      this.open({ socket, accepted: options.accepted ?? [testId("server")] });
+    });
+  }
+
+  static async start(options: RigOptions): Promise<TunnelRig> {
+    const { client, server } = await identities();
+    const app = createServer({ allowHalfOpen: true }, (socket) => {
+      socket.on("error", () => {});
+      options.app(socket);
+    });
+    await new Promise<void>((resolve) => app.listen(0, "127.0.0.1", resolve));
+    return new TunnelRig(options, { app, client, server });
+  }
+
+  open(request: Pick<OpenRequest, "socket" | "accepted">): ReturnType<HbonePool["open"]> {
+    return this.pool.open({
+      ...request,
+      source: testId("client"),
+      ip: "127.0.0.1",
+      port: this.server.port,
+      authority: `127.0.0.1:${this.appPort}`,
+      headers: { baggage: "k8s.namespace.name=test", forwarded: 'for="127.0.0.1:1"' },
+      onOpen: (info) => this.opened.push(info),
+      onEnd: (result) => this.results.outbound.push(result),
+    });
+  }
+
+  get appPort(): number {
+    return (this.#app.address() as AddressInfo).port; // it listens on TCP
+  }
+
+  async #serve(tunnel: InboundTunnel): Promise<void> {
+    const { host = "", port = 0 } = findHostPort(tunnel.authority) ?? {};
+    try {
+      const clock = systemClock();
+      const socket = await connectTcp({ ip: host, port, timeoutMs: 5000, clock, signal: tunnel.signal });
+      tunnel.accept(socket, {
+        baggage: "service.name=app",
+        onEnd: (result) => this.results.inbound.push(result),
+      });
+    } catch {
+      tunnel.refuse(503);
+    }
+  }
+
+  /** A connection of a client, half-open as real ones. */
+  dial(): Socket {
+    const socket = new Socket({ allowHalfOpen: true });
+    socket.on("error", () => {});
+    socket.connect(this.#outbound.port, "127.0.0.1");
+    this.#clients.add(socket);
+    return socket;
+  }
+
+  async stop(): Promise<void> {
+    this.#outbound.stop();
+    for (const socket of this.#clients) socket.destroy();
+    await this.pool.drain(0);
+    await this.server.drain(0);
+    await new Promise((resolve) => {
+      this.#app.close(resolve);
+    });
+  }
+}
+
+let made: Promise<{ client: TlsIdentity; server: TlsIdentity; authority: TestAuthority }> | undefined;
+
+/** One authority and two workloads, made once per process. */
+export async function identities(): Promise<{ client: TlsIdentity; server: TlsIdentity; authority: TestAuthority }> {
+  made ??= (async () => {
+    const authority = await TestAuthority.create();
+    const [client, server] = await Promise.all([
+      authority.identity(testId("client")),
+      authority.identity(testId("server")),
+    ]);
+    return { client, server, authority };
+  })();
+  return made;
+}

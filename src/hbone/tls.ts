@@ -1,0 +1,246 @@
+import { constants, type X509Certificate } from "node:crypto";
+import type { Socket } from "node:net";
+import { connect, createSecureContext, createServer, type SecureContext, type Server, type TLSSocket } from "node:tls";
+import type { Clock } from "#base/clock";
+import { CodedError } from "#base/errors";
+import { takeTlsStream, type ByteStream, type TcpSocket } from "#linux";
+import { trustDomainOf, type SpiffeId } from "#model/spiffe-id";
+import type { TlsIdentity } from "#model/tls-identity";
+import { checkPeerLeaf, type PeerExpectation } from "#x509";
+import { hboneError } from "./errors.ts";
+
+/** A TLS session whose peer is proven. */
+export interface SecureStream {
+  readonly stream: ByteStream;
+  /** Bytes that came with the handshake. */
+  readonly early: Uint8Array;
+  readonly peer: SpiffeId;
+}
+
+/** One handshake. */
+export interface HandshakeOptions {
+  /** Owned by the handshake. */
+  readonly socket: TcpSocket;
+  readonly identity: TlsIdentity;
+  /** Who may answer; undefined: anyone of our trust domain. */
+  readonly accepted?: readonly SpiffeId[] | undefined;
+  readonly clock: Clock;
+  readonly timeoutMs: number;
+  /** Called exactly once. With an error, the connection is closed already. */
+  readonly onDone: (result: SecureStream | CodedError) => void;
+}
+
+const PROFILE = {
+  minVersion: "TLSv1.3",
+  maxVersion: "TLSv1.3",
+  ciphers: "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384",
+  ecdhCurve: "X25519MLKEM768:X25519:P-256:P-384",
+  secureOptions: constants.SSL_OP_NO_TICKET,
+} as const;
+
+/** Parsing keys and certificates costs a millisecond: once per identity object, which changes when it is renewed. */
+const contexts = new WeakMap<TlsIdentity, SecureContext>();
+
+/** Shakes hands as the client. No SNI, no resumption. The result of the call ends it early (nothing is reported then). */
+export function handshakeAsClient(options: HandshakeOptions): () => void {
+  const { identity, socket } = options;
+  const handshake = new Handshake(options);
+  try {
+    let secureContext = contexts.get(identity);
+    secureContext ??= createSecureContext({ ...PROFILE, ...credentials(identity) });
+    contexts.set(identity, secureContext);
+    const plain = socket.toNetSocket();
+    handshake.began(plain);
+    // The chain and the identity are judged by `judgePeer`, for both sides alike; before that nothing is handed out.
+    const secure = connect({
+      socket: plain,
+      secureContext,
+      ALPNProtocols: ["h2"],
+      rejectUnauthorized: false,
+      checkServerIdentity: () => undefined,
+    });
+    secure.on("error", (error) => {
+      handshake.failed(handshakeError(error));
+    });
+    secure.on("secureConnect", () => {
+      handshake.secured(secure);
+    });
+  } catch (cause) {
+    handshake.failed(unusable(identity, cause));
+  }
+  return () => {
+    handshake.cancel();
+  };
+}
+
+/** Shakes hands as the server of one listener; a client certificate is required. */
+export class TlsAcceptor {
+  /** One `tls.Server` per identity object; it never listens, connections are handed to it. */
+  readonly #servers = new WeakMap<TlsIdentity, Server>();
+  /** By the client's address: a TLS socket is recognised by it. */
+  readonly #pending = new Map<string, Handshake>();
+
+  /** Handshakes under way. */
+  get size(): number {
+    return this.#pending.size;
+  }
+
+  accept(options: HandshakeOptions): void {
+    const { identity, socket } = options;
+    let key = "";
+    const handshake = new Handshake({
+      ...options,
+      onDone: (result) => {
+        if (this.#pending.get(key) === handshake) this.#pending.delete(key);
+        options.onDone(result);
+      },
+    });
+    try {
+      let server = this.#servers.get(identity);
+      if (server === undefined) {
+        server = this.#makeServer(identity);
+        this.#servers.set(identity, server);
+      }
+      const plain = socket.toNetSocket();
+      handshake.began(plain);
+      key = keyOf(plain);
+      this.#pending.set(key, handshake);
+      server.emit("connection", plain);
+    } catch (cause) {
+      handshake.failed(unusable(identity, cause));
+    }
+  }
+
+  /** Ends all handshakes under way with `error`. */
+  close(error: CodedError): void {
+    for (const handshake of this.#pending.values()) handshake.failed(error);
+  }
+
+  #makeServer(identity: TlsIdentity): Server {
+    const server = createServer({
+      ...PROFILE,
+      ...credentials(identity),
+      ALPNProtocols: ["h2"],
+      requestCert: true,
+      rejectUnauthorized: false,
+    });
+    server.on("secureConnection", (secure) => {
+      const handshake = this.#pending.get(keyOf(secure));
+      if (handshake === undefined) secure.destroy();
+      else handshake.secured(secure);
+    });
+    server.on("tlsClientError", (error, secure) => {
+      this.#pending.get(keyOf(secure))?.failed(handshakeError(error));
+    });
+    return server;
+  }
+}
+
+function credentials({ chainPem, keyPem, rootsPem }: TlsIdentity): { cert: string; key: string; ca: string } {
+  return { cert: chainPem, key: keyPem, ca: rootsPem };
+}
+
+function keyOf(socket: Socket): string {
+  return `${socket.remoteAddress} ${socket.remotePort} ${socket.localAddress}`;
+}
+
+/** One handshake under way: its time, and that it ends once. */
+class Handshake {
+  readonly #options: HandshakeOptions;
+  readonly #cancelTimer: () => void;
+  #plain: Socket | undefined;
+  #over = false;
+
+  constructor(options: HandshakeOptions) {
+    this.#options = options;
+    const { clock, timeoutMs } = options;
+    this.#cancelTimer = clock.after(timeoutMs, () => {
+      this.failed(hboneError("HBONE_TLS_TIMEOUT", `no TLS handshake within ${timeoutMs} ms`));
+    });
+  }
+
+  /** The connection belongs to `plain` now. */
+  began(plain: Socket): void {
+    this.#plain = plain;
+    plain.on("error", () => {}); // the TLS socket reports it
+    plain.on("close", () => {
+      this.failed(hboneError("HBONE_TLS_HANDSHAKE", "the connection was closed during the TLS handshake"));
+    });
+  }
+
+  secured(secure: TLSSocket): void {
+    if (this.#over) return;
+    const { identity, accepted } = this.#options;
+    const peer = judgePeer(secure, { trustDomain: trustDomainOf(identity.id), accepted });
+    const taken = peer instanceof CodedError ? peer : takeTlsStream(secure);
+    if (peer instanceof CodedError) this.failed(peer);
+    else if (taken instanceof CodedError) this.failed(taken);
+    else this.#end({ ...taken, peer });
+  }
+
+  failed(error: CodedError): void {
+    if (this.#over) return;
+    this.#destroy();
+    this.#end(error);
+  }
+
+  cancel(): void {
+    if (this.#over) return;
+    this.#over = true;
+    this.#cancelTimer();
+    this.#destroy();
+  }
+
+  #destroy(): void {
+    if (this.#plain === undefined) this.#options.socket.close();
+    else this.#plain.destroy();
+  }
+
+  #end(result: SecureStream | CodedError): void {
+    this.#over = true;
+    this.#cancelTimer();
+    this.#options.onDone(result);
+  }
+}
+
+/**
+ * The one place where a TLS peer is judged, client or server: protocol, chain (OpenSSL's verdict), then the SPIFFE rules.
+ * Whatever is not proven is refused.
+ */
+function judgePeer(socket: TLSSocket, expected: PeerExpectation): SpiffeId | CodedError {
+  if (socket.alpnProtocol !== "h2") return hboneError("HBONE_TLS_NO_ALPN", "the peer did not agree on ALPN h2");
+  const certificate = socket.getPeerX509Certificate();
+  if (certificate === undefined) return hboneError("HBONE_TLS_NO_CERTIFICATE", "the peer presented no certificate");
+  const reason = String(socket.authorizationError ?? "UNKNOWN");
+  try {
+    if (socket.authorized) return checkPeerLeaf(certificate.raw, expected);
+    if (reason === "INVALID_PURPOSE") checkPeerLeaf(certificate.raw, expected); // names the rule; refused in any case
+  } catch (error) {
+    if (error instanceof CodedError) return error;
+    return hboneError("HBONE_TLS_UNTRUSTED", "the peer's certificate cannot be read", { cause: error });
+  }
+  return chainError(reason, certificate);
+}
+
+function chainError(reason: string, { subject, issuer }: X509Certificate): CodedError {
+  const details = { reason, subject, issuer };
+  if (reason === "CERT_HAS_EXPIRED" || reason === "CERT_NOT_YET_VALID") {
+    return hboneError("HBONE_TLS_EXPIRED", `the peer's certificate is not valid now (${reason})`, { details });
+  }
+  return hboneError("HBONE_TLS_UNTRUSTED", `the peer's certificate is not trusted (${reason})`, { details });
+}
+
+function handshakeError(cause: Error): CodedError {
+  const reason = "code" in cause ? String(cause.code) : "";
+  if (reason.endsWith("NO_APPLICATION_PROTOCOL")) {
+    return hboneError("HBONE_TLS_NO_ALPN", "the peer did not agree on ALPN h2", { cause, details: { reason } });
+  }
+  return hboneError("HBONE_TLS_HANDSHAKE", `the TLS handshake failed: ${cause.message}`, {
+    cause,
+    details: { reason },
+  });
+}
+
+function unusable(identity: TlsIdentity, cause: unknown): CodedError {
+  return hboneError("HBONE_NO_CERTIFICATE", `the certificate of ${identity.id} cannot be used`, { cause });
+}

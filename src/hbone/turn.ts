@@ -1,0 +1,62 @@
+/** Something that gathers work and does it once per turn of the event loop. */
+export interface Flushable {
+  /** Set while it waits in the queue. */
+  queued: boolean;
+  flush(): void;
+}
+
+/**
+ * What is to be flushed at the end of this thread's turn: first what goes to plain sockets (it may produce credit for
+ * peers), then what goes into sessions.
+ */
+class Turn {
+  #armed = false;
+  #plain: Flushable[] = [];
+  #sessions: Flushable[] = [];
+
+  /** Queues a plain socket's bytes. */
+  addPlain(item: Flushable): void {
+    if (item.queued) return;
+    item.queued = true;
+    this.#plain.push(item);
+    this.#arm();
+  }
+
+  /** Queues a session. */
+  addSession(item: Flushable): void {
+    if (item.queued) return;
+    item.queued = true;
+    this.#sessions.push(item);
+    this.#arm();
+  }
+
+  /** Flushes plain sockets now, to free the memory that their bytes lie in. */
+  flushPlain(): void {
+    const items = this.#plain;
+    this.#plain = [];
+    for (const item of items) {
+      item.queued = false;
+      item.flush();
+    }
+  }
+
+  #arm(): void {
+    if (this.#armed) return;
+    this.#armed = true;
+    setImmediate(this.#run);
+  }
+
+  readonly #run = (): void => {
+    this.#armed = false;
+    this.flushPlain();
+    const items = this.#sessions;
+    this.#sessions = [];
+    for (const item of items) {
+      item.queued = false;
+      item.flush();
+    }
+  };
+}
+
+/** One per thread. */
+export const turn = new Turn();
