@@ -487,3 +487,124 @@ test("whatever changes, breaks and refusals happen, in the end every client hold
     { numRuns: 60 },
   );
 });
+
+test("what a receiver was working on when its stream broke is asked for again", async () => {
+  await using pair = new Pair();
+  const address = new Address(pair.server);
+  const gate = Promise.withResolvers<void>();
+  const seen: string[] = [];
+  const client = pair.client("n1", {
+    transport: address.transport,
+    onUpdate: async ({ upserts }) => {
+      const versions = upserts.map(({ version }) => version);
+      seen.push(...versions);
+      if (versions.includes("2")) await gate.promise;
+    },
+  });
+  pair.cache.set(resource("a", "1"));
+  await client.start(soon());
+  await client.whenWarm(soon());
+  pair.cache.set(resource("a", "2"));
+  await until(() => seen.includes("2"));
+  pair.server.close();
+  await until(() => !client.connected);
+  // The receiver may or may not have taken version 2. Going back to 1 must reach it all the same.
+  pair.cache.set(resource("a", "1"));
+  address.server = new XdsServer({ cache: pair.cache, log });
+  gate.resolve();
+  const target = { typeUrl: TYPE_ADDRESS, revision: pair.cache.revision };
+  await until(() => address.server.nodes.length === 1);
+  assert.deepEqual(await address.server.whenAcknowledged(target, soon()), []);
+  assert.deepEqual(seen, ["1", "2", "1"]);
+  address.server.close();
+});
+
+test("an update waits until its receiver is done with the one before, unless a pipeline is asked for", async () => {
+  for (const pipeline of [1, 3]) {
+    await using pair = new Pair();
+    let running = 0;
+    let most = 0;
+    const client = pair.client("n1", {
+      pipeline,
+      onUpdate: async () => {
+        most = Math.max(most, ++running);
+        await new Promise((resolve) => setTimeout(resolve, 3));
+        running--;
+      },
+    });
+    await client.start(soon());
+    await client.whenWarm(soon());
+    for (let version = 0; version < 12; version++) {
+      pair.cache.set(resource("a", String(version)));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await pair.server.whenAcknowledged({ typeUrl: TYPE_ADDRESS, revision: pair.cache.revision }, soon());
+    assert.equal(most, pipeline);
+  }
+});
+
+test("whatever a server sends, the client answers it and goes on", async () => {
+  const text = fc.constantFrom("", "a", "b", TYPE_ADDRESS, "type.googleapis.com/other");
+  const anyResource = fc.record({
+    name: text,
+    version: text,
+    aliases: fc.array(text, { maxLength: 2 }),
+    resource: fc.option(fc.record({ typeUrl: text, value: fc.uint8Array({ maxLength: 8 }) }), { nil: undefined }),
+  });
+  const anyResponse = fc.record({
+    typeUrl: text,
+    nonce: fc.string({ maxLength: 3 }),
+    resources: fc.array(anyResource, { maxLength: 3 }),
+    removedResources: fc.array(text, { maxLength: 2 }),
+  });
+  await fc.assert(
+    fc.asyncProperty(fc.array(anyResponse, { minLength: 1, maxLength: 5 }), async (responses) => {
+      const answered: string[] = [];
+      const done = Promise.withResolvers<void>();
+      const transport = createRouterTransport((router) => {
+        router.service(AggregatedDiscoveryService, {
+          async *deltaAggregatedResources(requests) {
+            yield* responses.map(({ resources, ...rest }) => ({
+              ...rest,
+              resources: resources.map(({ resource: any, ...fields }) => ({
+                ...fields,
+                ...(any && { resource: any }),
+              })),
+            }));
+            for await (const { responseNonce, typeUrl, initialResourceVersions } of requests) {
+              if (
+                Object.keys(initialResourceVersions).length === 0 &&
+                responseNonce === "" &&
+                answered.length === 0 &&
+                typeUrl === TYPE_ADDRESS &&
+                first
+              ) {
+                first = false;
+                continue;
+              }
+              answered.push(responseNonce);
+              if (answered.length === responses.length) done.resolve();
+            }
+          },
+        });
+      });
+      let first = true;
+      const seen: string[] = [];
+      const client = new XdsClient({
+        transport,
+        node: { id: "n" },
+        types: [{ typeUrl: TYPE_ADDRESS, mode: "wildcard" }],
+        onUpdate: ({ upserts }) => void seen.push(...upserts.map(({ typeUrl, name }) => `${typeUrl} ${name}`)),
+        clock,
+        random: seededRandom(1),
+        log,
+      });
+      await client.start(soon());
+      await done.promise;
+      assert.deepEqual(answered.toSorted(), responses.map(({ nonce }) => nonce).toSorted());
+      for (const each of seen) assert.match(each, /^type\.googleapis\.com\/istio\.workload\.Address .+/);
+      await client.drain(500);
+    }),
+    { numRuns: 100 },
+  );
+});
