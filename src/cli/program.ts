@@ -1,5 +1,6 @@
 import { Command } from "commander";
 import { adminCommand } from "./admin.ts";
+import { agentCommand } from "./agent.ts";
 import { apiserverCommand } from "./apiserver.ts";
 import type { CliContext } from "./context.ts";
 import { controllerCommand } from "./controller.ts";
@@ -29,6 +30,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     whyCommand(context),
     kubectlCommand(context),
     controllerCommand(context),
+    agentCommand(context),
     proxyCommand(context, version),
     apiserverCommand(context),
     adminCommand(context),

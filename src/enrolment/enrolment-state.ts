@@ -109,6 +109,8 @@ export interface EnrolmentTools {
   readonly redirector: Redirector;
   readonly finder: NetnsFinder;
   readonly announcer: Announcer;
+  /** Called when a pod is to be enrolled, to get ready what it will need (its certificate); disposed when it is not any more. */
+  readonly prepare?: (pod: PodFacts) => Disposable;
   /** Whether the controller answers: running pods are enrolled only then. */
   readonly controllerReachable: () => boolean;
   readonly clock: Clock;

@@ -34,6 +34,7 @@ export class PodEnrolment {
   #wishedAtMs: number;
   #interrupt = new AbortController();
   #running: Promise<void> | undefined;
+  #prepared: Disposable | undefined;
   #resting = false;
   /** Counts what might change the next step, so that nothing that comes while a step ends is missed. */
   #asked = 0;
@@ -78,6 +79,8 @@ export class PodEnrolment {
     this.#pod = pod;
     if (wish !== this.#wish) {
       this.#wish = wish;
+      this.#prepared?.[Symbol.dispose]();
+      this.#prepared = wish === "enrolled" ? this.#tools.prepare?.(pod) : undefined;
       this.#wishedAtMs = this.#tools.clock.monotonic();
       this.#backoff.reset();
       this.#interrupt.abort(new Error("the wish has changed"));
@@ -130,6 +133,7 @@ export class PodEnrolment {
     this.#stopped = true;
     this.#interrupt.abort(new Error("the agent stops"));
     await this.#running;
+    this.#prepared?.[Symbol.dispose]();
     if ("netns" in this.#state) this.#state.netns[Symbol.dispose]();
   }
 

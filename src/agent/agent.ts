@@ -1,0 +1,141 @@
+import { CellSet } from "#base/metrics";
+import type { Service } from "#base/service";
+import {
+  CniServer,
+  DEFAULT_TIMES,
+  Enrolment,
+  enrolmentMetrics,
+  nftRedirector,
+  ZdsServer,
+  type EnrolmentTools,
+} from "#enrolment";
+import { CertificateManager, identityMetrics, istioIssuer } from "#identity";
+import { Informer, resources } from "#kube";
+import { xdsMetrics, type XdsServer } from "#xds";
+import { kubeAnnouncer } from "./announcer.ts";
+import { controllerTransports, createRelay, followTrustBundle } from "./controller-link.ts";
+import { Following } from "./following.ts";
+import type { AgentOptions } from "./options.ts";
+import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
+import { StatusServer } from "./status-server.ts";
+
+/** An agent that was put together but not started: its services in the order of their start. */
+export interface Agent {
+  readonly services: readonly Service[];
+  readonly enrolment: Enrolment;
+  /** The port of metrics and health, and that for another ztunnel; 0 before the start. */
+  readonly ports: () => { readonly status: number; readonly ztunnel: number };
+}
+
+/**
+ * Puts the agent of a node together.
+ *
+ *     API ──informers──▶ enrolment ──ZDS──▶ proxy            controller ──xDS──▶ cache ──xDS──▶ proxy
+ *                            │ nft, annotation                        └──CSR──▶ certificates ──▶ proxy
+ *
+ * Sockets for the proxy are there before the API has answered: a proxy that starts while everything else is away connects and waits.
+ */
+export function createAgent(options: AgentOptions): Agent {
+  const { client, node, clock, random, log } = options;
+  const cells = { xds: new CellSet(xdsMetrics), own: new CellSet(enrolmentMetrics), ids: new CellSet(identityMetrics) };
+  const bundle = followTrustBundle(options, (roots) => certificates.updateTrustBundle(roots));
+  const controller = controllerTransports(options, () => bundle.current());
+  const certificates = new CertificateManager({
+    issuer: istioIssuer({ transport: controller.own, clusterId: options.clusterId }),
+    clock,
+    random,
+    log: log.child({ component: "certificates" }),
+    cells: cells.ids,
+  });
+  const onConnected = (): void => {
+    certificates.retryNow();
+    enrolment.poke();
+  };
+  const xds = createRelay(options, { transport: controller.own, cells: cells.xds, onConnected });
+  const announcer = kubeAnnouncer({ client, controller: controller.own, clusterId: options.clusterId });
+  const local = createEnrolment(options, {
+    cells: cells.own,
+    announcer,
+    controllerReachable: () => xds.client.connected,
+    prepare: (pod) => holdCertificate(certificates, pod, options),
+  });
+  const { enrolment } = local;
+  const ztunnel = createZtunnelPort(options, xds.server, controller.passThrough);
+  const following = new Following({
+    pods: new Informer({ client, clock, random, log, ref: resources.pods, fieldSelector: `spec.nodeName=${node}` }),
+    namespaces: new Informer({ client, clock, random, log, ref: resources.namespaces }),
+    enrolment,
+  });
+  const status = new StatusServer({
+    ...options.status,
+    sources: [
+      { table: enrolmentMetrics, cells: cells.own },
+      { table: xdsMetrics, cells: cells.xds },
+      { table: identityMetrics, cells: cells.ids },
+    ],
+    pending: () => [...(following.started ? [] : ["informers"]), ...(xds.client.warm ? [] : ["controller"])],
+    pods: () => enrolment.list(),
+  });
+  const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
+  const fromCluster = [patient(bundle.informer), xds.client, local.cni, following];
+  return {
+    services: [status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
+    enrolment,
+    ports: () => ({ status: status.port, ztunnel: ztunnel.port() }),
+  };
+}
+
+/** Enrolment and the two sockets that serve it. */
+function createEnrolment(
+  options: AgentOptions,
+  parts: Pick<EnrolmentTools, "cells" | "announcer" | "controllerReachable" | "prepare">,
+): { zds: ZdsServer; enrolment: Enrolment; cni: CniServer } {
+  const { clock, random, log, sockets, finder, times } = options;
+  const { cells } = parts;
+  const zds = new ZdsServer({ path: sockets.zds, clock, log: log.child({ component: "zds" }), cells });
+  const enrolment = new Enrolment({
+    ...parts,
+    zds,
+    redirector: nftRedirector,
+    finder,
+    clock,
+    random,
+    log: log.child({ component: "enrolment" }),
+    times: { ...DEFAULT_TIMES, ...times },
+  });
+  const cni = new CniServer({
+    path: sockets.cni,
+    log: log.child({ component: "cni" }),
+    cells,
+    onAdd: (event, signal) => enrolment.enrolStarting(event, signal),
+  });
+  return { zds, enrolment, cni };
+}
+
+/** Ends the proxies' streams before the servers that carry them. */
+function endStreams(server: XdsServer): Service {
+  return {
+    name: "xds streams",
+    start: () => Promise.resolve(),
+    drain: () => {
+      server.close();
+      return Promise.resolve();
+    },
+  };
+}
+
+/** Starts a service without waiting for it: what needs it tries until it is there. */
+function patient(service: Service): Service {
+  let running: Promise<void> = Promise.resolve();
+  return {
+    name: service.name,
+    start: (signal) => {
+      running = service.start(signal).catch(() => undefined); // only an abort ends it
+      return Promise.resolve();
+    },
+    drain: async (deadlineMs) => {
+      await service.drain(deadlineMs);
+      await running;
+    },
+  };
+}

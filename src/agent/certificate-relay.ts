@@ -1,0 +1,24 @@
+import { createClient, type ConnectRouter, type Transport } from "@connectrpc/connect";
+import { IstioCertificateService } from "#proto";
+
+const CALL_MS = 10_000;
+
+/**
+ * Passes certificate requests of another proxy (an unmodified ztunnel) on to the controller as they are, with the caller's own
+ * credentials: the agent lends nobody its name. What the controller answers, refusals too, goes back unchanged.
+ */
+export function certificateRelayRoutes(controller: Transport): (router: ConnectRouter) => void {
+  const client = createClient(IstioCertificateService, controller);
+  return (router) => {
+    router.service(IstioCertificateService, {
+      createCertificate: (request, context) => {
+        const headers = new Headers();
+        for (const name of ["authorization", "clusterid"]) {
+          const value = context.requestHeader.get(name);
+          if (value !== null) headers.set(name, value);
+        }
+        return client.createCertificate(request, { headers, signal: context.signal, timeoutMs: CALL_MS });
+      },
+    });
+  };
+}

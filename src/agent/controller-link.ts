@@ -1,0 +1,96 @@
+import { readFile } from "node:fs/promises";
+import type { Transport } from "@connectrpc/connect";
+import { messageOf } from "#base/errors";
+import type { CellSet } from "#base/metrics";
+import { Informer, resources, type ConfigMap } from "#kube";
+import { rpcTransport } from "#rpc";
+import { relayUpdates, ResourceCache, TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, XdsServer } from "#xds";
+import type { AgentOptions } from "./options.ts";
+import { agentError } from "./errors.ts";
+
+/** ConfigMap and key that hold the roots which the controller's certificate is checked with. */
+const TRUST_BUNDLE = { name: "istio-ca-root-cert", key: "root-cert.pem" } as const;
+/** Updates of the controller that may be in work at once: each waits for this node's proxy. */
+const XDS_PIPELINE = 64;
+/** A controller that has come back is found again within this time. */
+const RECONNECT = { initialMs: 10, maxMs: 2000, jitter: 0.3 };
+
+/** The cluster's roots as the API has them. */
+export interface TrustBundle {
+  readonly informer: Informer<ConfigMap>;
+  /** PEM; undefined while nobody has published them. */
+  current(): string | undefined;
+}
+
+/** Follows the trust bundle that the controller publishes; `onChange` gets each new text. */
+export function followTrustBundle(options: AgentOptions, onChange: (rootsPem: string) => void): TrustBundle {
+  const { client, clock, random, log, namespace } = options;
+  const { name, key } = TRUST_BUNDLE;
+  const fieldSelector = `metadata.name=${name}`;
+  const informer = new Informer({ client, clock, random, log, ref: resources.configMaps, namespace, fieldSelector });
+  informer.on({
+    upserted: ({ data }) => {
+      try {
+        if (data?.[key] !== undefined) onChange(data[key]);
+      } catch (error) {
+        log.error({ reason: messageOf(error) }, "trust bundle cannot be read");
+      }
+    },
+  });
+  return { informer, current: () => informer.get(name, namespace)?.data?.[key] };
+}
+
+/** The way to the controller: with the agent's own token, and without one for requests that carry their own. */
+export function controllerTransports(
+  options: AgentOptions,
+  roots: () => string | undefined,
+): { own: Transport; passThrough: Transport } {
+  const { controller: target, tokenFile, clusterId } = options;
+  const base = { target, roots: () => roots() ?? "" };
+  const token = async (): Promise<string> => {
+    try {
+      return (await readFile(tokenFile, "utf8")).trim();
+    } catch (cause) {
+      throw agentError("AGENT_NO_TOKEN", `cannot read the token in ${tokenFile}`, { cause, details: { tokenFile } });
+    }
+  };
+  return { own: rpcTransport({ ...base, token, headers: { clusterid: clusterId } }), passThrough: rpcTransport(base) };
+}
+
+/** A cache between the controller and the proxies of this node. */
+export function createRelay(
+  options: AgentOptions,
+  parts: { transport: Transport; cells: CellSet; onConnected: () => void },
+): { client: XdsClient; server: XdsServer } {
+  const { clock, random, log, node, namespace, instance } = options;
+  const cache = new ResourceCache();
+  const xdsLog = log.child({ component: "xds" });
+  const server: XdsServer = new XdsServer({
+    cache,
+    log: xdsLog,
+    ready: () => client.warm,
+    onDemand: (typeUrl, name, signal) => client.find(typeUrl, name, signal),
+    metrics: parts.cells,
+  });
+  const client: XdsClient = new XdsClient({
+    transport: parts.transport,
+    node: {
+      id: `agent~${instance.ip}~${instance.pod}.${namespace}~${namespace}.svc.cluster.local`,
+      metadata: { NODE_NAME: node, NAMESPACE: namespace, NAME: instance.pod },
+    },
+    types: [TYPE_ADDRESS, TYPE_AUTHORIZATION].map((typeUrl) => ({ typeUrl, mode: "wildcard" as const })),
+    onUpdate: relayUpdates({ cache, server, clock, log: xdsLog }),
+    pipeline: XDS_PIPELINE,
+    onConnection: (connected) => {
+      if (!connected) return;
+      server.recheck();
+      parts.onConnected();
+    },
+    reconnect: RECONNECT,
+    clock,
+    random,
+    log: xdsLog,
+    metrics: parts.cells,
+  });
+  return { client, server };
+}

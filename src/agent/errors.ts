@@ -1,0 +1,17 @@
+import { defineErrors } from "#base/errors";
+
+/** Failures of the agent as a whole; those of its parts are in their components. */
+export const agentError = defineErrors("agent", {
+  AGENT_LISTEN: {
+    when: "the agent cannot serve metrics and health",
+    hint: "another process holds the port; stop it, or choose another with --metrics-listen",
+  },
+  AGENT_NO_TOKEN: {
+    when: "the file with the agent's own token cannot be read",
+    hint: "check --token-file, and that the pod mounts a service account token of audience istio-ca",
+  },
+  AGENT_NO_CONTROLLER: {
+    when: "the controller cannot be asked whether all nodes know that a pod is plain",
+    hint: "look at the controller; the pod stays enrolled until it can be asked",
+  },
+});

@@ -1,0 +1,2 @@
+export { createAgent, type Agent } from "./agent.ts";
+export type { AgentOptions } from "./options.ts";

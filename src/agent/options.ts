@@ -1,0 +1,29 @@
+import type { Clock } from "#base/clock";
+import type { Log } from "#base/log";
+import type { Random } from "#base/random";
+import type { EnrolmentTimes, NetnsFinder } from "#enrolment";
+import type { KubeClient } from "#kube";
+
+/** What an agent is made of. */
+export interface AgentOptions {
+  readonly client: KubeClient;
+  /** Where Veil is installed. */
+  readonly namespace: string;
+  readonly node: string;
+  /** This agent as the controller's logs name it. */
+  readonly instance: { readonly ip: string; readonly pod: string };
+  /** `https://host:port`. */
+  readonly controller: string;
+  readonly tokenFile: string;
+  readonly trustDomain: string;
+  readonly clusterId: string;
+  readonly sockets: { readonly agent: string; readonly zds: string; readonly cni: string };
+  readonly finder: NetnsFinder;
+  readonly status: { readonly host: string; readonly port: number };
+  /** TLS port for another ztunnel, and where its root is written; undefined: none. */
+  readonly ztunnel: { readonly host: string; readonly port: number; readonly rootFile: string } | undefined;
+  readonly times?: Partial<EnrolmentTimes>;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+}

@@ -1,0 +1,104 @@
+import { Command, InvalidArgumentError, Option } from "commander";
+import { findHostPort } from "#base/ip";
+import { LOG_LEVELS, type LogLevel } from "#base/log";
+import { systemRandom } from "#base/random";
+import { runRole, type CliContext } from "./context.ts";
+
+const DRAIN_MS = 3000;
+
+interface HostPort {
+  readonly host: string;
+  readonly port: number;
+}
+
+interface AgentFlags {
+  readonly kubeconfig?: string;
+  readonly namespace: string;
+  readonly node: string;
+  readonly controller: string;
+  readonly agentSocket: string;
+  readonly zdsSocket: string;
+  readonly cniSocket: string;
+  readonly podNetnsDir?: string;
+  readonly tokenFile: string;
+  readonly trustDomain: string;
+  readonly clusterId: string;
+  readonly metricsListen: HostPort;
+  readonly ztunnelListen: HostPort | undefined;
+  readonly rootFile: string;
+  readonly unenrolDeadline: number;
+  readonly logLevel: LogLevel;
+}
+
+/** `veil agent`: enrols the pods of a node and keeps its proxy supplied. */
+export function agentCommand(context: CliContext): Command {
+  const { env } = context;
+  return new Command("agent")
+    .description("enrol this node's pods, give its proxy addresses and certificates")
+    .option("--kubeconfig <file>", "how to reach Kubernetes (default: the pod's own service account)")
+    .option("--namespace <namespace>", "where Veil is installed", env["POD_NAMESPACE"] ?? "veil-system")
+    .addOption(new Option("--node <name>", "this node's name").env("NODE_NAME").makeOptionMandatory())
+    .option("--controller <address>", "the controller", "https://veil-controller.veil-system.svc:15012")
+    .option("--agent-socket <path>", "gRPC for this node's proxy", "/run/veil/agent.sock")
+    .option("--zds-socket <path>", "where the proxy gets its pods", "/var/run/ztunnel/ztunnel.sock")
+    .option("--cni-socket <path>", "where the CNI plugin announces pods", "/run/veil/cni.sock")
+    .option("--pod-netns-dir <folder>", "files named by pod UID that hold pods' namespaces (default: search /proc)")
+    .option("--token-file <file>", "own token for the controller", "/var/run/secrets/tokens/istio-token")
+    .option("--trust-domain <name>", "trust domain of all identities", env["TRUST_DOMAIN"] ?? "cluster.local")
+    .option("--cluster-id <name>", "name of this cluster", env["CLUSTER_ID"] ?? "Kubernetes")
+    .option("--metrics-listen <host:port>", "metrics and health", hostPort, { host: "0.0.0.0", port: 9965 })
+    .option("--ztunnel-listen <host:port>", "gRPC (TLS) for another ztunnel, or none", hostPortOrNone, {
+      host: "127.0.0.1",
+      port: 15_012,
+    })
+    .option("--root-file <file>", "where the root of that port is written", "/run/veil/agent-root.pem")
+    .option("--unenrol-deadline <seconds>", "how long connections may go on after a pod's label went", seconds, 3600)
+    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .action(async (flags: AgentFlags) => run(context, flags));
+}
+
+async function run(context: CliContext, flags: AgentFlags): Promise<void> {
+  const { createAgent } = await import("#agent");
+  const { directoryFinder, procFinder } = await import("#enrolment");
+  const { inClusterConfig, KubeClient, loadKubeConfig } = await import("#kube");
+  const { clock, env } = context;
+  const log = context.log("agent", flags.logLevel);
+  const { kubeconfig, namespace, node, controller, tokenFile, trustDomain, clusterId, podNetnsDir, rootFile } = flags;
+  const config = kubeconfig === undefined ? await inClusterConfig(env) : await loadKubeConfig(kubeconfig);
+  const ztunnel = flags.ztunnelListen === undefined ? undefined : { ...flags.ztunnelListen, rootFile };
+  const agent = createAgent({
+    client: new KubeClient({ config, log, clock, random: systemRandom }),
+    namespace,
+    node,
+    instance: { ip: env["INSTANCE_IP"] ?? "1.1.1.1", pod: env["POD_NAME"] ?? `veil-agent-${node}` },
+    controller,
+    tokenFile,
+    trustDomain,
+    clusterId,
+    sockets: { agent: flags.agentSocket, zds: flags.zdsSocket, cni: flags.cniSocket },
+    finder: podNetnsDir === undefined ? procFinder() : directoryFinder(podNetnsDir),
+    status: flags.metricsListen,
+    ztunnel,
+    times: { drainMs: flags.unenrolDeadline * 1000 },
+    clock,
+    random: systemRandom,
+    log,
+  });
+  log.info({ node, server: config.server, controller }, "agent starts");
+  await runRole(context, agent.services, DRAIN_MS);
+}
+
+function hostPort(text: string): HostPort {
+  const found = findHostPort(text);
+  if (found === undefined) throw new InvalidArgumentError("Write host:port, for example 0.0.0.0:9965.");
+  return found;
+}
+
+function hostPortOrNone(text: string): HostPort | undefined {
+  return text === "none" ? undefined : hostPort(text);
+}
+
+function seconds(text: string): number {
+  if (!/^\d{1,7}$/.test(text)) throw new InvalidArgumentError("Write a whole number of seconds.");
+  return Number(text);
+}
