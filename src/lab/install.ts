@@ -133,8 +133,10 @@ export async function waitForNodes(context: LabContext, spec: LabSpec): Promise<
 /** Waits until Veil's own pods are ready: one controller, an agent and a proxy on each node. Throws `LAB_ROLE_FAILED`. */
 export async function waitForVeil(context: LabContext, spec: LabSpec): Promise<void> {
   const client = await labClient(context);
+  const watchCrashes = crashWatch(context.lab, ["controllers"]);
   try {
     await waitUntil(context, async () => {
+      watchCrashes();
       const { items } = await client.list(resources.pods, { namespace: VEIL_NAMESPACE, signal: context.signal });
       const broken = items.find((pod) => restartsOf(pod) >= MAX_RESTARTS && !isPodReady(pod));
       if (broken !== undefined) throw podFailed(context.lab, broken);

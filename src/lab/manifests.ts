@@ -59,10 +59,12 @@ const RULES: Readonly<Record<VeilRole, Rule[]>> = {
   proxy: [],
 };
 
-/** Only in Veil's own namespace: the authority's keys. */
-const SECRET_RULES: Rule[] = [
-  { apiGroups: [""], resources: ["secrets"], verbs: [...READ, "create", "update", "patch"] },
-];
+/** Only in Veil's own namespace: the authority's keys, and the roots by which agents know the controller. */
+const INSIDE_RULES: Readonly<Record<VeilRole, Rule[]>> = {
+  controller: [{ apiGroups: [""], resources: ["secrets"], verbs: [...READ, "create", "update", "patch"] }],
+  agent: [{ apiGroups: [""], resources: ["configmaps"], verbs: READ }],
+  proxy: [],
+};
 
 /** All objects of an installation, in the order in which they have to be made. */
 export function veilManifests(values: InstallValues): Manifest[] {
@@ -70,7 +72,7 @@ export function veilManifests(values: InstallValues): Manifest[] {
   return [
     manifest(resources.namespaces, { metadata: { name: VEIL_NAMESPACE } }),
     ...roles.flatMap(accountOf),
-    ...secretAccess(),
+    ...roles.flatMap(accessInside),
     controllerService(),
     controllerDeployment(values),
     daemonSet("agent", values),
@@ -98,15 +100,17 @@ function accountOf(role: VeilRole): Manifest[] {
   ];
 }
 
-function secretAccess(): Manifest[] {
-  const { app: name } = VEIL_ROLES.controller;
+function accessInside(role: VeilRole): Manifest[] {
+  const rules = INSIDE_RULES[role];
+  const { app: name } = VEIL_ROLES[role];
   const metadata = { name, namespace: VEIL_NAMESPACE };
+  if (rules.length === 0) return [];
   return [
-    manifest(resources.roles, { metadata, rules: SECRET_RULES }),
+    manifest(resources.roles, { metadata, rules }),
     manifest(resources.roleBindings, {
       metadata,
       roleRef: { apiGroup: RBAC, kind: "Role", name },
-      subjects: subjectsOf("controller"),
+      subjects: subjectsOf(role),
     }),
   ];
 }
