@@ -12,6 +12,8 @@ export interface Attributes {
   readonly name: string;
   /** For paths that are no resources. */
   readonly path: string;
+  /** As the client gave it; nodes may only look at what they select by their own name. */
+  readonly fieldSelector: string;
 }
 
 /** A rule of a role that applies to somebody. */

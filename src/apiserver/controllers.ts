@@ -1,7 +1,9 @@
 import type { Log } from "#base/log";
+import { findIp, isV6 } from "#base/ip";
 import type { Engine, WriteOptions } from "./engine.ts";
 import { copyOf, sameJson, type KubeObject } from "./object.ts";
 import type { Registry } from "./registry.ts";
+import { addressAt } from "./rules/services.ts";
 import type { Transaction } from "./store.ts";
 import { StatusError } from "./status.ts";
 import { SERVER_USER } from "./user.ts";
@@ -88,4 +90,30 @@ export function keepNamespaceObjects(parts: ControllerParts): () => void {
   return () => {
     for (const stop of stops) stop();
   };
+}
+
+/** Makes the Service `kubernetes` in `default`, and the endpoints behind it: where this server is reached. */
+export async function keepKubernetesService(parts: ControllerParts): Promise<void> {
+  const { config } = parts.engine;
+  const meta = (labels: Record<string, string>): KubeObject["metadata"] => ({ name: "kubernetes", namespace: "default", uid: "", labels });
+  const address = findIp(config.advertise.host);
+  await parts.engine.store.write((transaction) => {
+    const clusterIP = addressAt(config.serviceCidr, 1);
+    const key = { resource: "services", namespace: "default", name: "kubernetes" };
+    if (transaction.get(key) === undefined) {
+      const ports = [{ name: "https", port: 443, protocol: "TCP", targetPort: config.advertise.port }];
+      const labels = { component: "apiserver", provider: "kubernetes" };
+      const service = { apiVersion: "v1", kind: "Service", metadata: meta(labels), spec: { clusterIP, ports } };
+      ensureObject(transaction, parts, service);
+    }
+    if (address === undefined) return; // a name: whoever advertises one brings its own endpoints
+    ensureObject(transaction, parts, {
+      apiVersion: "discovery.k8s.io/v1",
+      kind: "EndpointSlice",
+      metadata: meta({ "kubernetes.io/service-name": "kubernetes" }),
+      addressType: isV6(address) ? "IPv6" : "IPv4",
+      endpoints: [{ addresses: [address], conditions: { ready: true } }],
+      ports: [{ name: "https", port: config.advertise.port, protocol: "TCP" }],
+    });
+  });
 }

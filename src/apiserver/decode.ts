@@ -1,5 +1,6 @@
 import { apiVersionOf, subjectOf, type Kind } from "./kinds.ts";
 import { isRecord, type KubeObject } from "./object.ts";
+import { decodeProtobuf, PROTOBUF_TYPE } from "./protobuf.ts";
 import { readBySchema, type SchemaFindings } from "./schema/schema.ts";
 import { badRequest, invalid, unsupportedMediaType, type Cause } from "./status.ts";
 
@@ -19,10 +20,11 @@ const MAX_YAML_ALIASES = 100;
 /** Reads a body by its content type. Throws 400 with the place of the mistake, or 415. */
 export async function decodeBody(body: Buffer, contentType: string): Promise<unknown> {
   const type = (contentType.split(";")[0] ?? "").trim().toLowerCase();
+  if (type === PROTOBUF_TYPE) return decodeProtobuf(body);
   const text = body.toString("utf8");
   if (type === "" || JSON_TYPES.has(type)) return parseJson(text);
   if (YAML_TYPES.has(type)) return text.trimStart().startsWith("{") ? parseJson(text) : parseYaml(text);
-  const accepted = "application/json, application/yaml";
+  const accepted = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
   throw unsupportedMediaType(
     `the body of the request was in an unknown format - accepted media types include: ${accepted} (not ${type})`,
   );

@@ -38,6 +38,9 @@ export interface Rules {
   ) => void;
 }
 
+/** The rules of a kind that has none of its own. */
+export const NO_RULES: Rules = {};
+
 /** A kind that the API serves, built in or from a CustomResourceDefinition. */
 export interface Kind {
   readonly group: string;

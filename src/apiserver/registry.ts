@@ -1,5 +1,5 @@
 import { BUILTIN_COLUMNS, NAME_COLUMN, AGE_COLUMN } from "./columns.ts";
-import { apiVersionOf, resourceOf, type Kind, type Rules } from "./kinds.ts";
+import { apiVersionOf, NO_RULES, resourceOf, type Kind } from "./kinds.ts";
 import { BUILTIN_RULES } from "./rules/builtin.ts";
 import { builtinSchema } from "./schema/builtin.ts";
 
@@ -91,8 +91,6 @@ const BUILTIN: Readonly<Record<string, Row>> = {
   "authorization.k8s.io/v1 selfsubjectaccessreviews SelfSubjectAccessReview": { cluster: true, ...CREATE_ONLY },
   "authorization.k8s.io/v1 selfsubjectrulesreviews SelfSubjectRulesReview": { cluster: true, ...CREATE_ONLY },
 };
-
-const NO_RULES: Rules = {};
 
 function builtinKind([name, row]: readonly [string, Row]): Kind {
   const [groupVersion = "", plural = "", kind = ""] = name.split(" ");

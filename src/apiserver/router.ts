@@ -2,12 +2,14 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import { messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import { authenticate } from "./authenticate.ts";
-import type { Attributes, Authorizer } from "./authorizer.ts";
+import type { Attributes } from "./authorizer.ts";
 import { MAX_BODY_BYTES, MAX_REQUESTS, MAX_STREAMS } from "./config.ts";
 import { KUBERNETES_VERSION, type Discovery } from "./discovery.ts";
+import { impersonate } from "./impersonation.ts";
 import { subjectOf } from "./kinds.ts";
+import type { OpenApi } from "./openapi.ts";
 import type { Registry } from "./registry.ts";
-import { sendJson, sendStatus } from "./render.ts";
+import { sendJson, sendStatus, sendText } from "./render.ts";
 import { parseRequest, type RequestInfo } from "./request.ts";
 import type { ResourceHandler } from "./resource-handler.ts";
 import { forbidden, internalError, methodNotAllowed, notServed, StatusError, tooLarge, unavailable } from "./status.ts";
@@ -19,10 +21,12 @@ import type { User } from "./user.ts";
 export interface RouterParts {
   readonly registry: Registry;
   readonly tokens: TokenIssuer;
-  readonly authorizer: Pick<Authorizer, "allows">;
+  /** Whether somebody may do something; what nobody allows is refused. */
+  readonly decide: (user: User, attributes: Attributes) => boolean;
   readonly discovery: Discovery;
   readonly resources: ResourceHandler;
   readonly subresources: SubresourceHandler;
+  readonly openApi: OpenApi;
   readonly documents: Readonly<Record<string, () => unknown>>;
   readonly log: Log;
 }
@@ -57,10 +61,10 @@ export class Router {
 
   /** Checks who asks and whether they may; for requests that become streams too. Throws 400, 401, 403. */
   admit(message: IncomingMessage): { info: RequestInfo; user: User } {
-    const user = authenticate(message, this.#parts.tokens);
+    const user = impersonate(message, authenticate(message, this.#parts.tokens), this.#parts.decide);
     const info = parseRequest(message);
     const attributes = attributesOf(info);
-    if (!this.#parts.authorizer.allows(user, attributes)) throw refusal(user, attributes);
+    if (!this.#parts.decide(user, attributes)) throw refusal(user, attributes);
     return { info, user };
   }
 
@@ -108,6 +112,11 @@ export class Router {
       response.writeHead(200, { "content-type": "text/plain" }).end("ok");
       return;
     }
+    if (info.path === "/openapi/v3" || info.path.startsWith("/openapi/v3/")) {
+      const text = this.#parts.openApi.find(info.path);
+      if (text === undefined) throw notServed(`no OpenAPI document at ${info.path}`);
+      return sendText(response, 200, text);
+    }
     const document = this.#parts.documents[info.path]?.();
     if (document === undefined) throw notServed(`veil apiserver has nothing at ${info.path}`);
     sendJson(response, 200, document);
@@ -126,9 +135,9 @@ function describe(target: { group: string; version: string; plural: string }): s
 
 function attributesOf(info: RequestInfo): Attributes {
   const { target, verb, path } = info;
-  if (target === undefined) return { verb, group: "", resource: "", namespace: "", name: "", path };
+  if (target === undefined) return { verb, group: "", resource: "", namespace: "", name: "", path, fieldSelector: "" };
   const resource = target.subresource === "" ? target.plural : `${target.plural}/${target.subresource}`;
-  return { verb, group: target.group, resource, namespace: target.namespace, name: target.name, path };
+  return { verb, group: target.group, resource, namespace: target.namespace, name: target.name, path, fieldSelector: info.query.get("fieldSelector") ?? "" };
 }
 
 function refusal(user: User, wanted: Attributes): StatusError {

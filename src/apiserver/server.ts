@@ -7,25 +7,40 @@ import { formatHostPort, type Cidr } from "#base/ip";
 import type { Log } from "#base/log";
 import type { Random } from "#base/random";
 import type { Service } from "#base/service";
-import { Authorizer } from "./authorizer.ts";
+import { Authorizer, type Attributes } from "./authorizer.ts";
 import { DEFAULT_ISSUER, type ServerConfig } from "./config.ts";
 import { Discovery } from "./discovery.ts";
 import { Engine } from "./engine.ts";
 import { apiserverError } from "./errors.ts";
 import { bootstrap } from "./bootstrap.ts";
-import { keepNamespaceObjects } from "./controllers.ts";
+import { keepKubernetesService, keepNamespaceObjects, type ControllerParts } from "./controllers.ts";
+import { GarbageCollector } from "./garbage-collector.ts";
+import { finalizeNamespaces } from "./namespace-controller.ts";
+import { evictionAnswer, finalizeAnswer, scaleAnswer } from "./scale.ts";
 import { createKubeconfig } from "./kubeconfig.ts";
+import { KubeletProxy } from "./kubelet.ts";
+import { NodeAuthorizer } from "./node-authorizer.ts";
+import { OpenApi } from "./openapi.ts";
 import { openPki, writeAtomically, type Pki } from "./pki.ts";
 import { Registry } from "./registry.ts";
 import { ResourceHandler } from "./resource-handler.ts";
+import { reviewAnswers } from "./reviews.ts";
 import { Router } from "./router.ts";
 import { addressAt } from "./rules/services.ts";
 import { Store } from "./store.ts";
 import { bindingAnswer, SubresourceHandler } from "./subresources.ts";
 import { TokenIssuer } from "./tokens.ts";
+import { UpgradeHandler } from "./upgrade.ts";
+import type { User } from "./user.ts";
 
 /** Where to listen: an address, or a listening socket inherited as a file descriptor. */
 export type ListenAddress = { readonly host: string; readonly port: number } | { readonly fd: number };
+
+/** What takes the requests of a listening socket. */
+interface Front {
+  readonly router: Router;
+  readonly upgrades: UpgradeHandler;
+}
 
 /** What an embedded Kubernetes API needs. */
 export interface ApiServerOptions {
@@ -81,8 +96,8 @@ export class ApiServer implements Service {
     this.#store = store;
     try {
       const config: ServerConfig = { serviceCidr: this.#options.serviceCidr, advertise, issuer: DEFAULT_ISSUER };
-      const router = await this.#assemble({ config, pki, store });
-      for (const address of listen) await this.#listen(address, { pki, router });
+      const front = await this.#assemble({ config, pki, store });
+      for (const address of listen) await this.#listen(address, { ...front, pki });
       const server = `https://${formatHostPort(advertise.host, this.addresses[0]?.port ?? advertise.port)}`;
       const groups = ["system:masters"];
       writeAtomically(
@@ -112,11 +127,15 @@ export class ApiServer implements Service {
     this.#store?.close();
   }
   /** Puts the parts together over an open store. */
-  async #assemble(given: { config: ServerConfig; pki: Pki; store: Store }): Promise<Router> {
+  async #assemble(given: { config: ServerConfig; pki: Pki; store: Store }): Promise<Front> {
     const { config, pki, store } = given;
     const { clock, random, log } = this.#options;
     const registry = new Registry();
-    const engine = new Engine({ store, config, clock, random, admit: () => {} });
+    const nodes = new NodeAuthorizer(store);
+    const rbac = new Authorizer(store);
+    const decide = (user: User, attributes: Attributes): boolean =>
+      rbac.allows(user, attributes) || nodes.allows(user, attributes);
+    const engine = new Engine({ store, config, clock, random, admit: nodes.admit });
     await bootstrap(engine, registry);
     const resources = new ResourceHandler({ engine, clock, random });
     this.#resources = resources;
@@ -127,21 +146,42 @@ export class ApiServer implements Service {
       random,
       find: (key) => store.get(key),
     });
-    this.#stops.push(keepNamespaceObjects({ engine, registry, log, caPem: pki.caPem }));
-    return new Router({
-      registry,
+    await this.#startControllers({ engine, registry, log, caPem: pki.caPem });
+    const kubelet = new KubeletProxy({ store, identity: pki.kubeletClient });
+    this.#stops.push(() => kubelet.endAll());
+    const reviews = reviewAnswers({
+      store,
       tokens,
-      authorizer: new Authorizer(store),
-      discovery: new Discovery(registry),
-      resources,
-      subresources: new SubresourceHandler({ resources, answers: { "pods/binding": bindingAnswer(engine) } }),
-      documents: {},
-      log,
+      clock,
+      decide,
+      allowsToken: (user, namespace, review) => nodes.allowsToken(user, namespace, review),
+      rulesOf: (user, namespace) => rbac.rules(user, namespace),
     });
+    const answers = {
+      ...reviews,
+      "*/scale": scaleAnswer(engine),
+      "namespaces/finalize": finalizeAnswer(engine),
+      "pods/binding": bindingAnswer(engine),
+      "pods/eviction": evictionAnswer(engine),
+      "pods/log": kubelet.logs.bind(kubelet),
+    };
+    const subresources = new SubresourceHandler({ resources, answers });
+    const discovery = new Discovery(registry);
+    const openApi = new OpenApi(registry);
+    const documents = identityDocuments(tokens);
+    const router = new Router({ registry, tokens, decide, discovery, resources, subresources, openApi, documents, log });
+    return { router, upgrades: new UpgradeHandler({ router, registry, kubelet }) };
   }
 
-  async #listen(address: ListenAddress, parts: { pki: Pki; router: Router }): Promise<void> {
-    const { pki, router } = parts;
+  async #startControllers(parts: ControllerParts): Promise<void> {
+    const collector = new GarbageCollector(parts);
+    collector.start();
+    await keepKubernetesService(parts);
+    this.#stops.push(() => collector.stop(), keepNamespaceObjects(parts), finalizeNamespaces(parts));
+  }
+
+  async #listen(address: ListenAddress, parts: Front & { pki: Pki }): Promise<void> {
+    const { pki, router, upgrades } = parts;
     const server = createServer({
       cert: pki.server.certPem,
       key: pki.server.keyPem,
@@ -154,6 +194,7 @@ export class ApiServer implements Service {
       requestTimeout: 60_000,
     });
     server.on("request", (message, response) => void router.answer(message, response));
+    server.on("upgrade", (message, socket, head) => void upgrades.answer(message, socket, head));
     server.on("tlsClientError", (error, socket) => {
       this.#options.log.debug({ err: error, peer: socket.remoteAddress }, "tls handshake failed");
     });
@@ -196,4 +237,18 @@ export class ApiServer implements Service {
       ...new Set([...service, ...ips, advertised, ...hosts.filter((host) => host !== "0.0.0.0" && host !== "::")]),
     ];
   }
+}
+
+/** What others need to verify service account tokens themselves. */
+function identityDocuments(tokens: TokenIssuer): Readonly<Record<string, () => unknown>> {
+  return {
+    "/openid/v1/jwks": () => tokens.keySet(),
+    "/.well-known/openid-configuration": () => ({
+      issuer: tokens.issuer,
+      jwks_uri: `${tokens.issuer}/openid/v1/jwks`,
+      response_types_supported: ["id_token"],
+      subject_types_supported: ["public"],
+      id_token_signing_alg_values_supported: ["ES256"],
+    }),
+  };
 }

@@ -15,6 +15,7 @@ export const namespaceRules: Rules = {
   prepareUpdate(namespace, old, context) {
     namespace.metadata.labels = { ...namespace.metadata.labels, [NAME_LABEL]: namespace.metadata.name };
     if (context.subresource !== "finalize") namespace["spec"] = old["spec"];
+    if (namespace.metadata.deletionTimestamp !== undefined) ensureRecord(namespace, "status")["phase"] = "Terminating";
   },
 };
 
