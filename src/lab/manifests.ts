@@ -181,6 +181,7 @@ function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
     spec: {
       serviceAccountName: app,
       hostNetwork: role !== "controller",
+      dnsPolicy: role === "controller" ? "ClusterFirst" : "ClusterFirstWithHostNet",
       terminationGracePeriodSeconds: 10,
       containers: [
         {
