@@ -1,0 +1,230 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import { systemClock } from "#base/clock";
+import { findWords, readTls, startCapture, tcpStreams, type Packet } from "#capture";
+import type { FlowRecord } from "#model/flow";
+import { TestAuthority } from "../../src/x509/testing.ts";
+import { listen, pause, ProxyWorld, say, until, type Pod } from "./proxy-world.ts";
+
+const clock = systemClock();
+const WORDS = "the-words-of-the-client";
+const ANSWER = "the-answer-of-the-server";
+
+let world: ProxyWorld;
+
+/** Serves on port 8080 of a pod: answers with who called, and what was said. */
+function serve(pod: Pod): void {
+  listen(pod, 8080, (socket, from) => {
+    let said = "";
+    socket.on("data", (part) => (said += part.toString()));
+    socket.on("end", () => socket.end(`${ANSWER} ${from} ${said}`));
+  });
+}
+
+/** What is on the wire between the nodes, and on the server's and the client's own links, while `body` runs. */
+async function onTheWire(body: () => Promise<void>): Promise<Packet[]> {
+  const places = [
+    { netns: "/run/netns/vt-proxy-a", interface: "vt-proxy-ul" },
+    { netns: "/run/netns/vt-proxy-a", interface: "v-client" },
+    { netns: "/run/netns/vt-proxy-b", interface: "v-server" },
+  ];
+  const captures = await Promise.all(places.map(async (place) => startCapture({ ...place, clock })));
+  await body();
+  return (await Promise.all(captures.map(async (capture) => capture.stop()))).flat();
+}
+
+/** The record of a connection that ended after `since` records. */
+async function recordOf(records: readonly FlowRecord[], since: number): Promise<string> {
+  await until("a record", () => records.length > since);
+  const record = records[since];
+  return `${record?.direction} ${record?.verdict} ${record?.encryption} ${record?.reason}`;
+}
+
+before(async () => {
+  world = await ProxyWorld.create();
+  const { a, b, client, server, other, plain } = world;
+  world.publish(client, server);
+  for (const [node, pods] of [
+    [a, [client]],
+    [b, [server]],
+  ] as const) {
+    for (const pod of pods) await node.certify(pod);
+    await node.startAgent();
+  }
+  await Promise.all([a.startProxy(), b.startProxy()]);
+  await Promise.all([world.enrol(client), world.enrol(server)]);
+  for (const pod of [server, other, plain]) serve(pod);
+});
+
+after(async () => {
+  await world[Symbol.asyncDispose]();
+});
+
+describe("traffic between pods with real redirection", () => {
+  it("is mutual TLS between enrolled pods, keeps the client's address, and shows no word on any wire", async () => {
+    const { a, b, client, server } = world;
+    const [sinceA, sinceB] = [a.records.length, b.records.length];
+    const packets = await onTheWire(async () => {
+      assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), `${ANSWER} ${client.ip} ${WORDS}`);
+    });
+    assert.deepEqual(findWords(packets, [WORDS, ANSWER]), []);
+    const toServer = tcpStreams(packets).filter(
+      ({ from, bytes }) => from.startsWith(`${server.ip}:15008`) && bytes.length > 0,
+    );
+    assert.ok(toServer.length > 0, "a session on 15008 was seen");
+    for (const stream of toServer)
+      assert.deepEqual([readTls(stream).wellFormed, readTls(stream).version], [true, "TLS 1.3"]);
+    assert.equal(await recordOf(a.records, sinceA), "outbound forwarded mutual_tls ok");
+    assert.equal(await recordOf(b.records, sinceB), "inbound forwarded mutual_tls ok");
+    assert.deepEqual(
+      [b.records[sinceB]?.source.identity, a.records[sinceA]?.destination.identity],
+      [client.identity, server.identity],
+    );
+    assert.deepEqual([a.records[sinceA]?.bytesSent, b.records[sinceB]?.bytesReceived], [WORDS.length, WORDS.length]);
+  });
+
+  it("is plaintext from a pod that is not enrolled, keeps its address, and says so", async () => {
+    const { b, plain, server } = world;
+    const since = b.records.length;
+    const packets = await onTheWire(async () => {
+      assert.equal(await say(plain, { ip: server.ip, port: 8080 }, WORDS), `${ANSWER} ${plain.ip} ${WORDS}`);
+    });
+    assert.ok(findWords(packets, [WORDS]).length > 0, "the capture finds words where they are in clear");
+    assert.equal(await recordOf(b.records, since), "inbound forwarded plaintext source_not_enrolled");
+  });
+
+  it("is plaintext to a pod that is not enrolled, and says so", async () => {
+    const { a, client, other } = world;
+    const since = a.records.length;
+    assert.equal(await say(client, { ip: other.ip, port: 8080 }, WORDS), `${ANSWER} ${client.ip} ${WORDS}`);
+    assert.equal(await recordOf(a.records, since), "outbound forwarded plaintext destination_not_enrolled");
+  });
+
+  it("is refused when the application does not listen, at both ends with a record", async () => {
+    const { a, b, client, server } = world;
+    const [sinceA, sinceB] = [a.records.length, b.records.length];
+    assert.equal(await say(client, { ip: server.ip, port: 8081 }, WORDS), "refused");
+    assert.equal(await recordOf(a.records, sinceA), "outbound refused none peer_refused");
+    assert.equal(await recordOf(b.records, sinceB), "inbound refused none destination_unreachable");
+  });
+
+  it("is refused by a destination that knows both ends as enrolled, although the source's node does not", async () => {
+    const { a, b, client, server } = world;
+    a.publish([server.workload("none")]); // a stale view
+    await pause(200);
+    const [sinceA, sinceB] = [a.records.length, b.records.length];
+    const packets = await onTheWire(async () => {
+      assert.equal(await say(client, { ip: server.ip, port: 8080 }, ""), "refused");
+    });
+    assert.deepEqual(findWords(packets, [ANSWER]), []);
+    assert.equal(await recordOf(b.records, sinceB), "inbound refused none plaintext_refused");
+    // The reset may come while the client's proxy still connects, or after.
+    const said = await recordOf(a.records, sinceA);
+    assert.match(said, /^outbound (forwarded plaintext reset|refused none destination_unreachable)$/);
+    a.publish([server.workload("hbone")]);
+    await pause(200);
+    assert.match(await say(client, { ip: server.ip, port: 8080 }, WORDS), new RegExp(ANSWER));
+  });
+
+  it("is refused when the destination presents another identity than expected, and nothing goes in clear", async () => {
+    const { a, client, server } = world;
+    a.publish([{ ...server.workload("hbone"), serviceAccount: "somebody-else" }]);
+    await pause(200);
+    const since = a.records.length;
+    const packets = await onTheWire(async () => {
+      assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), "refused");
+    });
+    assert.deepEqual(findWords(packets, [WORDS]), []);
+    assert.equal(await recordOf(a.records, since), "outbound refused none wrong_identity");
+    assert.match(a.records[since]?.detail ?? "", /expected was .*somebody-else/);
+    a.publish([server.workload("hbone")]);
+    await pause(200);
+    assert.match(await say(client, { ip: server.ip, port: 8080 }, WORDS), new RegExp(ANSWER));
+  });
+
+  it("is refused when the destination's certificate leads to another root, and nothing goes in clear", async () => {
+    const { a, b, client, server } = world;
+    const rogue = await TestAuthority.create();
+    await b.certify(server, await rogue.identity(server.identity));
+    await pause(200);
+    await b.restartDataPath(); // sessions that were opened before would go on
+    const since = a.records.length;
+    const packets = await onTheWire(async () => {
+      assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), "refused");
+    });
+    assert.deepEqual(findWords(packets, [WORDS]), []);
+    assert.equal(await recordOf(a.records, since), "outbound refused none wrong_identity");
+    await b.certify(server);
+    await pause(200);
+    assert.match(await say(client, { ip: server.ip, port: 8080 }, WORDS), new RegExp(ANSWER));
+  });
+
+  it("holds a connection to an address that it does not know, and asks", async () => {
+    const { a, client, plain } = world;
+    a.publish([], [plain.workload("none").uid]);
+    await pause(100);
+    let asked = 0;
+    a.onDemand = async () => {
+      asked++;
+      await pause(100);
+    };
+    const since = a.records.length;
+    assert.match(await say(client, { ip: plain.ip, port: 8080 }, WORDS), new RegExp(ANSWER));
+    assert.equal(asked, 1);
+    assert.equal(await recordOf(a.records, since), "outbound forwarded plaintext destination_not_enrolled");
+  });
+
+  it("refuses when nobody answers who an address is", async () => {
+    const { a, client, plain } = world;
+    a.onDemand = () => Promise.reject(new Error("no control plane"));
+    await pause(1_100); // what was answered before holds for a second
+    const since = a.records.length;
+    const packets = await onTheWire(async () => {
+      assert.equal(await say(client, { ip: plain.ip, port: 8080 }, WORDS), "refused");
+    });
+    assert.deepEqual(findWords(packets, [WORDS]), []);
+    assert.equal(await recordOf(a.records, since), "outbound refused none control_plane_unavailable");
+    a.onDemand = () => Promise.resolve();
+    a.publish([plain.workload("none")]);
+  });
+
+  it("refuses a call to the proxy's own ports, from inside the pod and from another", async () => {
+    const { client, server, plain } = world;
+    for (const port of [15_001, 15_006]) {
+      assert.equal(await say(client, { ip: "127.0.0.1", port }, WORDS), "refused", `loopback ${port}`);
+      assert.equal(await say(client, { ip: client.ip, port }, WORDS), "refused", `own address ${port}`);
+      assert.equal(await say(plain, { ip: server.ip, port }, WORDS), "refused", `from another pod ${port}`);
+      assert.equal(await say(client, { ip: server.ip, port }, WORDS), "refused", `through a tunnel ${port}`);
+    }
+  });
+
+  it("explains itself on the admin port", async () => {
+    const { a, client, server, other } = world;
+    const ask = async (pod: Pod): Promise<Record<string, unknown>> =>
+      JSON.parse(await a.get(15_000, `/why?source=shop/${client.name}&destination=${pod.ip}:8080`));
+    const enrolled = await ask(server);
+    assert.deepEqual(
+      [enrolled["encrypted"], enrolled["reason"], enrolled["acceptedIdentities"]],
+      [true, "ok", [server.identity]],
+    );
+    assert.ok(Array.isArray(enrolled["connections"]) && enrolled["connections"].length > 0);
+    assert.deepEqual(
+      [(await ask(other))["encrypted"], (await ask(other))["reason"]],
+      [false, "destination_not_enrolled"],
+    );
+    assert.doesNotMatch(await a.get(15_000, "/config_dump"), /PRIVATE KEY/);
+  });
+
+  it("counts connections and bytes under upstream's names", async () => {
+    const metrics = await world.a.get(15_020, "/metrics");
+    const line = metrics
+      .split("\n")
+      .find((text) => text.startsWith("istio_tcp_connections_opened_total") && text.includes("mutual_tls"));
+    assert.match(
+      line ?? "",
+      /reporter="source".*source_principal="spiffe:.*client".*destination_principal="spiffe:.*server"/,
+    );
+    assert.match(metrics, /veil_proxy_refused_total\{direction="outbound",reason="control_plane_unavailable"\} 1/);
+    assert.match(metrics, /istio_tcp_sockets_open\{reporter="source"\} 0/);
+  });
+});

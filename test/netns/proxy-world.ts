@@ -1,0 +1,505 @@
+import { spawn, spawnSync, type ChildProcess } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import type { Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import type { ConnectRouter } from "@connectrpc/connect";
+import { systemClock } from "#base/clock";
+import { parseIp } from "#base/ip";
+import { silentLog } from "#base/log";
+import { nftRedirector } from "#enrolment";
+import {
+  connectTcp,
+  listenSeqpacket,
+  listenTcp,
+  openNetns,
+  type Netns,
+  type SeqpacketConnection,
+  type SeqpacketListener,
+  type TcpListener,
+} from "#linux";
+import type { FlowRecord } from "#model/flow";
+import { formatSpiffeId, type SpiffeId } from "#model/spiffe-id";
+import type { TlsIdentity } from "#model/tls-identity";
+import { addressName, type Address, type TunnelProtocol, type Workload } from "#model/workload";
+import {
+  CertificateUpdateSchema,
+  encodeAddress,
+  WorkloadCertificates,
+  WorkloadRequestSchema,
+  WorkloadResponseSchema,
+  type WatchRequest,
+} from "#proto";
+import { RpcServer } from "#rpc";
+import { ResourceCache, TYPE_ADDRESS, XdsServer } from "#xds";
+import { testWorkload } from "../../src/proxy/testing.ts";
+import { TestAuthority } from "../../src/x509/testing.ts";
+
+const clock = systemClock();
+const root = fileURLToPath(new URL("../../", import.meta.url));
+
+/** Runs a program to its end; throws with its output when it fails. */
+export function run(program: string, ...args: string[]): string {
+  const { status, stdout, stderr, error } = spawnSync(program, args, { encoding: "utf8" });
+  if (status !== 0) throw error ?? new Error(`${program} ${args.join(" ")}: ${stderr}${stdout}`);
+  return stdout;
+}
+
+export async function pause(ms: number): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** Waits until `what` is true; says what it waited for otherwise. */
+export async function until(said: string, what: () => boolean | Promise<boolean>, ms = 5_000): Promise<number> {
+  const start = performance.now();
+  while (!(await what())) {
+    if (performance.now() - start > ms) throw new Error(`not within ${ms} ms: ${said}`);
+    await pause(5);
+  }
+  return performance.now() - start;
+}
+
+/** A pod: a network namespace with one address. */
+export interface Pod {
+  readonly name: string;
+  readonly uid: string;
+  readonly node: string;
+  readonly ip: string;
+  readonly netns: Netns;
+  readonly identity: SpiffeId;
+  readonly workload: (tunnelProtocol: TunnelProtocol) => Workload;
+}
+
+/**
+ * Two nodes that route, with pods on bridges of their own, and for each node an agent of this process's making: what it
+ * says is what the test wants. Everything is named `vt-proxy-…` and goes with `dispose`.
+ *
+ *     client, plain ── node a (10.201.1.0/24) ══ underlay 172.31.0.0/24 ══ node b (10.201.2.0/24) ── server, other
+ */
+export class ProxyWorld implements AsyncDisposable {
+  readonly authority: TestAuthority;
+  readonly a: Node;
+  readonly b: Node;
+  readonly client: Pod;
+  readonly plain: Pod;
+  readonly server: Pod;
+  readonly other: Pod;
+  readonly folder = mkdtempSync(join(tmpdir(), "vt-proxy-"));
+
+  static async create(): Promise<ProxyWorld> {
+    if (process.getuid?.() !== 0) throw new Error("this test needs root: it makes network namespaces");
+    return new ProxyWorld(await TestAuthority.create());
+  }
+
+  private constructor(authority: TestAuthority) {
+    this.authority = authority;
+    removeNamespaces();
+    for (const [node, at] of [
+      ["a", 1],
+      ["b", 2],
+    ] as const)
+      makeNode(node, at);
+    ip(
+      "link",
+      "add",
+      "vt-proxy-ul",
+      "netns",
+      "vt-proxy-a",
+      "type",
+      "veth",
+      "peer",
+      "name",
+      "vt-proxy-ul",
+      "netns",
+      "vt-proxy-b",
+    );
+    for (const [node, at, other] of [
+      ["a", 1, 2],
+      ["b", 2, 1],
+    ] as const) {
+      ip("-n", `vt-proxy-${node}`, "addr", "add", `172.31.0.${at}/24`, "dev", "vt-proxy-ul");
+      ip("-n", `vt-proxy-${node}`, "link", "set", "vt-proxy-ul", "up");
+      ip("-n", `vt-proxy-${node}`, "route", "add", `10.201.${other}.0/24`, "via", `172.31.0.${other}`);
+    }
+    this.client = makePod("client", "a", "10.201.1.2");
+    this.plain = makePod("plain", "a", "10.201.1.3");
+    this.server = makePod("server", "b", "10.201.2.2");
+    this.other = makePod("other", "b", "10.201.2.3");
+    this.a = new Node("a", this);
+    this.b = new Node("b", this);
+  }
+
+  get pods(): readonly Pod[] {
+    return [this.client, this.plain, this.server, this.other];
+  }
+
+  /** Both nodes know these pods as enrolled, and the rest as not. */
+  publish(...enrolled: readonly Pod[]): void {
+    for (const node of [this.a, this.b]) {
+      node.publish(this.pods.map((pod) => pod.workload(enrolled.includes(pod) ? "hbone" : "none")));
+    }
+  }
+
+  nodeOf(pod: Pod): Node {
+    return pod.node === "a" ? this.a : this.b;
+  }
+
+  /** The agent's part of enrolment: hand over, then redirect. */
+  async enrol(pod: Pod): Promise<void> {
+    await this.nodeOf(pod).handOver(pod);
+    await nftRedirector.install(pod.netns, { inbound: true });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const awake = setInterval(() => undefined, 1_000); // what is stopped here has nothing else that keeps a process alive
+    for (const listener of listeners) listener.stop();
+    await Promise.all([this.a[Symbol.asyncDispose](), this.b[Symbol.asyncDispose]()]);
+    for (const pod of this.pods) pod.netns[Symbol.dispose]();
+    removeNamespaces();
+    rmSync(this.folder, { recursive: true, force: true });
+    clearInterval(awake);
+  }
+}
+
+function ip(...args: string[]): void {
+  run("ip", ...args);
+}
+
+function removeNamespaces(): void {
+  for (const line of run("ip", "netns", "list").split("\n")) {
+    const [name = ""] = line.split(" ");
+    if (name.startsWith("vt-proxy-")) ip("netns", "del", name);
+  }
+}
+
+function makeNode(node: string, at: number): void {
+  const name = `vt-proxy-${node}`;
+  ip("netns", "add", name);
+  ip("-n", name, "link", "set", "lo", "up");
+  ip("-n", name, "link", "add", "pods", "type", "bridge");
+  ip("-n", name, "addr", "add", `10.201.${at}.1/24`, "dev", "pods");
+  ip("-n", name, "link", "set", "pods", "up");
+  run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv4.ip_forward=1");
+}
+
+function makePod(name: string, node: string, address: string): Pod {
+  const netns = `vt-proxy-${node}-${name}`;
+  ip("netns", "add", netns);
+  ip("-n", netns, "link", "set", "lo", "up");
+  ip("link", "add", "eth0", "netns", netns, "type", "veth", "peer", "name", `v-${name}`, "netns", `vt-proxy-${node}`);
+  ip("-n", `vt-proxy-${node}`, "link", "set", `v-${name}`, "master", "pods", "up");
+  ip("-n", netns, "addr", "add", `${address}/24`, "dev", "eth0");
+  ip("-n", netns, "link", "set", "eth0", "up");
+  ip("-n", netns, "route", "add", "default", "via", address.replace(/\d+$/, "1"));
+  return {
+    name,
+    uid: `uid-${name}`,
+    node,
+    ip: address,
+    netns: openNetns(`/run/netns/${netns}`),
+    identity: formatSpiffeId({ trustDomain: "cluster.local", namespace: "shop", serviceAccount: name }),
+    workload: (tunnelProtocol) => testWorkload(name, address, { tunnelProtocol, node, addresses: [parseIp(address)] }),
+  };
+}
+
+/** One node: an agent in this process, and a real proxy beside it. */
+export class Node implements AsyncDisposable {
+  readonly name: string;
+  readonly cache = new ResourceCache();
+  /** What the control plane answers when it is asked for what is not in the cache; a rejection is no answer. */
+  onDemand: (name: string) => Promise<unknown> = () => Promise.resolve();
+  readonly certificates = new Map<string, TlsIdentity>();
+  readonly #world: ProxyWorld;
+  readonly #pods = new Map<string, Pod>();
+  readonly #watchers = new Set<() => void>();
+  #server: RpcServer | undefined;
+  #xds: XdsServer | undefined;
+  #zds: SeqpacketListener | undefined;
+  #connection: SeqpacketConnection | undefined;
+  #busy: Promise<unknown> = Promise.resolve();
+  #version = 0;
+  #proxy: ChildProcess | undefined;
+  readonly records: FlowRecord[] = [];
+  log = "";
+
+  constructor(name: string, world: ProxyWorld) {
+    this.name = name;
+    this.#world = world;
+  }
+
+  get #agentSocket(): string {
+    return join(this.#world.folder, `agent-${this.name}.sock`);
+  }
+
+  get #zdsSocket(): string {
+    return join(this.#world.folder, `zds-${this.name}.sock`);
+  }
+
+  publish(addresses: readonly Address[], removes: readonly string[] = []): void {
+    const upserts = addresses.map((address) => ({
+      typeUrl: TYPE_ADDRESS,
+      name: addressName(address),
+      version: String(++this.#version),
+      aliases: address.addresses.map((ip) => (typeof ip === "string" ? `/${ip}` : `${ip.network}/${ip.address}`)),
+      value: encodeAddress(address),
+    }));
+    this.cache.apply({ typeUrl: TYPE_ADDRESS, upserts, removes });
+  }
+
+  /** Gives a pod's identity a certificate: its own, or another one to see what happens. */
+  async certify(pod: Pod, identity?: TlsIdentity): Promise<void> {
+    this.certificates.set(pod.identity, identity ?? (await this.#world.authority.identity(pod.identity)));
+    for (const watcher of this.#watchers) watcher();
+  }
+
+  /** Starts the agent: addresses, certificates, ZDS. */
+  async startAgent(): Promise<void> {
+    const xds = new XdsServer({
+      cache: this.cache,
+      log: silentLog(),
+      onDemand: async (_type, name) => this.onDemand(name),
+    });
+    this.#xds = xds;
+    this.#server = new RpcServer({
+      name: "agent",
+      listen: { unix: this.#agentSocket },
+      routes: (router) => {
+        xds.routes(router);
+        this.#certificateRoutes(router);
+      },
+      log: silentLog(),
+    });
+    await this.#server.start(new AbortController().signal);
+    this.#zds = listenSeqpacket({ path: this.#zdsSocket, clock }, (connection) => {
+      this.#connection = connection;
+      this.#busy = this.#snapshot(connection).catch(() => undefined);
+    });
+  }
+
+  async stopAgent(): Promise<void> {
+    this.#zds?.close();
+    this.#connection?.close();
+    this.#connection = undefined;
+    this.#xds?.close();
+    await this.#server?.drain(0);
+  }
+
+  /** Starts the proxy. Resolves when it is ready. */
+  async startProxy(...flags: string[]): Promise<void> {
+    const args = [
+      "netns",
+      "exec",
+      `vt-proxy-${this.name}`,
+      process.execPath,
+      "--conditions=veil-source",
+      "--disable-warning=DEP0111",
+    ];
+    args.push(join(root, "src/main/veil.ts"), "proxy", "--node", this.name, "--threads", "1");
+    args.push(
+      "--agent-socket",
+      this.#agentSocket,
+      "--zds-socket",
+      this.#zdsSocket,
+      "--cluster-ranges",
+      "10.201.0.0/16",
+      ...flags,
+    );
+    const child = spawn("ip", args, { stdio: ["ignore", "pipe", "pipe"] });
+    this.#proxy = child;
+    createInterface({ input: child.stdout }).on("line", (line) => this.records.push(JSON.parse(line)));
+    child.stderr.setEncoding("utf8").on("data", (text: string) => (this.log += text));
+    await this.untilReady();
+  }
+
+  async untilReady(): Promise<number> {
+    return until(
+      `proxy of node ${this.name} ready\n${this.log}`,
+      async () => (await this.get(15_021, "/healthz/ready")) === "ready\n",
+      10_000,
+    );
+  }
+
+  /** The supervisor's pid. */
+  get proxyPid(): number {
+    return this.#proxy?.pid ?? 0;
+  }
+
+  /** The pid of the process that carries the data. */
+  get dataPathPid(): number {
+    const { stdout } = spawnSync("pgrep", ["-P", String(this.proxyPid)], { encoding: "utf8" });
+    return Number(stdout.trim().split("\n")[0] ?? 0);
+  }
+
+  /** kill -9 of the process that carries the data. Resolves, when the next one is ready, with how long that took. */
+  async restartDataPath(): Promise<number> {
+    const before = this.dataPathPid;
+    process.kill(before, "SIGKILL");
+    const start = performance.now();
+    await until("another data path process", () => this.dataPathPid !== before && this.dataPathPid > 0);
+    await this.untilReady();
+    return performance.now() - start;
+  }
+
+  async stopProxy(signal: NodeJS.Signals = "SIGTERM"): Promise<number | null> {
+    const child = this.#proxy;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return child?.exitCode ?? null;
+    const gone = new Promise<number | null>((resolve) => child.once("exit", resolve));
+    child.kill(signal);
+    return gone;
+  }
+
+  /** A page of the proxy; empty when nobody answers. */
+  async get(port: number, path: string): Promise<string> {
+    const netns = openNetns(`/run/netns/vt-proxy-${this.name}`);
+    try {
+      const tcp = await connectTcp({ netns, ip: "127.0.0.1", port, timeoutMs: 1_000, clock });
+      const socket = tcp.toNetSocket();
+      socket.write(`GET ${path} HTTP/1.0\r\n\r\n`);
+      const text = await readAll(socket);
+      return text.slice(text.indexOf("\r\n\r\n") + 4);
+    } catch {
+      return "";
+    } finally {
+      netns[Symbol.dispose]();
+    }
+  }
+
+  /** ZDS add. Rejects with the proxy's words when it refuses. */
+  async handOver(pod: Pod): Promise<void> {
+    this.#pods.set(pod.uid, pod);
+    await this.#inTurn(async () => {
+      if (this.#connection !== undefined) await this.#add(this.#connection, pod);
+    });
+  }
+
+  /** ZDS del. */
+  async takeBack(pod: Pod): Promise<void> {
+    this.#pods.delete(pod.uid);
+    await this.#inTurn(async () => {
+      if (this.#connection !== undefined)
+        await this.#request(this.#connection, { case: "del", value: { uid: pod.uid } });
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stopProxy("SIGKILL");
+    await this.stopAgent();
+  }
+
+  async #inTurn(work: () => Promise<void>): Promise<void> {
+    const done = this.#busy.then(work);
+    this.#busy = done.catch(() => undefined);
+    await done;
+  }
+
+  async #snapshot(connection: SeqpacketConnection): Promise<void> {
+    await connection.receive(); // hello
+    for (const pod of this.#pods.values()) await this.#add(connection, pod).catch(() => undefined);
+    await this.#request(connection, { case: "snapshotSent", value: {} });
+  }
+
+  async #add(connection: SeqpacketConnection, { uid, name, netns }: Pod): Promise<void> {
+    const workloadInfo = { name, namespace: "shop", serviceAccount: name };
+    await this.#request(connection, { case: "add", value: { uid, workloadInfo } }, netns.fd);
+  }
+
+  async #request(connection: SeqpacketConnection, payload: object, fd?: number): Promise<void> {
+    const request = create(WorkloadRequestSchema, { payload } as never);
+    connection.send(toBinary(WorkloadRequestSchema, request), fd === undefined ? [] : [fd]);
+    const answer = await connection.receive(AbortSignal.timeout(10_000));
+    if (answer === undefined) throw new Error("the proxy hung up");
+    const { payload: ack } = fromBinary(WorkloadResponseSchema, answer.data);
+    if (ack.value !== undefined && ack.value.error !== "") throw new Error(ack.value.error);
+  }
+
+  #certificateRoutes(router: ConnectRouter): void {
+    router.service(WorkloadCertificates, { watch: (requests) => this.#watch(requests) });
+  }
+
+  async *#watch(requests: AsyncIterable<WatchRequest>) {
+    let wanted: readonly string[] = [];
+    let change = Promise.withResolvers<void>();
+    const sent = new Map<string, TlsIdentity>();
+    const state = { isOver: false };
+    const wake = (): void => change.resolve();
+    this.#watchers.add(wake);
+    const follow = async (): Promise<void> => {
+      try {
+        for await (const { identities } of requests) {
+          wanted = identities;
+          wake();
+        }
+      } finally {
+        state.isOver = true;
+        wake();
+      }
+    };
+    follow().catch(() => undefined);
+    try {
+      while (!state.isOver) {
+        change = Promise.withResolvers<void>();
+        for (const id of wanted) {
+          const identity = this.certificates.get(id);
+          if (identity === undefined || sent.get(id) === identity) continue;
+          sent.set(id, identity);
+          const { chainPem, keyPem, rootsPem, notAfterMs } = identity;
+          const value = { chainPem, keyPem, rootsPem, notBeforeMs: 0n, notAfterMs: BigInt(notAfterMs) };
+          yield create(CertificateUpdateSchema, { identity: id, state: { case: "certificate", value } });
+        }
+        if (!state.isOver) await change.promise;
+      }
+    } finally {
+      this.#watchers.delete(wake);
+    }
+  }
+}
+
+const listeners = new Set<TcpListener>();
+
+/** A server in a pod, until the world ends; `serve` gets each connection and who it says it is. */
+export function listen(pod: Pod, port: number, serve: (socket: Socket, from: string) => void): void {
+  const listener = listenTcp({ netns: pod.netns, ip: "0.0.0.0", port }, (tcp) => {
+    const from = tcp.remote.ip;
+    const socket = tcp.toNetSocket();
+    socket.on("error", () => undefined);
+    serve(socket, from);
+  });
+  listeners.add(listener);
+}
+
+/** A connection out of a pod. */
+export async function dial(pod: Pod, to: string, port: number): Promise<Socket> {
+  const tcp = await connectTcp({ netns: pod.netns, ip: to, port, timeoutMs: 3_000, clock });
+  const socket = tcp.toNetSocket();
+  socket.on("error", () => undefined);
+  return socket;
+}
+
+/** Everything until the other end ends. Rejects when it is reset. */
+export async function readAll(socket: Socket): Promise<string> {
+  const parts: Buffer[] = [];
+  return new Promise((resolve, reject) => {
+    socket.on("data", (part) => parts.push(part));
+    socket.once("end", () => {
+      resolve(Buffer.concat(parts).toString());
+    });
+    socket.once("error", reject);
+    socket.once("close", () => {
+      reject(new Error("closed without an end"));
+    });
+  });
+}
+
+/** Says `words` and hears what comes back until the end: `refused` when the connection is reset instead. */
+export async function say(pod: Pod, to: { ip: string; port: number }, words: string): Promise<string> {
+  try {
+    const socket = await dial(pod, to.ip, to.port);
+    socket.end(words);
+    return await readAll(socket);
+  } catch {
+    return "refused";
+  }
+}
