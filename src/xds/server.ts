@@ -128,7 +128,12 @@ export class XdsServer {
     void this.#read(stream, requests); // ends with the call
     this.#opened(stream);
     try {
-      for (let response = await this.#next(stream); response; response = await this.#next(stream)) yield response;
+      let response = await this.#next(stream);
+      while (response !== undefined) {
+        yield response;
+        response = undefined; // a stream that waits must not keep its last response alive
+        response = await this.#next(stream);
+      }
     } finally {
       stream.close();
       this.#closed(stream);
