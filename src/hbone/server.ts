@@ -252,7 +252,7 @@ class ServerSession implements SessionRole {
   }
 
   #reset(streamId: number, code: number): void {
-    this.#session.rememberReset(streamId);
+    this.#session.resets.add(streamId);
     this.#session.writer.control32(FRAME.RST_STREAM, streamId, code);
   }
 

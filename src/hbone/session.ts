@@ -5,34 +5,27 @@ import { retireSlab, SLAB_BYTES, takeSlab, type Slab } from "./buffers.ts";
 import { H2_CODE, h2CodeOf, hboneError } from "./errors.ts";
 import { FrameParser, type FrameSink } from "./frame-parser.ts";
 import {
-  DEFAULT_WINDOW,
   FLAG,
   FRAME,
   HEADER_BYTES,
   LARGEST_WINDOW,
-  MAX_FRAME_BYTES,
-  PREFACE,
   putFrameHeader,
   putUint32,
   SESSION_CREDIT_BYTES,
   SESSION_WINDOW_BYTES,
-  SETTING,
-  STREAM_WINDOW_BYTES,
 } from "./frames.ts";
-import { HpackDecoder, type HeaderList } from "./hpack.ts";
+import { HpackDecoder, TABLE_BYTES, type HeaderList } from "./hpack.ts";
 import { KeepAlive } from "./keep-alive.ts";
 import type { HboneLimits } from "./limits.ts";
+import { NuisanceGuard } from "./nuisance-guard.ts";
+import { RecentStreams } from "./recent-streams.ts";
+import { readSettings, sendPreface } from "./settings.ts";
 import { turn } from "./turn.ts";
 import { Tunnel, type TunnelSession } from "./tunnel.ts";
 import { SessionWriter } from "./writer.ts";
 
 /** The largest read of a TLS record: with less room the session goes on in another slab. */
 const LEAST_READ_BYTES = 16 * 1024;
-/** How many streams that were reset here are remembered, as late frames for them are no error. */
-const REMEMBERED_RESETS = 256;
-/** How many frames that carry nothing are taken per window of time. */
-const NUISANCE_FRAMES = 10_000;
-const NUISANCE_WINDOW_MS = 10_000;
 /** How long a closed session waits for the peer's close. */
 const LINGER_MS = 1000;
 
@@ -90,9 +83,9 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   #used = 0;
   /** The tunnel of the current DATA frame. */
   #current: Tunnel | undefined;
-  readonly #resets = new Set<number>();
-  #nuisances = 0;
-  #nuisancesSinceMs = 0;
+  /** Late frames of streams that we reset are no error. */
+  readonly resets = new RecentStreams();
+  readonly #nuisances: NuisanceGuard;
   #finishing = false;
   #cancelLinger: (() => void) | undefined;
 
@@ -107,13 +100,14 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
       this.fail(error);
     });
     this.#keepAlive = new KeepAlive(this, limits);
+    this.#nuisances = new NuisanceGuard(clock);
   }
 
   /** Begins: our settings go out, and what the peer sent already (`early`) is taken. */
   start(stream: ByteStream, early: Uint8Array): void {
     this.#stream = stream;
     this.#slab = takeSlab(this);
-    this.#sendPreface();
+    sendPreface(this.writer, this.#role.kind, this.#limits);
     this.writer.attach(stream);
     stream.start(this, this.#slab.bytes);
     for (let at = 0; at < early.length && !this.closed; at += SLAB_BYTES) this.#takeEarly(early.subarray(at));
@@ -134,26 +128,6 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     }
     this.#slab = reading;
     retireSlab(slab);
-  }
-
-  #sendPreface(): void {
-    const { writer } = this;
-    const server = this.#role.kind === "server";
-    if (!server) writer.raw(PREFACE);
-    const settings: [number, number][] = [
-      [SETTING.INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES],
-      [SETTING.MAX_FRAME_SIZE, MAX_FRAME_BYTES],
-      server ? [SETTING.MAX_CONCURRENT_STREAMS, this.#limits.streamsPerPeer] : [SETTING.ENABLE_PUSH, 0],
-      [SETTING.MAX_HEADER_LIST_SIZE, server ? this.#limits.serverHeaderBytes : this.#limits.clientHeaderBytes],
-    ];
-    let at = writer.control({ type: FRAME.SETTINGS, flags: 0, streamId: 0, length: settings.length * 6 });
-    for (const [id, value] of settings) {
-      writer.buffer[at] = 0;
-      writer.buffer[at + 1] = id;
-      putUint32(writer.buffer, at + 2, value);
-      at += 6;
-    }
-    writer.control32(FRAME.WINDOW_UPDATE, 0, SESSION_WINDOW_BYTES - DEFAULT_WINDOW);
   }
 
   // From the stream.
@@ -223,7 +197,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     this.#current = tunnel;
     if (tunnel === undefined) {
       this.#checkUsed(streamId, "DATA");
-      if (!this.#resets.has(streamId)) throw hboneError("HBONE_STREAM_CLOSED", `DATA on the closed stream ${streamId}`);
+      if (!this.resets.has(streamId)) throw hboneError("HBONE_STREAM_CLOSED", `DATA on the closed stream ${streamId}`);
       return;
     }
     if (tunnel.downlink.ended) throw hboneError("HBONE_STREAM_CLOSED", `DATA after the end of stream ${streamId}`);
@@ -232,7 +206,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     }
     tunnel.receiveWindow -= length;
     if (tunnel.receiveWindow < 0) throw hboneError("HBONE_FLOW_CONTROL", `the peer overran stream ${streamId}`);
-    if (length === 0 && !this.#parser.endStream) this.#nuisance("empty DATA");
+    if (length === 0 && !this.#parser.endStream) this.#nuisances.count("empty DATA");
   }
 
   onData(piece: FrameParser): void {
@@ -262,43 +236,32 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
       this.#role.onTunnelHeaders(tunnel, list, endStream);
       return;
     }
-    if (this.#resets.has(streamId)) return;
+    if (this.resets.has(streamId)) return;
     this.#role.onRequest(streamId, list, endStream);
   }
 
   onReset(streamId: number, code: number): void {
     this.#checkUsed(streamId, "RST_STREAM");
     const tunnel = this.tunnels.get(streamId);
-    if (tunnel === undefined || !tunnel.answered) this.#nuisance("RST_STREAM");
+    if (tunnel === undefined || !tunnel.answered) this.#nuisances.count("RST_STREAM");
     tunnel?.receiveReset(code);
   }
 
   onSettings(settings: readonly (readonly [number, number])[]): void {
-    if (this.settingsSeen) this.#nuisance("SETTINGS");
-    for (const [id, value] of settings) this.#applySetting(id, value);
-    this.settingsSeen = true;
-    this.writer.control({ type: FRAME.SETTINGS, flags: FLAG.ACK, streamId: 0, length: 0 });
-    this.#role.onSettings();
-  }
-
-  #applySetting(id: number, value: number): void {
+    if (this.settingsSeen) this.#nuisances.count("SETTINGS");
     const { writer } = this;
-    if (id === SETTING.INITIAL_WINDOW_SIZE) {
-      if (value > LARGEST_WINDOW) throw hboneError("HBONE_FLOW_CONTROL", `an initial window of ${value} is too large`);
-      const change = value - writer.peerInitialWindow;
-      writer.peerInitialWindow = value;
+    const peer = readSettings(settings);
+    if (peer.maxFrame !== undefined) writer.peerMaxFrame = peer.maxFrame;
+    if (peer.maxStreams !== undefined) this.peerMaxStreams = Math.min(peer.maxStreams, this.#limits.streamsPerSession);
+    if ((peer.headerTableBytes ?? TABLE_BYTES) < TABLE_BYTES) this.tableUpdateDue = true;
+    if (peer.initialWindow !== undefined) {
+      const change = peer.initialWindow - writer.peerInitialWindow;
+      writer.peerInitialWindow = peer.initialWindow;
       for (const tunnel of this.tunnels.values()) this.#enlarge(tunnel, change);
-    } else if (id === SETTING.MAX_FRAME_SIZE) {
-      if (value < 16_384 || value > 0xff_ffff)
-        throw hboneError("HBONE_PROTOCOL", `a frame size of ${value} is not allowed`);
-      writer.peerMaxFrame = Math.min(value, MAX_FRAME_BYTES);
-    } else if (id === SETTING.MAX_CONCURRENT_STREAMS) {
-      this.peerMaxStreams = Math.min(value, this.#limits.streamsPerSession);
-    } else if (id === SETTING.HEADER_TABLE_SIZE) {
-      if (value < 4096) this.tableUpdateDue = true;
-    } else if (id === SETTING.ENABLE_PUSH && value > 1) {
-      throw hboneError("HBONE_PROTOCOL", `ENABLE_PUSH is ${value}`);
     }
+    this.settingsSeen = true;
+    writer.control({ type: FRAME.SETTINGS, flags: FLAG.ACK, streamId: 0, length: 0 });
+    this.#role.onSettings();
   }
 
   #enlarge(tunnel: Tunnel, by: number): void {
@@ -315,7 +278,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
       if (this.#keepAlive.isDrainPong(payload)) this.#role.onDrainPong();
       return;
     }
-    this.#nuisance("PING");
+    this.#nuisances.count("PING");
     const at = this.writer.control({ type: FRAME.PING, flags: FLAG.ACK, streamId: 0, length: 8 });
     this.writer.buffer.set(payload, at);
   }
@@ -339,25 +302,13 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   }
 
   onIgnored(type: number): void {
-    this.#nuisance(`type ${type}`);
+    this.#nuisances.count(`type ${type}`);
   }
 
   /** A stream that nobody has opened yet must not be used. */
   #checkUsed(streamId: number, frame: string): void {
     if (streamId > this.lastStreamId || streamId % 2 === 0) {
       throw hboneError("HBONE_PROTOCOL", `${frame} on stream ${streamId}, which is not open`);
-    }
-  }
-
-  #nuisance(what: string): void {
-    const now = this.clock.monotonic();
-    if (now - this.#nuisancesSinceMs > NUISANCE_WINDOW_MS) {
-      this.#nuisancesSinceMs = now;
-      this.#nuisances = 0;
-    }
-    this.#nuisances++;
-    if (this.#nuisances > NUISANCE_FRAMES) {
-      throw hboneError("HBONE_FLOOD", `more than ${NUISANCE_FRAMES} frames without use within 10 s, the last: ${what}`);
     }
   }
 
@@ -381,16 +332,8 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
 
   forget(tunnel: Tunnel, reset: boolean): void {
     this.tunnels.delete(tunnel.id);
-    if (reset) this.rememberReset(tunnel.id);
+    if (reset) this.resets.add(tunnel.id);
     if (!this.closed) this.#role.onTunnelEnded();
-  }
-
-  /** Late frames of a stream that we reset are ignored from now on. */
-  rememberReset(streamId: number): void {
-    this.#resets.add(streamId);
-    if (this.#resets.size <= REMEMBERED_RESETS) return;
-    const [oldest] = this.#resets;
-    if (oldest !== undefined) this.#resets.delete(oldest);
   }
 
   /** A header block on a stream, as one frame. */

@@ -57,6 +57,11 @@ export class Uplink implements BulkHolder {
     this.#host = host;
   }
 
+  /** Whether there is anything left to send. */
+  get hasMore(): boolean {
+    return this.first !== undefined || (this.ended && !this.endSent);
+  }
+
   /** The socket that is read, in shared mode first. The caller starts it with the shared buffer. */
   attach(stream: ByteStream): void {
     this.#stream = stream;

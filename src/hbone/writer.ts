@@ -206,9 +206,8 @@ export class SessionWriter implements Flushable {
     if (this.#stopped) return true;
     if (last) uplink.endSent = true;
     uplink.consumed(count);
-    const more = uplink.first !== undefined || (uplink.ended && !uplink.endSent);
-    uplink.ready = more;
-    if (more) this.#ready.push(uplink);
+    uplink.ready = uplink.hasMore;
+    if (uplink.ready) this.#ready.push(uplink);
     return true;
   }
 
