@@ -1,6 +1,7 @@
 import { Command, InvalidArgumentError, Option } from "commander";
 import { systemRandom } from "#base/random";
 import { runRole, type CliContext } from "./context.ts";
+import { labControllersCommand } from "./lab-controllers.ts";
 import { labKubeletCommand } from "./lab-kubelet.ts";
 
 /** The name of a lab when none is given. */
@@ -28,7 +29,8 @@ export function labCommand(context: CliContext): Command {
     .addCommand(envCommand(context))
     .addCommand(execCommand(context))
     .addCommand(superviseCommand(context), { hidden: true })
-    .addCommand(labKubeletCommand(context), { hidden: true });
+    .addCommand(labKubeletCommand(context), { hidden: true })
+    .addCommand(labControllersCommand(context), { hidden: true });
 }
 
 function nameOption(): Option {
