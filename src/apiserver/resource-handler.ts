@@ -45,9 +45,9 @@ export class ResourceHandler {
     return this.#watches.size;
   }
 
-  /** Ends all watches, for shutting down. */
-  endWatches(): void {
-    for (const watch of this.#watches) watch.end();
+  /** Ends all watches (for shutting down), or those of a resource that is no longer served. */
+  endWatches(resource?: string): void {
+    for (const watch of this.#watches) if (resource === undefined || watch.resource === resource) watch.end();
   }
 
   async handle(request: ResourceRequest): Promise<void> {

@@ -9,6 +9,7 @@ import type { Random } from "#base/random";
 import type { Service } from "#base/service";
 import { Authorizer, type Attributes } from "./authorizer.ts";
 import { DEFAULT_ISSUER, type ServerConfig } from "./config.ts";
+import { serveDefinitions } from "./custom-resources.ts";
 import { Discovery } from "./discovery.ts";
 import { Engine } from "./engine.ts";
 import { apiserverError } from "./errors.ts";
@@ -90,15 +91,17 @@ export class ApiServer implements Service {
     const { dataDir, clock, log, listen } = this.#options;
     signal.throwIfAborted();
     mkdirSync(dataDir, { recursive: true, mode: 0o700 });
-    const advertise = this.#advertise();
-    const pki = await openPki(dataDir, this.#names(advertise.host), clock.now());
+    const wanted = this.#advertise();
+    const pki = await openPki(dataDir, this.#names(wanted.host), clock.now());
     const store = new Store({ path: join(dataDir, "state.db"), log });
     this.#store = store;
+    const front = Promise.withResolvers<Front>();
     try {
+      for (const address of listen) await this.#listen(address, { front: front.promise, pki });
+      const advertise = { host: wanted.host, port: wanted.port || (this.addresses[0]?.port ?? 0) };
       const config: ServerConfig = { serviceCidr: this.#options.serviceCidr, advertise, issuer: DEFAULT_ISSUER };
-      const front = await this.#assemble({ config, pki, store });
-      for (const address of listen) await this.#listen(address, { ...front, pki });
-      const server = `https://${formatHostPort(advertise.host, this.addresses[0]?.port ?? advertise.port)}`;
+      front.resolve(await this.#assemble({ config, pki, store }));
+      const server = `https://${formatHostPort(advertise.host, advertise.port)}`;
       const groups = ["system:masters"];
       writeAtomically(
         this.adminKubeconfig,
@@ -126,7 +129,7 @@ export class ApiServer implements Service {
     await Promise.all(closed);
     this.#store?.close();
   }
-  /** Puts the parts together over an open store. */
+  /** Puts the parts together over an open store; requests that come earlier wait for it. */
   async #assemble(given: { config: ServerConfig; pki: Pki; store: Store }): Promise<Front> {
     const { config, pki, store } = given;
     const { clock, random, log } = this.#options;
@@ -176,12 +179,13 @@ export class ApiServer implements Service {
   async #startControllers(parts: ControllerParts): Promise<void> {
     const collector = new GarbageCollector(parts);
     collector.start();
+    this.#stops.push(serveDefinitions(parts, (resource) => this.#resources?.endWatches(resource)));
     await keepKubernetesService(parts);
     this.#stops.push(() => collector.stop(), keepNamespaceObjects(parts), finalizeNamespaces(parts));
   }
 
-  async #listen(address: ListenAddress, parts: Front & { pki: Pki }): Promise<void> {
-    const { pki, router, upgrades } = parts;
+  async #listen(address: ListenAddress, parts: { pki: Pki; front: Promise<Front> }): Promise<void> {
+    const { pki, front } = parts;
     const server = createServer({
       cert: pki.server.certPem,
       key: pki.server.keyPem,
@@ -193,8 +197,8 @@ export class ApiServer implements Service {
       keepAliveTimeout: 120_000,
       requestTimeout: 60_000,
     });
-    server.on("request", (message, response) => void router.answer(message, response));
-    server.on("upgrade", (message, socket, head) => void upgrades.answer(message, socket, head));
+    server.on("request", (message, response) => void front.then(async ({ router }) => router.answer(message, response)));
+    server.on("upgrade", (message, socket, head) => void front.then(async ({ upgrades }) => upgrades.answer(message, socket, head)));
     server.on("tlsClientError", (error, socket) => {
       this.#options.log.debug({ err: error, peer: socket.remoteAddress }, "tls handshake failed");
     });

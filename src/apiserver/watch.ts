@@ -6,7 +6,7 @@ import type { StoreEvent } from "./event-log.ts";
 import { apiVersionOf, resourceOf } from "./kinds.ts";
 import type { KubeObject } from "./object.ts";
 import type { Renderer } from "./render.ts";
-import { badRequest, expired, type StatusBody } from "./status.ts";
+import { badRequest, expired } from "./status.ts";
 import type { Store } from "./store.ts";
 import type { StoredObject } from "./stored-object.ts";
 
@@ -83,10 +83,9 @@ export class Watch {
     this.#response.end();
   }
 
-  /** Ends the stream with an error event, for a resource that is no longer served. */
-  fail(status: StatusBody): void {
-    this.#write("ERROR", JSON.stringify(status));
-    this.end();
+  /** The resource that is watched. */
+  get resource(): string {
+    return resourceOf(this.#request.renderer.kind);
   }
 
   get #namespace(): string | undefined {

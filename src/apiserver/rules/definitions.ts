@@ -1,6 +1,11 @@
-import type { Rules } from "../kinds.ts";
-import { defaultTo, ensureRecord, isRecord, listAt, recordAt, textAt, valueAt, type KubeObject } from "../object.ts";
+import type { Rules, WriteContext } from "../kinds.ts";
+import { copyOf, formatTime, textsAt, defaultTo, ensureRecord, isRecord, listAt, recordAt, textAt, valueAt, type KubeObject } from "../object.ts";
 import { invalidValue, required, unsupportedValue, type Cause } from "../status.ts";
+
+const DEFINITIONS = "customresourcedefinitions.apiextensions.k8s.io";
+
+/** Holds a definition until its objects are gone. */
+export const CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io";
 
 function fill(definition: KubeObject): void {
   const names = ensureRecord(ensureRecord(definition, "spec"), "names");
@@ -30,12 +35,54 @@ function validateVersion(version: unknown, field: string): readonly Cause[] {
   return causes;
 }
 
+/** Why the names of a definition cannot be had; undefined when they can. */
+function namesProblem(definition: KubeObject, context: WriteContext): string | undefined {
+  const group = textAt(definition, "spec", "group");
+  const own = namesOf(definition);
+  for (const { object } of context.transaction.list(DEFINITIONS)) {
+    if (object.metadata.name === definition.metadata.name || textAt(object, "spec", "group") !== group) continue;
+    const taken = [...namesOf(object)].find((name) => own.has(name));
+    if (taken !== undefined) return `"${taken}" is already in use by ${object.metadata.name}`;
+  }
+  return undefined;
+}
+
+function namesOf(definition: Readonly<KubeObject>): Set<string> {
+  const names = recordAt(definition, "spec", "names");
+  return new Set([textAt(names, "plural"), textAt(names, "singular"), textAt(names, "kind"), ...textsAt(names, "shortNames")]);
+}
+
+/** Accepts the names and says so in the status, as clients wait for it (`kubectl wait --for=condition=Established`). */
+function accept(definition: KubeObject, context: WriteContext): void {
+  const problem = namesProblem(definition, context);
+  const status = ensureRecord(definition, "status");
+  const condition = (type: string, reason: string): Record<string, unknown> => {
+    const before = listAt(status, "conditions").find((one) => textAt(one, "type") === type);
+    const value = problem === undefined ? "True" : "False";
+    const lastTransitionTime = textAt(before, "status") === value ? textAt(before, "lastTransitionTime") : formatTime(context.nowMs);
+    return { type, status: value, reason, message: problem ?? "", lastTransitionTime };
+  };
+  const conditions = [
+    condition("NamesAccepted", problem === undefined ? "NoConflicts" : "NameConflict"),
+    condition("Established", problem === undefined ? "InitialNamesAccepted" : "NotAccepted"),
+  ];
+  const stored = listAt(definition, "spec", "versions").filter((version) => valueAt(version, "storage") === true);
+  const versions = new Set([...textsAt(status, "storedVersions"), ...stored.map((version) => textAt(version, "name"))]);
+  definition["status"] = { conditions, acceptedNames: copyOf(recordAt(definition, "spec", "names")), storedVersions: [...versions] };
+}
+
 export const definitionRules: Rules = {
-  prepareCreate(definition) {
+  prepareCreate(definition, context) {
     fill(definition);
-    definition["status"] = { conditions: [], acceptedNames: { plural: "", kind: "" }, storedVersions: [] };
+    delete definition["status"];
+    const finalizers = new Set([...(definition.metadata.finalizers ?? []), CLEANUP_FINALIZER]);
+    definition.metadata.finalizers = [...finalizers];
+    accept(definition, context);
   },
-  prepareUpdate: fill,
+  prepareUpdate(definition, _old, context) {
+    fill(definition);
+    if (context.subresource === "") accept(definition, context);
+  },
   validate(definition, old, context) {
     if (context.subresource !== "") return [];
     const spec = recordAt(definition, "spec");

@@ -1,4 +1,4 @@
-import { isRecord } from "../object.ts";
+import { copyOf, isRecord } from "../object.ts";
 
 /**
  * The shape of a value. Built-in kinds get theirs from `types.json`, custom resources from their OpenAPI schema; both
@@ -24,8 +24,10 @@ export interface Schema {
   readonly item?: Schema;
   /** Of a list that merges: the key fields; empty for a set of plain values. */
   readonly keys?: readonly string[];
-  /** Of an object: fields that must be there (shown by explain; enforced for custom resources only). */
+  /** Of an object: fields that must be there; shown by explain. */
   readonly required?: readonly string[];
+  /** Their absence is refused here; built-in kinds have rules of their own for that. */
+  readonly enforceRequired?: boolean;
   /** The name of a built-in type, for OpenAPI references. */
   readonly name?: string;
   /** Of an object: fields that are not listed are kept. */
@@ -69,6 +71,7 @@ function inside(place: Place, name: string): Place {
 }
 
 function visit(schema: Schema, value: unknown, place: Place): void {
+  if (value === null && schema.nullable === true) return;
   if (place.depth > MAX_DEPTH) return wrong(place, `nested deeper than ${MAX_DEPTH}`);
   switch (schema.type) {
     case "object":
@@ -91,6 +94,9 @@ function visit(schema: Schema, value: unknown, place: Place): void {
 function visitObject(schema: Schema, value: unknown, place: Place): void {
   if (!isRecord(value)) return mismatch(place, "an object", value);
   const fields = schema.fields?.() ?? {};
+  for (const [key, field] of Object.entries(fields)) {
+    if (field.default !== undefined && value[key] === undefined) value[key] = copyOf(field.default);
+  }
   for (const key of Object.keys(value)) {
     const field = Object.hasOwn(fields, key) ? fields[key] : undefined;
     if (field === undefined) {
@@ -148,7 +154,7 @@ function isQuantity(value: unknown): boolean {
 function checkRule(schema: Schema, value: unknown, place: Place): void {
   const problem = schema.check?.(value);
   if (problem !== undefined) wrong(place, problem);
-  if (schema.required === undefined || schema.check === undefined || !isRecord(value)) return;
+  if (schema.required === undefined || schema.enforceRequired !== true || !isRecord(value)) return;
   for (const name of schema.required) {
     if (value[name] === undefined) {
       place.findings.wrong.push({ field: inside(place, name).path, message: "Required value", missing: true });
