@@ -1,6 +1,7 @@
 import koffi from "koffi";
 import type { CodedError } from "#base/errors";
 import { bytesToIp, findIp, ipToBytes, isV6, type IpAddress } from "#base/ip";
+import { systemRandom } from "#base/random";
 import { checkCall, lastErrno, libc, linuxError } from "./libc.ts";
 
 /** An address and port of a TCP connection; IPv4-mapped IPv6 is shown as IPv4. */
@@ -34,7 +35,6 @@ const OPTIONS = {
   SO_SNDTIMEO: [SOL_SOCKET, 21],
   SO_MARK: [SOL_SOCKET, 36],
   IP_TRANSPARENT: [IPPROTO_IP, 19],
-  IP_BIND_ADDRESS_NO_PORT: [IPPROTO_IP, 24],
   IPV6_V6ONLY: [IPPROTO_IPV6, 26],
   IPV6_TRANSPARENT: [IPPROTO_IPV6, 75],
   TCP_NODELAY: [IPPROTO_TCP, 1],
@@ -138,11 +138,31 @@ export function bindAndListen(
   }
 }
 
-/** Fixes the source address of a socket that will connect; the port is chosen when it does. */
+/**
+ * Ports for connections under another's address: below those that Linux gives its own connections (32768 and up). From there, sooner
+ * or later one would be taken that the address's owner uses for a connection to the same port, and break that one (ADR 0030).
+ */
+const BORROWED_PORTS = { from: 1024, count: 32_768 - 1024 } as const;
+/** Ports that are tried when some are listened on. */
+const BIND_TRIES = 32;
+const EADDRINUSE = 98;
+
+/** Goes round, so that a port rests as long as possible before it is used again. */
+let nextBorrowed = systemRandom.below(BORROWED_PORTS.count);
+
+/**
+ * Fixes the source of a socket that will connect: `ip`, and one of `BORROWED_PORTS`. Whether that is free towards the destination
+ * shows when it connects (EADDRNOTAVAIL: make another socket, it gets another port).
+ */
 export function bindSource(fd: number, ip: IpAddress): void {
-  setNumber(fd, "IP_BIND_ADDRESS_NO_PORT", 1);
-  const address = sockaddr(ip, 0);
-  checkCall("bind", Number(bindCall(fd, address, address.length)), { ip });
+  setNumber(fd, "SO_REUSEADDR", 1); // the same source towards several destinations
+  for (let tries = 1; ; tries++) {
+    nextBorrowed = (nextBorrowed + 1) % BORROWED_PORTS.count;
+    const address = sockaddr(ip, BORROWED_PORTS.from + nextBorrowed);
+    const result = Number(bindCall(fd, address, address.length));
+    if (result === 0) return;
+    if (lastErrno().errno !== EADDRINUSE || tries >= BIND_TRIES) checkCall("bind", result, { ip });
+  }
 }
 
 /** Takes one waiting connection from a listening socket; undefined when none waits. */

@@ -237,11 +237,25 @@ export interface ConnectOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Source ports that are tried when those before are in use towards the same destination. */
+const SOURCE_TRIES = 8;
+
 /**
  * Connects. Rejects with `LINUX_CONNECT_REFUSED`, `_TIMEOUT`, `_UNREACHABLE`, `_NO_PORTS`, `_ABORTED`, `LINUX_NO_FILES`,
  * `LINUX_NETNS_GONE` or `LINUX_SYSCALL`. The caller owns the socket.
  */
 export async function connectTcp(options: ConnectOptions): Promise<TcpSocket> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await connectOnce(options);
+    } catch (error) {
+      const portTaken = error instanceof CodedError && error.code === "LINUX_CONNECT_NO_PORTS";
+      if (!portTaken || options.sourceIp === undefined || tries >= SOURCE_TRIES) throw error;
+    }
+  }
+}
+
+async function connectOnce(options: ConnectOptions): Promise<TcpSocket> {
   const { signal, clock, timeoutMs } = options;
   if (signal?.aborted === true) throw aborted(options);
   const to: SocketAddress = { ip: checkAddress(options.ip), port: options.port };

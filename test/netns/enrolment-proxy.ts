@@ -14,6 +14,7 @@ const listen = libc.func("int listen(int, int)");
 const connect = libc.func("int connect(int, void *, uint32_t)");
 const close = libc.func("int close(int)");
 
+let port = 20_000;
 const counts = { outbound: 0, inbound: 0, failed: 0 };
 
 function address(ip: string, port: number): Buffer {
@@ -30,7 +31,6 @@ function marked(): number {
     [1, 36, 0x539], // SO_MARK
     [0, 19, 1], // IP_TRANSPARENT
     [1, 2, 1], // SO_REUSEADDR
-    [0, 24, 1], // IP_BIND_ADDRESS_NO_PORT
   ] as const) {
     if (setsockopt(fd, level, name, new Int32Array([value]), 4) !== 0) throw new Error(`setsockopt ${name}`);
   }
@@ -43,15 +43,17 @@ function originalDestination(fd: number): { ip: string; port: number } | undefin
   return { ip: bytes.subarray(4, 8).join("."), port: bytes.readUInt16BE(2) };
 }
 
-function serve(port: number, direction: "outbound" | "inbound"): Promise<void> {
+function serve(listenPort: number, direction: "outbound" | "inbound"): Promise<void> {
   const fd = marked();
-  if (bind(fd, address("0.0.0.0", port), 16) !== 0 || listen(fd, 1024) !== 0) throw new Error(`listen ${port}`);
+  if (bind(fd, address("0.0.0.0", listenPort), 16) !== 0 || listen(fd, 1024) !== 0)
+    throw new Error(`listen ${listenPort}`);
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (accepted) => {
     accepted.on("error", () => {});
     const handle = (accepted as unknown as { _handle: { fd: number } })._handle;
     const target = originalDestination(handle.fd);
     const out = marked();
-    const spoofed = direction === "inbound" ? bind(out, address(accepted.remoteAddress ?? "", 0), 16) : 0;
+    port = port < 32_767 ? port + 1 : 20_000; // never one that a client's kernel may choose
+    const spoofed = direction === "inbound" ? bind(out, address(accepted.remoteAddress ?? "", port), 16) : 0;
     if (target === undefined || spoofed !== 0 || connect(out, address(target.ip, target.port), 16) !== 0) {
       counts.failed++;
       close(out);

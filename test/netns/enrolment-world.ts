@@ -140,9 +140,13 @@ export async function firstLine(child: ChildProcess): Promise<string> {
   if (child.stdout === null) throw new Error("the child has no standard output");
   const lines = createInterface({ input: child.stdout });
   const ended = new AbortController();
-  child.once("exit", (code) => ended.abort(new Error(`the child ended with ${code} before it printed a line`)));
+  const onExit = (code: number | null): void => {
+    ended.abort(new Error(`the child ended with ${code} before it printed a line`));
+  };
+  child.once("exit", onExit);
   const [line] = (await once(lines, "line", { signal: ended.signal })) as [string]; // readline emits text
   lines.close();
+  child.off("exit", onExit);
   child.stdout.resume();
   return line;
 }
