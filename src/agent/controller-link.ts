@@ -65,13 +65,16 @@ export function createRelay(
   const { clock, random, log, node, namespace, instance } = options;
   const cache = new ResourceCache();
   const xdsLog = log.child({ component: "xds" });
+  // Not `client.warm`: that comes after the proxies' confirmation, and they confirm only what they are served.
+  const received = new Set<string>();
   const server: XdsServer = new XdsServer({
     cache,
     log: xdsLog,
-    ready: () => client.warm,
+    ready: (typeUrl) => received.has(typeUrl),
     onDemand: (typeUrl, name, signal) => client.find(typeUrl, name, signal),
     metrics: parts.cells,
   });
+  const relay = relayUpdates({ cache, server, clock, log: xdsLog });
   const client: XdsClient = new XdsClient({
     transport: parts.transport,
     node: {
@@ -79,7 +82,14 @@ export function createRelay(
       metadata: { NODE_NAME: node, NAMESPACE: namespace, NAME: instance.pod },
     },
     types: [TYPE_ADDRESS, TYPE_AUTHORIZATION].map((typeUrl) => ({ typeUrl, mode: "wildcard" as const })),
-    onUpdate: relayUpdates({ cache, server, clock, log: xdsLog }),
+    onUpdate: (update) => {
+      const confirmed = relay(update);
+      if (!received.has(update.typeUrl)) {
+        received.add(update.typeUrl);
+        server.recheck();
+      }
+      return confirmed;
+    },
     pipeline: XDS_PIPELINE,
     onConnection: (connected) => {
       if (!connected) return;
