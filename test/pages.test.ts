@@ -23,7 +23,10 @@ test("codes are unique, in capitals, and begin with their component", () => {
       assert.ok(!seen.has(code), `${code} is declared twice`);
       seen.add(code);
       assert.match(code, /^[A-Z][A-Z0-9]*(_[A-Z0-9]+)+$/);
-      assert.ok(code.startsWith(component.toUpperCase().replaceAll("-", "_")), `${code} does not begin with ${component}`);
+      assert.ok(
+        code.startsWith(component.toUpperCase().replaceAll("-", "_")),
+        `${code} does not begin with ${component}`,
+      );
     }
   }
 });

@@ -19,10 +19,13 @@ export async function renderPages(): Promise<{ path: string; text: string }[]> {
 }
 
 function errorsPage(): string {
-  const parts = ["# Errors\n\nMade from the tables in the sources by `npm run pages`. Every failure that Veil reports carries one of these codes.\n"];
+  const parts = [
+    "# Errors\n\nMade from the tables in the sources by `npm run pages`. Every failure that Veil reports carries one of these codes.\n",
+  ];
   for (const [component, table] of [...errorTables].sort(([a], [b]) => a.localeCompare(b))) {
     parts.push(`\n## ${component}\n\n| code | when | what to do |\n|---|---|---|\n`);
-    for (const [code, { when, hint }] of Object.entries(table)) parts.push(`| \`${code}\` | ${cell(when)} | ${cell(hint)} |\n`);
+    for (const [code, { when, hint }] of Object.entries(table))
+      parts.push(`| \`${code}\` | ${cell(when)} | ${cell(hint)} |\n`);
   }
   return parts.join("");
 }
