@@ -29,7 +29,7 @@ export interface LabContext {
 }
 
 /** How long a command waits for another one on the same lab. */
-export const LOCK_WAIT_MS = 10_000;
+export const LOCK_WAIT_MS = 60_000;
 const KILL_DEADLINE_MS = 10_000;
 
 /** What was removed, counted. All zero: there was no such lab. */
@@ -45,7 +45,7 @@ export interface Removed {
  */
 export async function takeDown(context: LabContext): Promise<Removed> {
   const { lab, clock, signal } = context;
-  await using _ = await lockLab(lab, { clock, signal, waitMs: LOCK_WAIT_MS });
+  await using _ = await lockLab(lab, { clock, signal, waitMs: LOCK_WAIT_MS, note: context.progress.note });
   return context.progress.step(`lab ${lab.name} taken down`, () => removeLab(lab, clock));
 }
 

@@ -8,15 +8,15 @@ const GREETING_DEADLINE_MS = 500;
 
 /**
  * Holds a lab for one command at a time: an abstract Unix socket, which the kernel gives up with its process and which
- * leaves no file. Whoever connects is told the holder's pid. Waits `waitMs`, then throws `LAB_BUSY`.
+ * leaves no file. Whoever connects is told the holder's pid. Waits for the holder `waitMs` and says so, then throws `LAB_BUSY`.
  */
 export async function lockLab(
   lab: LabLayout,
-  options: { clock: Clock; waitMs: number; signal: AbortSignal },
+  options: { clock: Clock; waitMs: number; signal: AbortSignal; note: (text: string) => void },
 ): Promise<AsyncDisposable> {
   const address = `\0veil-lab/${lab.name}`;
   const endMs = options.clock.monotonic() + options.waitMs;
-  for (;;) {
+  for (let tries = 0; ; tries++) {
     const server = await tryListen(address);
     if (server !== undefined) {
       return {
@@ -30,6 +30,8 @@ export async function lockLab(
       const holder = await askHolder(address, options.clock);
       throw labError("LAB_BUSY", `another command works on lab ${lab.name}${holder}`, { details: { name: lab.name } });
     }
+    if (tries === 0)
+      options.note(`waiting for another command on lab ${lab.name}${await askHolder(address, options.clock)}`);
     await sleep(options.clock, RETRY_MS, options.signal);
   }
 }

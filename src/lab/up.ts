@@ -57,7 +57,7 @@ const PROGRAMS = ["ip", "nft", "nsenter", "unshare", "mount", "umount"];
 export async function bringUp(context: LabContext, options: UpOptions): Promise<void> {
   const { lab, clock, signal } = context;
   checkMachine(context);
-  await using _ = await lockLab(lab, { clock, signal, waitMs: LOCK_WAIT_MS });
+  await using _ = await lockLab(lab, { clock, signal, waitMs: LOCK_WAIT_MS, note: context.progress.note });
   const before = findSpec(lab);
   const spec = plan(context, before, options);
   try {

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { after, beforeEach, describe, it } from "node:test";
 import { sleep, systemClock } from "#base/clock";
+import type { LabStatus } from "#lab";
 import { leftoversOf } from "./lab-leftovers.ts";
 import { must, requireRoot, run, VEIL } from "./harness.ts";
 
@@ -32,6 +33,41 @@ describe("a lab whose making or unmaking is interrupted", () => {
       assert.deepEqual(leftoversOf(NAME), []);
     });
   }
+});
+
+describe("a lab whose up or down was killed", () => {
+  const down = (): Promise<unknown> => must([VEIL, "lab", "down", "--name", NAME]);
+  after(down);
+
+  for (const moment of [200, 300, 450, 900, 1_800]) {
+    it(`is brought up by the next up after one was killed at ${moment} ms`, async () => {
+      await down();
+      await interrupt("up", "SIGKILL", moment);
+      const status = JSON.parse(await must([VEIL, "lab", "up", "--name", NAME, "-o", "json"])) as LabStatus;
+      assert.equal(status.ready, true);
+    });
+  }
+
+  for (const moment of [120, 160, 200, 240, 300]) {
+    it(`is repaired by up and removed by down after a down was killed at ${moment} ms`, async () => {
+      await must([VEIL, "lab", "up", "--name", NAME]);
+      await interrupt("down", "SIGKILL", moment);
+      const status = JSON.parse(await must([VEIL, "lab", "up", "--name", NAME, "-o", "json"])) as LabStatus;
+      assert.equal(status.ready, true);
+      await interrupt("down", "SIGKILL", moment);
+      await down();
+      assert.deepEqual(leftoversOf(NAME), []);
+    });
+  }
+
+  it("makes the second of two commands wait for the first", async () => {
+    const up = run([VEIL, "lab", "up", "--name", NAME]);
+    await sleep(clock, 400);
+    await down();
+    const { code, stderr } = await up;
+    assert.equal(code, 0, stderr);
+    assert.deepEqual(leftoversOf(NAME), []);
+  });
 });
 
 /** Runs a lab command and sends a signal to its process group, as a terminal does, after some time. */
