@@ -121,6 +121,13 @@ test("each bad request has its own code, and the service goes on", async () => {
   );
 });
 
+test("a request that is too large is refused before it is read whole, by whomever it was sent", async () => {
+  const { ask } = setUp();
+  const { status } = await refusal(ask(cart, { csr: "x".repeat(70_000), node: "not a token" }));
+  assert.equal(status, Code.ResourceExhausted);
+  assert.equal((await ask(cart)).length, 3);
+});
+
 test("a pod that becomes known a moment later is waited for, one that does not is denied after a second", async () => {
   const clock = new FakeClock();
   let known = false;

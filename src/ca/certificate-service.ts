@@ -1,4 +1,4 @@
-import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import { Code, ConnectError, type ConnectRouter, type ServiceImpl } from "@connectrpc/connect";
 import { sleep, type Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import type { Log } from "#base/log";
@@ -24,6 +24,8 @@ export interface CertificateServiceOptions {
   readonly cells?: CellSet;
 }
 
+/** A request is read before its sender is known: whoever can connect could fill the memory with large ones. */
+const LARGEST_REQUEST_BYTES = 64 * 1024;
 const MOST_IN_FLIGHT = 512;
 const MOST_IN_FLIGHT_PER_NODE = 32;
 /** A new pod may reach the agent before it reaches the controller: so long a request is held before it is denied. */
@@ -47,12 +49,14 @@ interface Request {
 export function certificateServiceRoutes(options: CertificateServiceOptions): (router: ConnectRouter) => void {
   const service = new CertificateService(options);
   return (router) => {
-    router.service(IstioCertificateService, {
-      createCertificate: async (request, context) => {
-        const { chain, rootsPem } = await service.create(request, context.requestHeader, context.signal);
-        return { certChain: [...chain, rootsPem] };
-      },
-    });
+    const createCertificate: ServiceImpl<typeof IstioCertificateService>["createCertificate"] = async (
+      request,
+      context,
+    ) => {
+      const { chain, rootsPem } = await service.create(request, context.requestHeader, context.signal);
+      return { certChain: [...chain, rootsPem] };
+    };
+    router.service(IstioCertificateService, { createCertificate }, { readMaxBytes: LARGEST_REQUEST_BYTES });
   };
 }
 
@@ -86,7 +90,7 @@ class CertificateService {
     const id = await this.#authorize(caller, identity, signal);
     if (csr.requestedUris.some((uri) => uri !== id)) {
       log.warn(
-        { node: caller.node, identity: id, asked: csr.requestedUris.slice(0, 4) },
+        { node: caller.node, identity: id, asked: csr.requestedUris.slice(0, 4).map((uri) => uri.slice(0, 256)) },
         "ignored another name in a csr",
       );
     }
