@@ -5,7 +5,7 @@ export interface Progress {
   /** Runs one step under a name; shows it, and how long it took. Steps may overlap. */
   step<T>(name: string, work: () => Promise<T>): Promise<T>;
   /** Says something beside the steps. */
-  note(text: string): void;
+  readonly note: (text: string) => void;
 }
 
 /** Says nothing. */
