@@ -100,7 +100,7 @@ export interface Redirector {
 export const nftRedirector: Redirector = {
   async install(netns, options) {
     await changeRoutes(netns, ROUTES);
-    if ((await listTables(netns)).length === 0) flushConntrack(netns);
+    if (await isUntouched(netns)) flushConntrack(netns);
     await runNft(captureScript(options), { netns });
   },
   async keep(netns) {
@@ -130,6 +130,17 @@ export const nftRedirector: Redirector = {
     });
   },
 };
+
+/**
+ * True when nothing in the namespace can be in need of connection tracking. What is tracked then is left over from earlier, and would
+ * lead a new connection with old ports past the proxy.
+ */
+async function isUntouched(netns: Netns): Promise<boolean> {
+  const legacy = inNetns(netns, () =>
+    ["ip", "ip6"].map((family) => readIfThere(`/proc/thread-self/net/${family}_tables_names`)).join(""),
+  );
+  return legacy === "" && (await listTables(netns)).length === 0;
+}
 
 /** `family name` of every nft table of a namespace. */
 async function listTables(netns: Netns): Promise<string[]> {

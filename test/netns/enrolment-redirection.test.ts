@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import type { ChildProcess } from "node:child_process";
+import { once } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, test } from "node:test";
@@ -204,3 +205,32 @@ test("a connection under a client's address never takes a port that the client m
   }
   await nftRedirector.remove(b1.netns);
 });
+
+/** Connects from a fixed port and ends the connection when it is told to; resolves when it is open. */
+async function fixedPort(from: TestPod, to: TestPod): Promise<ChildProcess> {
+  const script = `const s = require("net").connect({ host: "${to.ip}", port: 9000, localPort: 45001 }, () => console.log("open"));
+    s.on("error", (error) => console.log(error.code)); process.on("SIGTERM", () => { s.resetAndDestroy(); setTimeout(process.exit, 50); });`;
+  const child = world.spawn(from, process.execPath, "-e", script);
+  assert.equal(await firstLine(child), "open");
+  return child;
+}
+
+for (const [title, otherTable, expected] of [
+  ["what was tracked before the pod was plain does not lead a new connection past the proxy", false, 1],
+  ["twin: with the old entries still there it does", true, 0],
+] as const) {
+  test(title, async () => {
+    const { a1, b1 } = world.pods;
+    await nftRedirector.install(a1.netns, CAPTURE);
+    await nftRedirector.keep(a1.netns);
+    const first = await fixedPort(a1, b1); // tracked, not redirected
+    await nftRedirector.remove(a1.netns); // nothing is tracked from here on
+    first.kill("SIGTERM");
+    await once(first, "exit");
+    if (otherTable) await runNft("table inet other", { netns: a1.netns }); // keeps `install` from forgetting the entries
+    const proxy = await world.program(a1, "enrolment-proxy.ts");
+    await nftRedirector.install(a1.netns, CAPTURE);
+    await fixedPort(a1, b1);
+    assert.equal((await counts(proxy)).outbound, expected);
+  });
+}
