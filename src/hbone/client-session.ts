@@ -187,8 +187,6 @@ export class ClientSession implements SessionRole {
     if (this.#retired && this.#session.tunnels.size === 0) this.#finish();
   }
 
-  onSettings(): void {}
-
   onDrainPong(): void {}
 
   onClosed(): void {

@@ -280,8 +280,6 @@ class ServerSession implements SessionRole {
 
   onGoaway(): void {}
 
-  onSettings(): void {}
-
   onClosed(error: CodedError | undefined): void {
     this.#cancelDrain?.();
     this.#options.onClosed();

@@ -40,8 +40,7 @@ export interface SessionRole {
   onGoaway(lastStreamId: number, code: number): void;
   /** A tunnel has ended. */
   onTunnelEnded(): void;
-  /** Settings came, or our drain ping was answered. */
-  onSettings(): void;
+  /** Our drain ping was answered. */
   onDrainPong(): void;
   /** Exactly once. Undefined: it ended as it should. */
   onClosed(error: CodedError | undefined): void;
@@ -261,7 +260,6 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     }
     this.settingsSeen = true;
     writer.control({ type: FRAME.SETTINGS, flags: FLAG.ACK, streamId: 0, length: 0 });
-    this.#role.onSettings();
   }
 
   #enlarge(tunnel: Tunnel, by: number): void {
@@ -272,7 +270,6 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   }
 
   onSettingsAck(): void {}
-
   onPing(payload: Uint8Array, ack: boolean): void {
     if (ack) {
       if (this.#keepAlive.isDrainPong(payload)) this.#role.onDrainPong();
