@@ -60,6 +60,7 @@ const getPeer = libc.func("int getpeername(int fd, void *address, void *length)"
 const number = new Int32Array(1);
 const one = new Int32Array([1]);
 const lingerNot = new Int32Array([1, 0]);
+const lingerDefault = new Int32Array([0, 0]);
 const nameBuffer = new Uint8Array(28);
 const nameLength = new Uint32Array(1);
 
@@ -196,10 +197,10 @@ function setBlocking(fd: number): void {
   checkCall("fcntl", Number(fcntlCall(fd, F_SETFL, 0)));
 }
 
-/** Makes the next close of a socket a reset. */
-export function resetOnClose(fd: number): void {
+/** Whether the close of a socket, by whomever, is a reset. */
+export function setResetOnClose(fd: number, reset: boolean): void {
   const [level, option] = OPTIONS.SO_LINGER;
-  setOption(fd, level, option, lingerNot, 8);
+  setOption(fd, level, option, reset ? lingerNot : lingerDefault, 8);
 }
 
 /** Where a redirected connection was going before redirection; undefined when it was not redirected. */

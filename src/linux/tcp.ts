@@ -28,7 +28,7 @@ import {
   readLocalAddress,
   readOriginalDestination,
   readRemoteAddress,
-  resetOnClose,
+  setResetOnClose,
   type SocketAddress,
 } from "./socket-options.ts";
 
@@ -67,6 +67,7 @@ export class TcpSocket {
   #local: SocketAddress | undefined;
   #closed = false;
   #handedOn = false;
+  #resetsOnDeath = false;
 
   constructor(inner: TcpHandle | Socket) {
     this.#inner = inner;
@@ -101,12 +102,29 @@ export class TcpSocket {
   /** A `net.Socket` for a TLS handshake. It owns the connection from then on: `close` and `reset` here do nothing more. */
   toNetSocket(): Socket {
     this.#handedOn = true;
-    return this.#inner instanceof Socket ? this.#inner : socketOfHandle(this.#inner);
+    if (!(this.#inner instanceof Socket)) return socketOfHandle(this.#inner);
+    this.#inner.allowHalfOpen = false; // a handshake whose peer has ended is over
+    return this.#inner;
+  }
+
+  /**
+   * From now on the other end sees a reset, not an end of data, when this process dies and the kernel closes the socket:
+   * half an answer must not look like a whole one. An ordinary `close` stays ordinary.
+   */
+  resetOnDeath(): void {
+    if (this.#closed || this.#handedOn) return;
+    this.#resetsOnDeath = true;
+    setResetOnClose(this.#fd, true);
   }
 
   /** Ends both directions; what was written is still sent. Twice is harmless. */
   close(): void {
     if (this.#closed || this.#handedOn) return;
+    if (this.#resetsOnDeath) setResetOnClose(this.#fd, false);
+    this.#end();
+  }
+
+  #end(): void {
     // The addresses are asked for after the end, too: in records.
     void this.remote;
     this.#closed = true;
@@ -118,8 +136,8 @@ export class TcpSocket {
   /** Ends the connection with a reset: the other end sees an error, not an end of data. */
   reset(): void {
     if (this.#closed || this.#handedOn) return;
-    resetOnClose(this.#fd);
-    this.close();
+    setResetOnClose(this.#fd, true);
+    this.#end();
   }
 }
 

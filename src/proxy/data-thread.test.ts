@@ -161,6 +161,26 @@ describe("an outbound connection", () => {
     });
   }
 
+  it("would be reset, not ended, if the process died", async () => {
+    const rig = new Rig({ addresses: everything });
+    const dialled: FakeSocket[] = [];
+    const { dial } = rig.network;
+    rig.network.dial = async (options) => {
+      const socket = await dial(options);
+      if (socket instanceof FakeSocket) dialled.push(socket);
+      return socket;
+    };
+    const sockets = [await rig.dial("10.1.0.2:80"), await rig.dial("10.1.0.3:80")];
+    assert.deepEqual(
+      sockets.map(({ resetsOnDeath }) => resetsOnDeath),
+      [true, true],
+    );
+    assert.deepEqual(
+      dialled.map(({ resetsOnDeath }) => resetsOnDeath),
+      [true],
+    );
+  });
+
   it("says reset when it breaks on the way", async () => {
     const rig = new Rig({ addresses: everything });
     await rig.dial("10.1.0.2:80");
@@ -463,6 +483,16 @@ describe("a data thread", () => {
     );
     assert.deepEqual(rig.network.closedNetns, [7]);
     assert.equal(rig.samples("istio_tcp_sockets_open"), 0);
+  });
+
+  it("has handed over every record when it says that it has drained", async () => {
+    const rig = new Rig({ addresses: everything });
+    await rig.dial("10.1.0.3:80");
+    const seq = rig.send({ type: "drain", drainMs: 0 });
+    await rig.settle();
+    const types = rig.posted.map((message) => (message.type === "done" && message.seq !== seq ? "" : message.type));
+    assert.deepEqual(types.filter((type) => type !== "").slice(-2), ["records", "done"]);
+    assert.equal(outcome(rig), "forwarded plaintext drained");
   });
 
   it("ends a pod at once when nothing runs", async () => {

@@ -129,6 +129,7 @@ export class DataThread {
   async #drain(drainMs: number): Promise<void> {
     const pods = [...this.#pods.keys()];
     await Promise.all(pods.map((podUid) => this.#dropPod(podUid, drainMs)));
+    this.#records.flush();
   }
 
   #finish(seq: number, work: Promise<void>): void {

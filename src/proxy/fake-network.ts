@@ -12,6 +12,7 @@ export class FakeSocket implements PodSocket {
   readonly local: SocketAddress;
   readonly #original: SocketAddress | undefined;
   state: "open" | "closed" | "reset" = "open";
+  resetsOnDeath = false;
 
   /** `original`: where it was redirected from; undefined: it was not. */
   constructor(remote: string, local: string, original?: string) {
@@ -22,6 +23,10 @@ export class FakeSocket implements PodSocket {
 
   originalDestination(): SocketAddress | undefined {
     return this.#original;
+  }
+
+  resetOnDeath(): void {
+    this.resetsOnDeath = true;
   }
 
   close(): void {

@@ -72,6 +72,7 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
 
 /** Carries one plaintext connection to the application of the pod, or resets it. Owns the socket. Never rejects. */
 export async function carryPlaintext(context: PodContext, socket: PodSocket): Promise<void> {
+  socket.resetOnDeath();
   const record = context.flows.begin("inbound");
   const { network, connections } = context;
   const request: PlainRequest = {
@@ -135,7 +136,10 @@ async function settle(
 async function dial(context: PodContext, verdict: Allowed, signal: AbortSignal | undefined): Promise<PodSocket> {
   const { network, netns, clock, config } = context;
   const { target, sourceIp } = verdict;
-  return network.connectTcp({ netns, mark: PACKET_MARK, sourceIp, ...target, timeoutMs: config.dialMs, clock, signal });
+  const timeoutMs = config.dialMs;
+  const socket = await network.connectTcp({ netns, mark: PACKET_MARK, sourceIp, ...target, timeoutMs, clock, signal });
+  socket.resetOnDeath();
+  return socket;
 }
 
 function plainFacts(

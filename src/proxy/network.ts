@@ -21,7 +21,10 @@ import {
 } from "#linux";
 
 /** What the data path uses of a connection; {@link TcpSocket} is one. */
-export type PodSocket = Pick<TcpSocket, "remote" | "local" | "originalDestination" | "close" | "reset">;
+export type PodSocket = Pick<
+  TcpSocket,
+  "remote" | "local" | "originalDestination" | "resetOnDeath" | "close" | "reset"
+>;
 
 /** What the data path uses of an inbound tunnel. */
 export interface PodTunnel extends Omit<InboundTunnel, "accept"> {

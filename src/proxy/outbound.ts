@@ -34,6 +34,7 @@ interface Outbound {
 
 /** Carries one accepted connection to where it wanted to go. Owns the socket. Never rejects. */
 export async function carryOutbound(context: PodContext, socket: PodSocket): Promise<void> {
+  socket.resetOnDeath();
   const record = context.flows.begin("outbound");
   const to = socket.originalDestination() ?? socket.local;
   const outbound = { context, socket, record, to };
@@ -133,6 +134,7 @@ async function dialPlain(outbound: Outbound, route: Extract<Route, { kind: "plai
     connections.leave();
     return;
   }
+  upstream.resetOnDeath();
   const facts: Facts = {
     source: podParty(context, socket.remote, false),
     destination: { address: route.target, workload: route.destination.workload, identity: undefined },

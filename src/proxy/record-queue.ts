@@ -38,12 +38,20 @@ export class RecordQueue {
     this.#schedule();
   }
 
+  /** Hands over what waits, whether the last batch has been read or not: the thread ends. */
+  flush(): void {
+    const lines = this.#waiting;
+    this.#waiting = [];
+    if (lines.length > 0) this.#send(lines);
+  }
+
   /** Once per turn of the event loop: connections that end together share a batch. */
   #schedule(): void {
     if (this.#isScheduled || this.#isSending || this.#waiting.length === 0) return;
     this.#isScheduled = true;
     setImmediate(() => {
       this.#isScheduled = false;
+      if (this.#waiting.length === 0) return; // flushed meanwhile
       this.#isSending = true;
       const lines = this.#waiting;
       this.#waiting = [];

@@ -18,8 +18,7 @@ import type { ThreadSamples } from "./messages.ts";
 import { Pods } from "./pods.ts";
 import { Records, type RecordOutput } from "./records.ts";
 import type { View } from "./route.ts";
-import { DataThreads } from "./threads.ts";
-import { startWorker } from "./worker-port.ts";
+import { DataThreads, type ThreadPort } from "./threads.ts";
 import { ZdsClient } from "./zds-client.ts";
 
 /** What a proxy is told. */
@@ -55,15 +54,15 @@ export interface Proxy {
 const RECONNECT = { initialMs: 10, maxMs: 1_000 } as const;
 const CHECK_THREADS_MS = 5_000;
 
-/** Puts a proxy together. */
-export function assembleProxy(options: ProxyOptions): Proxy {
+/** Puts a proxy together, around data threads that have been started. */
+export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[]): Proxy {
   const failure = Promise.withResolvers<never>();
   failure.promise.catch(() => undefined); // seen by whoever runs the proxy, once it does
-  const parts = assemble(options, (error) => {
+  const parts = assemble(options, ports, (error) => {
     options.log.fatal({ error: messageOf(error) }, "proxy cannot go on");
     failure.reject(error);
   });
-  const { log, ports, quit } = options;
+  const { log, quit } = options;
   const admin: AdminParts = {
     log,
     quit,
@@ -80,9 +79,9 @@ export function assembleProxy(options: ProxyOptions): Proxy {
   const http = (name: string, where: { host: string; port: number }, handle: typeof handleAdmin): HttpService =>
     new HttpService({ name, ...where, log, handle: async (request) => handle(admin, request) });
   const servers = [
-    http("admin", { host: "127.0.0.1", port: ports.admin }, handleAdmin),
-    http("metrics", { host: "::", port: ports.metrics }, handleMetrics),
-    http("readiness", { host: "::", port: ports.ready }, handleReady),
+    http("admin", { host: "127.0.0.1", port: options.ports.admin }, handleAdmin),
+    http("metrics", { host: "::", port: options.ports.metrics }, handleMetrics),
+    http("readiness", { host: "::", port: options.ports.ready }, handleReady),
   ];
   const services = [threadService(options, parts), ...servers, parts.xds, parts.certificates, parts.zds];
   return { services, failure: failure.promise };
@@ -99,12 +98,12 @@ interface Parts {
   readonly zds: ZdsClient;
 }
 
-function assemble(options: ProxyOptions, failed: (error: CodedError) => void): Parts {
+function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (error: CodedError) => void): Parts {
   const { config, clock, random, log, instance, drainMs } = options;
   const transport = rpcTransport({ target: `unix://${options.agentSocket}` });
   const records = new Records(options.output);
   const threads = new DataThreads({
-    ports: Array.from({ length: options.threads }, () => startWorker({ config })),
+    ports,
     clock,
     ask: async (name) => ask(xds, name, { clock, holdMs: config.holdMs }),
     records: (lines) => {

@@ -150,6 +150,10 @@ export class ProxyWorld implements AsyncDisposable {
   /** The agent's part of enrolment: hand over, then redirect. */
   async enrol(pod: Pod): Promise<void> {
     await this.nodeOf(pod).handOver(pod);
+    await this.redirect(pod);
+  }
+
+  async redirect(pod: Pod): Promise<void> {
     await nftRedirector.install(pod.netns, { inbound: true });
   }
 

@@ -1,0 +1,204 @@
+import assert from "node:assert/strict";
+import { createHash, randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
+import type { Socket } from "node:net";
+import { after, before, describe, it } from "node:test";
+import { systemClock } from "#base/clock";
+import { findWords, startCapture } from "#capture";
+import { dial, listen, pause, ProxyWorld, readAll, say, until } from "./proxy-world.ts";
+
+const clock = systemClock();
+const WORDS = "words-that-nobody-may-read";
+const TAKEOVER_MS = 1_000;
+
+let world: ProxyWorld;
+
+before(async () => {
+  world = await ProxyWorld.create();
+  const { a, b, client, server } = world;
+  world.publish(client, server);
+  await a.certify(client);
+  await b.certify(server);
+  await Promise.all([a.startAgent(), b.startAgent()]);
+  await Promise.all([a.startProxy("--drain", "3"), b.startProxy("--drain", "3")]);
+  await Promise.all([world.enrol(client), world.enrol(server)]);
+  // 8080: echo with half-close. 8081: greets first. 8082: hashes what it gets.
+  listen(server, 8080, (socket) => socket.pipe(socket));
+  listen(server, 8081, (socket) => socket.end("greeting"));
+  listen(server, 8082, (socket) => {
+    const hash = createHash("sha256");
+    socket.on("data", (part) => hash.update(part));
+    socket.on("end", () => socket.end(hash.digest("hex")));
+  });
+});
+
+after(async () => {
+  await world[Symbol.asyncDispose]();
+});
+
+/** A long connection through both proxies that has carried something. */
+async function longConnection(): Promise<Socket> {
+  const socket = await dial(world.client, world.server.ip, 8080);
+  socket.write(WORDS);
+  await new Promise((resolve) => socket.once("data", resolve));
+  return socket;
+}
+
+/** How a connection ends: with an end of data, or with an error. */
+async function ending(socket: Socket): Promise<string> {
+  return new Promise((resolve) => {
+    socket.once("end", () => resolve("end"));
+    socket.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
+    socket.resume();
+  });
+}
+
+/** Tries until a connection is served; how long that took. */
+async function servedAgain(): Promise<number> {
+  const { client, server } = world;
+  return until(
+    "a connection is served",
+    async () => (await say(client, { ip: server.ip, port: 8080 }, WORDS)) === WORDS,
+  );
+}
+
+describe("bytes through two proxies", () => {
+  it("arrive whole, both ways, on many connections at once", async () => {
+    const sizes = [0, 1, 1_000, 65_536, 1_000_000, 5_000_000];
+    const tries = [...sizes, ...sizes].map(async (size) => {
+      const bytes = randomBytes(size);
+      const socket = await dial(world.client, world.server.ip, 8082);
+      socket.end(bytes);
+      assert.equal(await readAll(socket), createHash("sha256").update(bytes).digest("hex"), `${size} bytes`);
+      const echo = await dial(world.client, world.server.ip, 8080);
+      const parts: Buffer[] = [];
+      echo.on("data", (part) => parts.push(part));
+      echo.end(bytes);
+      await new Promise((resolve) => echo.once("end", resolve));
+      assert.ok(Buffer.concat(parts).equals(bytes), `${size} bytes came back as they were`);
+    });
+    await Promise.all(tries);
+  });
+
+  it("flow when the server speaks first", async () => {
+    const socket = await dial(world.client, world.server.ip, 8081);
+    assert.equal(await readAll(socket), "greeting");
+  });
+});
+
+describe("a proxy that is killed", () => {
+  for (const side of ["a", "b"] as const) {
+    it(`(node ${side}) is replaced at once: connections break with a reset, nothing goes in clear, and new ones are served`, async (t) => {
+      const node = world[side];
+      await node.untilReady();
+      const socket = await longConnection();
+      const end = ending(socket);
+      const capture = await startCapture({ netns: "/run/netns/vt-proxy-a", interface: "vt-proxy-ul", clock });
+      const killedAt = performance.now();
+      process.kill(node.dataPathPid, "SIGKILL");
+      assert.equal(await end, "ECONNRESET", "an end of data would look like a whole answer");
+      assert.ok(performance.now() - killedAt < 500, "broken at once");
+      await servedAgain();
+      const tookMs = performance.now() - killedAt;
+      t.diagnostic(`served again ${Math.round(tookMs)} ms after kill -9`);
+      assert.deepEqual(findWords(await capture.stop(), [WORDS]), []);
+      assert.ok(tookMs < 2 * TAKEOVER_MS, `served again after ${Math.round(tookMs)} ms`);
+      await node.untilReady();
+    });
+  }
+
+  it("leaves no stray child when its supervisor is killed", async () => {
+    const { b } = world;
+    const child = b.dataPathPid;
+    await b.stopProxy("SIGKILL");
+    await until("the child is gone", () => !isAlive(child), 1_000);
+    assert.equal(
+      await say(world.client, { ip: world.server.ip, port: 8080 }, WORDS),
+      "refused",
+      "nobody serves: refused",
+    );
+    await b.startProxy("--drain", "3");
+    await servedAgain();
+  });
+});
+
+describe("a proxy that is told to stop", () => {
+  it("lets running connections finish and takes no new ones", async () => {
+    const { b, client, server } = world;
+    const socket = await longConnection();
+    const stopped = b.stopProxy("SIGTERM");
+    await pause(500);
+    assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), "refused");
+    socket.end("the rest");
+    assert.equal(await readAll(socket), "the rest");
+    assert.equal(await stopped, 0);
+    await b.startProxy("--drain", "3");
+    await servedAgain();
+  });
+
+  it("breaks what is left at the deadline, with a reset and a record", async () => {
+    const { b } = world;
+    const socket = await longConnection();
+    const end = ending(socket);
+    const since = b.records.length;
+    const start = performance.now();
+    await b.stopProxy("SIGTERM");
+    const tookMs = performance.now() - start;
+    assert.ok(tookMs > 2_500 && tookMs < 5_000, `stopped after ${Math.round(tookMs)} ms`);
+    assert.equal(await end, "ECONNRESET");
+    assert.deepEqual(
+      b.records.slice(since).map(({ verdict, reason }) => `${verdict} ${reason}`),
+      ["forwarded drained"],
+    );
+    await b.startProxy("--drain", "3");
+    await servedAgain();
+  });
+});
+
+describe("an agent that is away", () => {
+  it("is not missed by pods that are served; a proxy that restarts meanwhile refuses, and serves when the agent is back", async () => {
+    const { b, client, server } = world;
+    await b.stopAgent();
+    await pause(200);
+    assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), WORDS);
+    assert.match(await b.get(15_021, "/healthz/ready"), /not ready, pending: the agent's list of pods/);
+    const before = b.dataPathPid;
+    process.kill(before, "SIGKILL");
+    await until("another data path process", () => b.dataPathPid !== before && b.dataPathPid > 0);
+    assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), "refused");
+    await b.startAgent();
+    await servedAgain();
+  });
+});
+
+describe("a pod without a certificate", () => {
+  it("is not acknowledged, is refused with the reason, and is served once the certificate comes", async () => {
+    const { a, plain, server } = world;
+    a.publish([plain.workload("hbone")]);
+    const start = performance.now();
+    await assert.rejects(a.handOver(plain), /no certificate for spiffe:.*plain|certificate/);
+    assert.ok(performance.now() - start < 5_000, "the agent gives up after 5 s");
+    assert.match(await a.get(15_021, "/healthz/ready"), /pending: shop\/plain/);
+    const since = a.records.length;
+    await world.redirect(plain);
+    const capture = await startCapture({ netns: "/run/netns/vt-proxy-a", interface: "vt-proxy-ul", clock });
+    assert.equal(await say(plain, { ip: server.ip, port: 8080 }, WORDS), "refused");
+    assert.deepEqual(findWords(await capture.stop(), [WORDS]), []);
+    await until("a record", () => a.records.length > since);
+    assert.equal(a.records[since]?.reason, "no_certificate");
+    await a.certify(plain);
+    await until("ready", async () => (await a.get(15_021, "/healthz/ready")) === "ready\n");
+    assert.equal(await say(plain, { ip: server.ip, port: 8080 }, WORDS), WORDS);
+    await a.takeBack(plain);
+    await until("refused", async () => (await say(plain, { ip: server.ip, port: 8080 }, WORDS)) === "refused");
+  });
+});
+
+/** False for one that has ended and only waits to be taken note of. */
+function isAlive(pid: number): boolean {
+  try {
+    return !/\) [ZX] /.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
+  } catch {
+    return false;
+  }
+}
