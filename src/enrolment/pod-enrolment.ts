@@ -229,7 +229,8 @@ export class PodEnrolment {
     if (!isStarting && !controllerReachable()) {
       throw this.#wait(enrolmentError("ENROLMENT_NO_CONTROLLER", "the controller cannot be reached"));
     }
-    const netns = isStarting ? openIfNetns(this.#startingNetns ?? "") : finder.find(this.#pod.uid);
+    // The plugin's path is one of the node's, which need not be in sight here.
+    const netns = openIfNetns(this.#startingNetns ?? "") ?? finder.find(this.#pod.uid);
     if (netns !== undefined) return { name: "handing", netns };
     throw this.#wait(enrolmentError("ENROLMENT_NO_NETNS", "the pod's network namespace cannot be found"));
   }
