@@ -8,7 +8,7 @@ const LAYERS: readonly (readonly string[])[] = [
   ["base"],
   ["linux", "model"],
   ["x509", "proto"],
-  ["rpc", "kube", "capture"],
+  ["rpc", "kube", "capture", "programs"],
   ["xds", "ca", "identity", "discovery"],
   ["hbone", "enrolment"],
   ["proxy", "apiserver"],
@@ -25,6 +25,8 @@ const EDGES = new Set([
   "rpc",
   "kube",
   "capture",
+  "programs",
+  "programs",
   "ca", // keeps keys where its backends keep them: a directory is one
   "hbone",
   "proxy",

@@ -276,9 +276,11 @@ export class Engine {
       for (const field of new Set([...Object.keys(object), ...Object.keys(old)])) {
         if (field !== "status" && field !== "metadata") restore(object, old, field);
       }
-      const { resourceVersion, managedFields } = object.metadata;
+      const { resourceVersion, managedFields, annotations } = object.metadata;
       object.metadata = {
         ...copyOf(old.metadata),
+        // As on a real cluster, a kubelet annotates its pods when it writes their status.
+        ...(resourceOf(kind) === "pods" && annotations && { annotations }),
         ...(resourceVersion && { resourceVersion }),
         ...(managedFields && { managedFields }),
       };

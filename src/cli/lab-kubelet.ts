@@ -34,7 +34,7 @@ export function labKubeletCommand(context: CliContext): Command {
 }
 
 async function run(context: CliContext, options: Options): Promise<void> {
-  const [{ loadKubeConfig }, { Kubelet }] = await Promise.all([import("#kube"), import("#lab")]);
+  const [{ loadKubeConfig }, { Kubelet, ServiceNetwork }] = await Promise.all([import("#kube"), import("#lab")]);
   const { kubeconfig, ...node } = options;
   const config = await loadKubeConfig(kubeconfig);
   const parts = {
@@ -47,7 +47,9 @@ async function run(context: CliContext, options: Options): Promise<void> {
   const environment = podEnvironment(context);
   const kubelet = new Kubelet({ ...node, ...parts, version: "v1.34.0-veil", environment });
 
-  await runRole(context, [kubelet], DRAIN_MS);
+  const services = new ServiceNetwork({ ...node, ...parts });
+  await kubelet.resume(); // before anything that needs the API: pods are looked after while it is away
+  await runRole(context, [services, kubelet], DRAIN_MS);
 }
 
 /** What every container starts with: `veil` is on its path, and finds its compiled programs. */

@@ -7,6 +7,7 @@ import { controllerCommand } from "./controller.ts";
 import { labCommand } from "./lab.ts";
 import { demoCommand } from "./demo.ts";
 import { kubectlCommand } from "./kubectl.ts";
+import { podProgramsCommand } from "./pod-programs.ts";
 import { proxyCommand } from "./proxy.ts";
 import { whyCommand } from "./why.ts";
 
@@ -33,6 +34,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     agentCommand(context),
     proxyCommand(context, version),
     apiserverCommand(context),
+    podProgramsCommand(context),
     adminCommand(context),
   ];
   for (const command of commands) program.addCommand(inherit(command, program));

@@ -1,3 +1,4 @@
+export { ServiceNetwork, type ServiceNetworkOptions } from "./service-network/service-network.ts";
 export { LabControllers } from "./controllers/controllers.ts";
 export { Kubelet, type KubeletOptions } from "./kubelet/kubelet.ts";
 export { removeLab, takeDown, type LabContext, type Removed } from "./down.ts";

@@ -32,6 +32,8 @@ export interface PodFacts {
   /** Undefined until the pod has an address. */
   readonly podIp: string | undefined;
   readonly hostIp: string;
+  /** The node's end of the pod's link; undefined for pods in the node's own network. */
+  readonly veth: string | undefined;
   readonly init: readonly ContainerFacts[];
   readonly containers: readonly ContainerFacts[];
   readonly restartPolicy: string;

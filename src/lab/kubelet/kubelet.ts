@@ -80,15 +80,20 @@ export class Kubelet implements Service {
     this.#server = new KubeletServer({ config, address, port: options.port, log, find: (at) => this.#find(at) });
   }
 
-  async start(signal: AbortSignal): Promise<void> {
-    const { state, address } = this.#options;
+  /** Takes over the pods that an earlier kubelet has started; needs no API. Called once, before {@link start}. */
+  async resume(): Promise<void> {
+    const { state, clock } = this.#options;
     await shareMounts(`${state}/netns`);
     await shareMounts(`${state}/uts`);
     await runCommand(["ip", "address", "replace", `${this.#parts.addresses.gateway}/32`, "dev", "lo"]);
     // Pods without a manifest: an earlier kubelet was killed while it made them, or cleaned up after them.
     const known = new Set(knownPods(state).filter((uid) => readManifest(state, uid) !== undefined));
-    await killPodProcesses(state, (uid) => !known.has(uid), this.#options.clock);
+    await killPodProcesses(state, (uid) => !known.has(uid), clock);
     for (const uid of knownPods(state)) this.#resume(uid);
+  }
+
+  async start(signal: AbortSignal): Promise<void> {
+    const { address, log } = this.#options;
     await this.#server.start();
     await this.#reporter.start(signal);
     this.#pods.on({
@@ -97,7 +102,7 @@ export class Kubelet implements Service {
       synced: () => this.#dropUnknown(),
     });
     await this.#pods.start(signal);
-    this.#options.log.info({ node: this.#options.node, address, pods: this.#workers.size }, "kubelet is ready");
+    log.info({ address, podCidr: this.#options.podCidr, pods: this.#workers.size }, "kubelet is ready");
   }
 
   /** Leaves the pods running. */

@@ -19,9 +19,6 @@ import { containerMounts, fillVolumes } from "./volumes.ts";
 const RETRY = { initialMs: 100, maxMs: 5_000 };
 const DEFAULT_GRACE_SECONDS = 30;
 
-/** Writes the annotation that names the node's end of a pod's link. */
-export const VETH_ANNOTATION = "veil.dev/veth";
-
 /**
  * One pod from its binding to the end of its last process. Everything that it makes is found again by its UID: a kubelet
  * that starts anew goes on where the last one was killed.
@@ -156,25 +153,9 @@ export class PodWorker {
     };
     const made = await ensureSandbox(plan, () => this.#removeProcesses());
     if (made) removePath(this.#files.enrolled);
-    void this.#annotate();
     if (findText(this.#files.enrolled) !== undefined) return;
     await this.#parts.enrol(this.#pod, { netns: this.#files.netns, ip: this.#ip });
     writeFileWhole(this.#files.enrolled, "");
-  }
-
-  async #annotate(): Promise<void> {
-    const { metadata } = this.#pod;
-    if (metadata?.annotations?.[VETH_ANNOTATION] === this.#veth) return;
-    const body = { metadata: { uid: metadata?.uid, annotations: { [VETH_ANNOTATION]: this.#veth } } };
-    const at = { name: metadata?.name ?? "", namespace: metadata?.namespace };
-    try {
-      await this.#parts.client.patch(resources.pods, at, { type: "merge", body });
-    } catch (error) {
-      this.#parts.log.warn(
-        { pod: at.name, namespace: at.namespace, error: messageOf(error) },
-        "pod cannot be annotated",
-      );
-    }
   }
 
   /** Fills the volumes, now and whenever something of them expires or may have changed. */
@@ -330,6 +311,7 @@ export class PodWorker {
       startedMs: this.#startedMs,
       podIp: this.#isHostNetwork() ? address : this.#ip,
       hostIp: address,
+      veth: this.#ip === undefined ? undefined : this.#veth,
       init: (spec?.initContainers ?? []).map(facts),
       containers: (spec?.containers ?? []).map(facts),
       restartPolicy: spec?.restartPolicy ?? "Always",

@@ -7,6 +7,9 @@ import type { NodeParts } from "./pod-parts.ts";
 
 const RETRY = { initialMs: 100, maxMs: 5_000 };
 
+/** Names the node's end of a pod's link. */
+export const VETH_ANNOTATION = "veil.dev/veth";
+
 /** Writes a pod's status, the newest only, one write at a time, again until the API has it or the pod is gone. */
 export class StatusWriter {
   readonly #parts: NodeParts;
@@ -59,7 +62,8 @@ export class StatusWriter {
     const status = podStatus(facts, this.#last, clock.now());
     const text = JSON.stringify(status);
     if (text === this.#written) return true;
-    const body = { metadata: { uid }, status };
+    const annotations = facts.veth === undefined ? {} : { annotations: { [VETH_ANNOTATION]: facts.veth } };
+    const body = { metadata: { uid, ...annotations }, status };
     const { signal } = this.#stop;
     try {
       await client.patch(resources.pods, { name, namespace }, { type: "merge", body, subresource: "status", signal });
