@@ -156,7 +156,7 @@ export function listenHandle(
 
 /** A `net.Socket` around a handle, for the TLS handshake. The handle belongs to it from then on. */
 export function socketOfHandle(handle: TcpHandle): Socket {
-  const options: SocketConstructorOpts = { allowHalfOpen: true };
+  const options: SocketConstructorOpts = { allowHalfOpen: false };
   return new Socket(Object.assign(options, { handle, manualStart: true })); // both are known to Node, not to its types
 }
 
