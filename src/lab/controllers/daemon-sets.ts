@@ -77,10 +77,13 @@ export class DaemonSets implements Controller {
     const { template } = set.spec;
     const hash = templateHash(template);
     const nodes = this.#nodesFor(set);
-    const pods = this.#pods.podsOf(set).filter(isActive);
-    const plan = planDaemons(nodes, pods, hash);
+    const all = this.#pods.podsOf(set);
+    const plan = planDaemons(nodes, all.filter(isActive), hash);
     const labels = { [HASH_LABEL]: hash };
-    await Promise.all(plan.create.map((node) => this.#pods.create(set, template, { labels, node })));
+    // The next one would find the ports of the one that is leaving in use.
+    const leaving = all.filter((pod) => pod.metadata?.deletionTimestamp !== undefined).map((pod) => pod.spec?.nodeName);
+    const create = plan.create.filter((node) => !leaving.includes(node));
+    await Promise.all(create.map((node) => this.#pods.create(set, template, { labels, node })));
     await Promise.all(plan.delete.map((pod) => this.#pods.delete(pod)));
     await this.#writeStatus(set, nodes, hash);
   }
