@@ -25,8 +25,8 @@ export const CAST: readonly Cast[] = [
 ];
 
 /** What a server answers, and what a client asks for: readable words that a capture can find. */
-export const answerOf = (name: string): string => `the-${name}-says-blue-bicycle`;
-export const questionOf = (name: string): string => `/the-${name}-asks-for-its-order`;
+const answerOf = (name: string): string => `the ${name} says: one blue bicycle`;
+const questionOf = (name: string): string => `the ${name} asks for the order`;
 
 /** The words that travel between two members of the cast. */
 export function wordsBetween(client: Cast): string[] {
@@ -56,9 +56,15 @@ function service({ namespace, name }: Cast): object {
 }
 
 function pod({ namespace, name, node, calls }: Cast, program: string): object {
-  const server = ["http-echo", "--port", String(PORT), "--text", answerOf(name)];
-  const url = `http://${calls?.name}.${calls?.namespace}:${PORT}${questionOf(name)}`;
-  const client = ["client", "--every", "100", url];
+  const server = ["http-echo", "--port", String(PORT), "--words", answerOf(name)];
+  const client = [
+    "client",
+    "--interval",
+    "100",
+    "--words",
+    questionOf(name),
+    `${calls?.name}.${calls?.namespace}:${PORT}`,
+  ];
   const probe = calls ? {} : { readinessProbe: { tcpSocket: { port: PORT }, periodSeconds: 1 } };
   return {
     apiVersion: "v1",
