@@ -53,11 +53,8 @@ function merged(old: KubeObject, request: ApplyRequest): KubeObject {
   const others = entries.filter((entry) => !isOwn(entry));
   const result = copyOf(old);
   if (before !== undefined && isRecord(before["fieldsV1"])) {
-    const kept = [
-      owned,
-      ...others.map((entry) => (isRecord(entry["fieldsV1"]) ? (entry["fieldsV1"] as FieldSet) : {})),
-    ];
-    removeOwned(result, before["fieldsV1"] as FieldSet, kept); // written by fieldSetOf
+    const kept = [owned, ...others.map((entry) => (isRecord(entry["fieldsV1"]) ? entry["fieldsV1"] : {}))];
+    removeOwned(result, before["fieldsV1"], kept);
   }
   const next = mergeApplied(kind.schema, result, applied) as unknown as KubeObject; // an object merged with an object
   next.metadata = { ...result.metadata, ...next.metadata };

@@ -47,20 +47,29 @@ export function ageSince(timestamp: string | undefined, nowMs: number): string {
 export function formatDuration(durationMs: number): string {
   const seconds = Math.floor(durationMs / 1000);
   if (seconds < -1) return "<invalid>";
-  if (seconds < 0) return "0s";
-  if (seconds < 120) return `${seconds}s`;
-  const minutes = Math.floor(seconds / 60);
-  if (minutes < 10) return seconds % 60 === 0 ? `${minutes}m` : `${minutes}m${seconds % 60}s`;
-  if (minutes < 180) return `${minutes}m`;
-  const hours = Math.floor(minutes / 60);
-  if (hours < 8) return minutes % 60 === 0 ? `${hours}h` : `${hours}h${minutes % 60}m`;
-  if (hours < 48) return `${hours}h`;
-  const days = Math.floor(hours / 24);
-  if (hours < 192) return hours % 24 === 0 ? `${days}d` : `${days}d${hours % 24}h`;
-  if (days < 730) return `${days}d`;
-  const years = Math.floor(days / 365);
-  return days % 365 === 0 || years >= 8 ? `${years}y` : `${years}y${days % 365}d`;
+  const found = DURATIONS.find(([below]) => seconds < below);
+  const [, unit, seconds1, rest, seconds2] = found ?? [0, "y", YEAR, "", 1];
+  const whole = Math.floor(Math.max(0, seconds) / seconds1);
+  const left = rest === "" ? 0 : Math.floor((seconds % seconds1) / seconds2);
+  return left === 0 ? `${whole}${unit}` : `${whole}${unit}${left}${rest}`;
 }
+
+const MINUTE = 60;
+const HOUR = 3600;
+const DAY = 86_400;
+const YEAR = 365 * DAY;
+
+/** Below how many seconds which units are shown, with their lengths: `[below, unit, seconds, lesser unit, seconds]`. */
+const DURATIONS: readonly (readonly [number, string, number, string, number])[] = [
+  [120, "s", 1, "", 1],
+  [10 * MINUTE, "m", MINUTE, "s", 1],
+  [3 * HOUR, "m", MINUTE, "", 1],
+  [8 * HOUR, "h", HOUR, "m", MINUTE],
+  [2 * DAY, "h", HOUR, "", 1],
+  [8 * DAY, "d", DAY, "h", HOUR],
+  [2 * YEAR, "d", DAY, "", 1],
+  [8 * YEAR, "y", YEAR, "d", DAY],
+];
 
 function joined(values: readonly unknown[], empty = "<none>"): string {
   return values.length === 0 ? empty : values.map(String).join(",");
@@ -87,25 +96,38 @@ function count(...path: string[]): Value {
 }
 
 function podReason(pod: Readonly<KubeObject>): string {
-  let reason = textAt(pod, "status", "reason") || textAt(pod, "status", "phase") || "Pending";
-  for (const status of listAt(pod, "status", "initContainerStatuses")) {
-    const terminated = valueAt(status, "state", "terminated");
-    const waiting = textAt(status, "state", "waiting", "reason");
-    if (terminated !== undefined && numberAt(terminated, "exitCode") === 0) continue;
-    if (terminated !== undefined)
-      return `Init:${textAt(terminated, "reason") || `ExitCode:${numberAt(terminated, "exitCode") ?? 0}`}`;
-    if (waiting !== "" && waiting !== "PodInitializing") return `Init:${waiting}`;
-  }
-  let running = false;
-  for (const status of listAt(pod, "status", "containerStatuses").toReversed()) {
-    const terminated = valueAt(status, "state", "terminated");
-    reason = textAt(status, "state", "waiting", "reason") || reason;
-    if (terminated !== undefined)
-      reason = textAt(terminated, "reason") || `ExitCode:${numberAt(terminated, "exitCode") ?? 0}`;
-    if (valueAt(status, "ready") === true && valueAt(status, "state", "running") !== undefined) running = true;
-  }
-  if (reason === "Completed" && running) reason = podReady(pod) ? "Running" : "NotReady";
-  return pod.metadata.deletionTimestamp === undefined ? reason : "Terminating";
+  if (pod.metadata.deletionTimestamp !== undefined) return "Terminating";
+  const init = listAt(pod, "status", "initContainerStatuses")
+    .map((status) => initReason(status))
+    .find((one) => one !== "");
+  if (init !== undefined) return init;
+  const statuses = listAt(pod, "status", "containerStatuses");
+  const phase = textAt(pod, "status", "reason") || textAt(pod, "status", "phase") || "Pending";
+  const reason =
+    statuses.map((status) => waitingReason(status) || terminatedReason(status)).find((one) => one !== "") ?? phase;
+  const running = statuses.some((status) => isRunningReady(status));
+  return reason === "Completed" && running ? (podReady(pod) ? "Running" : "NotReady") : reason;
+}
+
+function waitingReason(status: unknown): string {
+  return textAt(status, "state", "waiting", "reason");
+}
+
+function terminatedReason(status: unknown): string {
+  const terminated = valueAt(status, "state", "terminated");
+  if (terminated === undefined) return "";
+  return textAt(terminated, "reason") || `ExitCode:${numberAt(terminated, "exitCode") ?? 0}`;
+}
+
+function initReason(status: unknown): string {
+  if (numberAt(status, "state", "terminated", "exitCode") === 0) return "";
+  const waiting = waitingReason(status);
+  const reason = terminatedReason(status) || (waiting === "PodInitializing" ? "" : waiting);
+  return reason === "" ? "" : `Init:${reason}`;
+}
+
+function isRunningReady(status: unknown): boolean {
+  return valueAt(status, "ready") === true && valueAt(status, "state", "running") !== undefined;
 }
 
 function podReady(pod: Readonly<KubeObject>): boolean {
@@ -126,9 +148,7 @@ function podRestarts(pod: Readonly<KubeObject>, nowMs: number): string {
 }
 
 function podReadyCount(pod: Readonly<KubeObject>): string {
-  const ready = listAt(pod, "status", "containerStatuses").filter(
-    (status) => valueAt(status, "ready") === true && valueAt(status, "state", "running") !== undefined,
-  ).length;
+  const ready = listAt(pod, "status", "containerStatuses").filter((status) => isRunningReady(status)).length;
   return `${ready}/${listAt(pod, "spec", "containers").length}`;
 }
 

@@ -95,7 +95,12 @@ export function keepNamespaceObjects(parts: ControllerParts): () => void {
 /** Makes the Service `kubernetes` in `default`, and the endpoints behind it: where this server is reached. */
 export async function keepKubernetesService(parts: ControllerParts): Promise<void> {
   const { config } = parts.engine;
-  const meta = (labels: Record<string, string>): KubeObject["metadata"] => ({ name: "kubernetes", namespace: "default", uid: "", labels });
+  const meta = (labels: Record<string, string>): KubeObject["metadata"] => ({
+    name: "kubernetes",
+    namespace: "default",
+    uid: "",
+    labels,
+  });
   const address = findIp(config.advertise.host);
   await parts.engine.store.write((transaction) => {
     const clusterIP = addressAt(config.serviceCidr, 1);

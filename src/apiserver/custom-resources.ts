@@ -22,9 +22,11 @@ export function serveDefinitions(parts: ControllerParts, onRemoved: (resource: s
   };
   refresh();
   const clean = (name: string): void => {
-    store.write((transaction) => cleanUp(parts, transaction, name)).catch((error: unknown) => {
-      parts.log.error({ err: error, definition: name }, "cannot clean up a custom resource definition");
-    });
+    store
+      .write((transaction) => cleanUp(parts, transaction, name))
+      .catch((error: unknown) => {
+        parts.log.error({ err: error, definition: name }, "cannot clean up a custom resource definition");
+      });
   };
   const leaving = new Map<string, string>();
   const look = (object: Readonly<KubeObject>): void => {
@@ -46,16 +48,9 @@ export function serveDefinitions(parts: ControllerParts, onRemoved: (resource: s
 function cleanUp(parts: ControllerParts, transaction: Transaction, name: string): void {
   const found = transaction.get({ resource: DEFINITIONS, namespace: "", name });
   const definitions = parts.registry.resource(DEFINITIONS)?.storage;
-  const kind = parts.registry.resource(name)?.storage;
   if (found?.object.metadata.deletionTimestamp === undefined || definitions === undefined) return;
-  if (!found.object.metadata.finalizers?.includes(CLEANUP_FINALIZER)) return;
-  let left = 0;
-  for (const { key } of kind === undefined ? [] : transaction.list(name)) {
-    if (kind === undefined) break;
-    const { gone } = parts.engine.deleteIn(transaction, { kind, name: key.name, options: serverOptions(key.namespace), how: {} });
-    if (!gone) left++;
-  }
-  if (left > 0) return;
+  if (found.object.metadata.finalizers?.includes(CLEANUP_FINALIZER) !== true) return;
+  if (deleteAll(parts, transaction, name) > 0) return;
   parts.engine.updateIn(transaction, {
     kind: definitions,
     name,
@@ -65,6 +60,16 @@ function cleanUp(parts: ControllerParts, transaction: Transaction, name: string)
       return old;
     },
   });
+}
+
+/** Deletes all objects of a resource; the answer is how many are still there, held by finalizers. */
+function deleteAll(parts: ControllerParts, transaction: Transaction, resource: string): number {
+  const kind = parts.registry.resource(resource)?.storage;
+  if (kind === undefined) return 0;
+  for (const { key } of transaction.list(resource)) {
+    parts.engine.deleteIn(transaction, { kind, name: key.name, options: serverOptions(key.namespace), how: {} });
+  }
+  return transaction.list(resource).length;
 }
 
 function resourceOfDefinition(definition: Readonly<KubeObject>): Resource[] {
@@ -106,7 +111,11 @@ function kindOfVersion(definition: Readonly<KubeObject>, version: unknown): Kind
     rules: NO_RULES,
     custom: true,
     ...(isRecord(scale) && {
-      scale: { specPath: textAt(scale, "specReplicasPath"), statusPath: textAt(scale, "statusReplicasPath"), selectorPath: selectorPath ?? "" },
+      scale: {
+        specPath: textAt(scale, "specReplicasPath"),
+        statusPath: textAt(scale, "statusReplicasPath"),
+        selectorPath: selectorPath ?? "",
+      },
     }),
   };
 }
@@ -132,9 +141,9 @@ function columnsOf(version: unknown): readonly Column[] {
 }
 
 function cellOf(found: readonly unknown[], type: string, nowMs: number): unknown {
-  const value = found.length > 1 ? found.map((one) => (isRecord(one) ? JSON.stringify(one) : String(one))).join(",") : found[0];
-  if (value === undefined || value === null) return undefined;
-  if (type === "date") return ageSince(String(value), nowMs);
-  if (type === "string") return typeof value === "object" ? JSON.stringify(value) : String(value as string | number | boolean); // no object: asked before
-  return value;
+  if (found.length === 0 || found[0] === null) return undefined;
+  const [first] = found;
+  const text = found.map((one) => (typeof one === "string" ? one : JSON.stringify(one))).join(",");
+  if (type === "date") return ageSince(text, nowMs);
+  return type === "string" || found.length > 1 ? text : first;
 }

@@ -64,7 +64,7 @@ export function readObject(
   const apiVersion = value["apiVersion"] ?? apiVersionOf(kind);
   const name = value["kind"] ?? kind.kind;
   if (apiVersion !== apiVersionOf(kind) || name !== kind.kind) {
-    const found = `${String(apiVersion)}, Kind=${String(name)}`;
+    const found = `${JSON.stringify(apiVersion)}, Kind=${JSON.stringify(name)}`.replaceAll('"', "").slice(0, 200);
     throw badRequest(
       `the object provided (${found}) does not match the expected ${apiVersionOf(kind)}, Kind=${kind.kind}`,
     );

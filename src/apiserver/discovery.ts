@@ -1,11 +1,13 @@
 import { createHash } from "node:crypto";
-import { apiVersionOf, type Kind } from "./kinds.ts";
+import type { Kind } from "./kinds.ts";
 import type { Registry } from "./registry.ts";
 
 /** The version of Kubernetes whose API this is. */
 export const KUBERNETES_VERSION = { major: "1", minor: "34", gitVersion: "v1.34.5+veil" };
 
 const AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+const API_VERSIONS = { kind: "APIVersions", versions: ["v1"], serverAddressByClientCIDRs: [] };
 
 /** What a subresource takes and gives, when that is another kind. */
 const SUBRESOURCE_KINDS: Readonly<
@@ -47,28 +49,21 @@ export class Discovery {
    * For the first two in the aggregated form when the client takes it.
    */
   find(path: string, accept: string): { contentType: string; body: unknown } | undefined {
-    const parts = path.split("/").filter((part) => part !== "");
-    const aggregated = /g=apidiscovery\.k8s\.io;v=v2;as=APIGroupDiscoveryList/.test(accept.replaceAll(" ", ""));
-    const json = (body: unknown): { contentType: string; body: unknown } => ({ contentType: "application/json", body });
-    if (parts.length === 1 && aggregated)
-      return { contentType: AGGREGATED, body: this.#aggregated(parts[0] === "api") };
-    if (path === "/api" || path === "/api/")
-      return json({ kind: "APIVersions", versions: ["v1"], serverAddressByClientCIDRs: [] });
-    if (path === "/apis" || path === "/apis/")
-      return json({
-        kind: "APIGroupList",
-        apiVersion: "v1",
-        groups: this.#groups().map((group) => this.#group(group)),
-      });
-    if (parts[0] === "api" && parts.length === 2) return wrap(this.#resourceList("", parts[1] ?? ""));
-    if (parts[0] !== "apis" || !this.#groups().includes(parts[1] ?? "")) return undefined;
-    if (parts.length === 2) return json({ kind: "APIGroup", apiVersion: "v1", ...this.#group(parts[1] ?? "") });
-    return parts.length === 3 ? wrap(this.#resourceList(parts[1] ?? "", parts[2] ?? "")) : undefined;
+    const [root, first, second, more] = path.split("/").filter((part) => part !== "");
+    if ((root !== "api" && root !== "apis") || more !== undefined) return undefined;
+    if (first === undefined) {
+      const aggregated = /g=apidiscovery\.k8s\.io;v=v2;as=APIGroupDiscoveryList/.test(accept.replaceAll(" ", ""));
+      if (aggregated) return { contentType: AGGREGATED, body: this.#aggregated(root === "api") };
+      return wrap(root === "api" ? API_VERSIONS : this.#groupList());
+    }
+    if (root === "api") return second === undefined ? wrap(this.#resourceList("", first)) : undefined;
+    if (!this.#groups().includes(first)) return undefined;
+    if (second !== undefined) return wrap(this.#resourceList(first, second));
+    return wrap({ kind: "APIGroup", apiVersion: "v1", ...this.#group(first) });
   }
 
-  /** All `group/version` pairs, `v1` first. */
-  groupVersions(): readonly string[] {
-    return [...new Set(this.#registry.kinds().map((kind) => apiVersionOf(kind)))];
+  #groupList(): unknown {
+    return { kind: "APIGroupList", apiVersion: "v1", groups: this.#groups().map((group) => this.#group(group)) };
   }
 
   #groups(): readonly string[] {

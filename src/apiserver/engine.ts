@@ -2,9 +2,19 @@ import type { Clock } from "#base/clock";
 import type { Random } from "#base/random";
 import type { ServerConfig } from "./config.ts";
 import type { FieldValidation } from "./decode.ts";
-import { apiVersionOf, resourceOf, subjectOf, type Kind, type WriteContext } from "./kinds.ts";
+import { resourceOf, subjectOf, type Kind, type WriteContext } from "./kinds.ts";
 import { copyOf, formatTime, isRecord, sameJson, type JsonObject, type KubeObject } from "./object.ts";
 import { alreadyExists, badRequest, conflict, forbidden, invalid, notFound } from "./status.ts";
+import {
+  asVersion,
+  isFree,
+  keepManagedFields,
+  keepMeta,
+  placeInNamespace,
+  restore,
+  setPolicy,
+  specChanged,
+} from "./metadata.ts";
 import type { ObjectKey, Store, Transaction } from "./store.ts";
 import type { StoredObject } from "./stored-object.ts";
 import type { User } from "./user.ts";
@@ -40,8 +50,6 @@ export type Admission = (request: {
 
 /** Characters of generated name endings; without those that spell words or look alike. */
 const SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789";
-const ORPHAN = "orphan";
-const FOREGROUND = "foregroundDeletion";
 
 /** Creates, updates and deletes objects of every kind by the same rules. */
 export class Engine {
@@ -192,18 +200,8 @@ export class Engine {
 
   #prepareMeta(kind: Kind, object: KubeObject, options: WriteOptions): void {
     const { metadata } = object;
-    if (kind.namespaced) {
-      const given = metadata.namespace;
-      if (given !== undefined && given !== "" && given !== options.namespace) {
-        throw badRequest(
-          `the namespace of the provided object does not match the namespace sent on the request: metadata.namespace is "${given}", the request says "${options.namespace}"`,
-        );
-      }
-      metadata.namespace = options.namespace;
-    } else if (metadata.namespace !== undefined && metadata.namespace !== "") {
-      throw badRequest(`metadata.namespace must be empty for ${kind.kind}, which is not namespaced`);
-    } else delete metadata.namespace;
-    if (metadata.resourceVersion !== undefined && metadata.resourceVersion !== "" && metadata.resourceVersion !== "0") {
+    placeInNamespace(kind, object, options.namespace);
+    if (!["", "0"].includes(metadata.resourceVersion ?? "")) {
       throw badRequest("metadata.resourceVersion should not be set on objects to be created");
     }
     if (!metadata.name && metadata.generateName) metadata.name = this.#generate(metadata.generateName);
@@ -323,76 +321,13 @@ export class Engine {
   /** Marks an object for deletion: finalizers by the policy, the time, and the grace that is left. */
   #mark(kind: Kind, object: KubeObject, how: DeleteOptions): void {
     const { metadata } = object;
-    const finalizers = new Set(metadata.finalizers ?? []);
-    if (how.propagationPolicy !== undefined) {
-      finalizers.delete(ORPHAN);
-      finalizers.delete(FOREGROUND);
-      if (how.propagationPolicy === "Orphan") finalizers.add(ORPHAN);
-      if (how.propagationPolicy === "Foreground") finalizers.add(FOREGROUND);
-    }
-    if (finalizers.size > 0) metadata.finalizers = [...finalizers];
-    else delete metadata.finalizers;
-    const own = kind.rules.graceSeconds?.(object);
-    const asked =
-      own === undefined ? 0 : Math.min(how.gracePeriodSeconds ?? own, own === 0 ? 0 : Number.MAX_SAFE_INTEGER);
+    if (how.propagationPolicy !== undefined) setPolicy(object, how.propagationPolicy);
+    const own = kind.rules.graceSeconds?.(object) ?? 0;
     const left = metadata.deletionTimestamp === undefined ? undefined : (metadata.deletionGracePeriodSeconds ?? 0);
-    const grace = Math.max(0, left === undefined ? asked : Math.min(left, how.gracePeriodSeconds ?? left));
-    if (left !== undefined && grace === left) return;
+    const asked = how.gracePeriodSeconds ?? left ?? own;
+    const grace = left === undefined ? (own === 0 ? 0 : asked) : Math.min(left, asked);
+    if (grace === left) return;
     metadata.deletionTimestamp = formatTime(this.#clock.now() + grace * 1000);
     metadata.deletionGracePeriodSeconds = grace;
   }
-}
-
-/** Nothing holds a marked object any more. */
-function isFree(object: KubeObject): boolean {
-  const { finalizers, deletionGracePeriodSeconds } = object.metadata;
-  const own = object.kind === "Namespace" && isRecord(object["spec"]) ? object["spec"]["finalizers"] : [];
-  const held = Array.isArray(own) && own.length > 0;
-  return (finalizers ?? []).length === 0 && (deletionGracePeriodSeconds ?? 0) === 0 && !held;
-}
-
-function asVersion(object: KubeObject, kind: Kind): KubeObject {
-  object.apiVersion = apiVersionOf(kind);
-  return object;
-}
-
-function restore(object: KubeObject, old: Readonly<KubeObject>, field: string): void {
-  if (old[field] === undefined) delete object[field];
-  else object[field] = copyOf(old[field]);
-}
-
-/** What nobody may change through an update. */
-function keepMeta(object: KubeObject, old: Readonly<KubeObject>): void {
-  const { metadata } = object;
-  const before = old.metadata;
-  metadata.name = before.name;
-  metadata.uid = before.uid;
-  if (before.namespace === undefined) delete metadata.namespace;
-  else metadata.namespace = before.namespace;
-  for (const field of ["creationTimestamp", "deletionTimestamp", "generateName", "resourceVersion"] as const) {
-    if (before[field] === undefined) delete metadata[field];
-    else metadata[field] = before[field];
-  }
-  for (const field of ["generation", "deletionGracePeriodSeconds"] as const) {
-    if (before[field] === undefined) delete metadata[field];
-    else metadata[field] = before[field];
-  }
-}
-
-/** Only server-side apply writes them; anybody may drop them all. */
-function keepManagedFields(object: KubeObject, old: Readonly<KubeObject>): void {
-  if (object.metadata.managedFields?.length === 0) return;
-  if (old.metadata.managedFields === undefined) delete object.metadata.managedFields;
-  else object.metadata.managedFields = copyOf(old.metadata.managedFields);
-}
-
-function specChanged(object: Readonly<KubeObject>, old: Readonly<KubeObject>): boolean {
-  if (old.metadata.generation === undefined) return false;
-  const strip = (one: Readonly<KubeObject>): unknown => ({
-    ...one,
-    metadata: undefined,
-    status: undefined,
-    apiVersion: undefined,
-  });
-  return !sameJson(strip(object), strip(old));
 }

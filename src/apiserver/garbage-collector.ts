@@ -88,9 +88,11 @@ export class GarbageCollector {
     const keys = [...this.#queue.values()];
     this.#queue.clear();
     for (const { key } of keys) {
-      engine.store.write((transaction) => this.#look(transaction, key)).catch((error: unknown) => {
-        if (!(error instanceof StatusError)) log.error({ err: error, ...key }, "cannot collect an object");
-      });
+      engine.store
+        .write((transaction) => this.#look(transaction, key))
+        .catch((error: unknown) => {
+          if (!(error instanceof StatusError)) log.error({ err: error, ...key }, "cannot collect an object");
+        });
     }
   }
 
@@ -99,17 +101,15 @@ export class GarbageCollector {
     const kind = this.#parts.registry.resource(key.resource)?.storage;
     if (found === undefined || kind === undefined) return;
     const { metadata } = found.object;
-    if (metadata.deletionTimestamp !== undefined && metadata.finalizers?.includes(ORPHAN)) return this.#orphan(transaction, key);
-    if (metadata.deletionTimestamp !== undefined && metadata.finalizers?.includes(FOREGROUND)) return this.#foreground(transaction, key);
+    if (isLeaving(found.object, ORPHAN)) return this.#orphan(transaction, key);
+    if (isLeaving(found.object, FOREGROUND)) return this.#foreground(transaction, key);
     const owners = metadata.ownerReferences ?? [];
-    if (owners.length === 0) return;
     const alive = owners.filter((owner) => this.#isAlive(transaction, owner, key.namespace));
-    const options = serverOptions(key.namespace);
-    if (alive.some((owner) => owner !== undefined) && alive.length === owners.length) return;
+    if (alive.length === owners.length) return;
     if (alive.length > 0) this.#setOwners(transaction, key, alive);
     else if (metadata.deletionTimestamp === undefined) {
-      const foreground = metadata.finalizers?.includes(FOREGROUND) ? ("Foreground" as const) : undefined;
-      this.#parts.engine.deleteIn(transaction, { kind, name: key.name, options, how: { uid: metadata.uid, propagationPolicy: foreground } });
+      const options = serverOptions(key.namespace);
+      this.#parts.engine.deleteIn(transaction, { kind, name: key.name, options, how: { uid: metadata.uid } });
     }
   }
 
@@ -143,33 +143,42 @@ export class GarbageCollector {
 
   #dependentsOf(transaction: Transaction, uid: string): ObjectKey[] {
     const keys = [...(this.#dependents.get(uid)?.values() ?? [])];
-    return keys.filter((key) => transaction.get(key)?.object.metadata.ownerReferences?.some((owner) => owner.uid === uid));
+    return keys.filter((key) =>
+      transaction.get(key)?.object.metadata.ownerReferences?.some((owner) => owner.uid === uid),
+    );
   }
 
   #orphan(transaction: Transaction, key: ObjectKey): void {
     const uid = transaction.get(key)?.object.metadata.uid ?? "";
     for (const dependent of this.#dependentsOf(transaction, uid)) {
       const owners = transaction.get(dependent)?.object.metadata.ownerReferences ?? [];
-      this.#setOwners(transaction, dependent, owners.filter((owner) => owner.uid !== uid));
+      this.#setOwners(
+        transaction,
+        dependent,
+        owners.filter((owner) => owner.uid !== uid),
+      );
     }
     this.#dropFinalizer(transaction, key, ORPHAN);
   }
 
   #foreground(transaction: Transaction, key: ObjectKey): void {
     const uid = transaction.get(key)?.object.metadata.uid ?? "";
-    let blocked = false;
-    for (const dependent of this.#dependentsOf(transaction, uid)) {
-      const object = transaction.get(dependent)?.object;
-      const kind = this.#parts.registry.resource(dependent.resource)?.storage;
-      const reference = object?.metadata.ownerReferences?.find((owner) => owner.uid === uid);
-      if (object === undefined || kind === undefined || reference === undefined) continue;
-      if (object.metadata.deletionTimestamp === undefined) {
-        const how = { propagationPolicy: "Foreground" as const, uid: object.metadata.uid };
-        this.#parts.engine.deleteIn(transaction, { kind, name: dependent.name, options: serverOptions(dependent.namespace), how });
-      }
-      if (reference.blockOwnerDeletion === true && transaction.get(dependent) !== undefined) blocked = true;
-    }
+    const dependents = this.#dependentsOf(transaction, uid);
+    for (const dependent of dependents) this.#deleteDependent(transaction, dependent);
+    const blocked = dependents.some((dependent) =>
+      transaction
+        .get(dependent)
+        ?.object.metadata.ownerReferences?.some((owner) => owner.uid === uid && owner.blockOwnerDeletion === true),
+    );
     if (!blocked) this.#dropFinalizer(transaction, key, FOREGROUND);
+  }
+
+  #deleteDependent(transaction: Transaction, key: ObjectKey): void {
+    const object = transaction.get(key)?.object;
+    const kind = this.#parts.registry.resource(key.resource)?.storage;
+    if (object === undefined || kind === undefined || object.metadata.deletionTimestamp !== undefined) return;
+    const how = { propagationPolicy: "Foreground" as const, uid: object.metadata.uid };
+    this.#parts.engine.deleteIn(transaction, { kind, name: key.name, options: serverOptions(key.namespace), how });
   }
 
   #dropFinalizer(transaction: Transaction, key: ObjectKey, finalizer: string): void {
@@ -179,8 +188,12 @@ export class GarbageCollector {
   }
 }
 
+function isLeaving(object: Readonly<KubeObject>, finalizer: string): boolean {
+  const { deletionTimestamp, finalizers } = object.metadata;
+  return deletionTimestamp !== undefined && (finalizers ?? []).includes(finalizer);
+}
+
 function needsLook(object: Readonly<KubeObject>): boolean {
-  const { ownerReferences, deletionTimestamp, finalizers } = object.metadata;
-  if ((ownerReferences?.length ?? 0) > 0) return true;
-  return deletionTimestamp !== undefined && (finalizers?.some((one) => one === FOREGROUND || one === ORPHAN) ?? false);
+  const owners = object.metadata.ownerReferences ?? [];
+  return owners.length > 0 || isLeaving(object, FOREGROUND) || isLeaving(object, ORPHAN);
 }

@@ -6,7 +6,8 @@ type Step =
   | { readonly kind: "all" }
   | { readonly kind: "filter"; readonly path: readonly Step[]; readonly value: string };
 
-const STEP = /^(?:\.?\[\?\(@((?:\.[A-Za-z0-9_-]+)+)\s*==\s*(?:"([^"]*)"|'([^']*)')\)\]|\.?\[(\d+)\]|\.?\[\*\]|\.?\['([^']*)'\]|\.?\["([^"]*)"\]|\.((?:\\.|[^.[\\])+))/;
+const STEP =
+  /^(?:\.?\[\?\(@((?:\.[A-Za-z0-9_-]+)+)\s*==\s*(?:"([^"]*)"|'([^']*)')\)\]|\.?\[(\d+)\]|\.?\[\*\]|\.?\['([^']*)'\]|\.?\["([^"]*)"\]|\.((?:\\.|[^.[\\])+))/;
 const MAX_STEPS = 64;
 
 /**
@@ -28,7 +29,10 @@ export function parseJsonPath(text: string): readonly Step[] | undefined {
 function readStep(match: RegExpExecArray): Step {
   const [whole, filter, double, single, index, quoted, doubleQuoted, name] = match;
   if (filter !== undefined) {
-    const path = filter.split(".").slice(1).map((field): Step => ({ kind: "field", name: field }));
+    const path = filter
+      .split(".")
+      .slice(1)
+      .map((field): Step => ({ kind: "field", name: field }));
     return { kind: "filter", path, value: double ?? single ?? "" };
   }
   if (index !== undefined) return { kind: "index", index: Number(index) };
@@ -43,16 +47,11 @@ export function findByPath(value: unknown, path: readonly Step[]): readonly unkn
   return found;
 }
 
-function take(value: unknown, step: Step): unknown[] {
-  switch (step.kind) {
-    case "field":
-      return isRecord(value) && Object.hasOwn(value, step.name) ? [value[step.name]] : [];
-    case "index":
-      return Array.isArray(value) && step.index < value.length ? [value[step.index]] : [];
-    case "all":
-      return Array.isArray(value) ? value : isRecord(value) ? Object.values(value) : [];
-    default:
-      if (!Array.isArray(value)) return [];
-      return value.filter((item) => String(findByPath(item, step.path)[0]) === step.value);
-  }
+function take(value: unknown, step: Step): readonly unknown[] {
+  if (step.kind === "field") return isRecord(value) && Object.hasOwn(value, step.name) ? [value[step.name]] : [];
+  if (step.kind === "all" && isRecord(value)) return Object.values(value);
+  if (!Array.isArray(value)) return [];
+  if (step.kind === "index") return value.slice(step.index, step.index + 1);
+  if (step.kind === "all") return value;
+  return value.filter((item) => String(findByPath(item, step.path)[0]) === step.value);
 }

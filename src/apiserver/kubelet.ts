@@ -5,7 +5,7 @@ import type { Duplex } from "node:stream";
 import { messageOf } from "#base/errors";
 import { listAt, numberAt, textAt, type KubeObject } from "./object.ts";
 import type { CertificateFiles } from "./pki.ts";
-import type { RequestInfo } from "./request.ts";
+import type { RequestInfo, ResourceTarget } from "./request.ts";
 import type { ResourceRequest } from "./resource-handler.ts";
 import { badRequest, methodNotAllowed, notFound, StatusError } from "./status.ts";
 import type { Store } from "./store.ts";
@@ -14,7 +14,16 @@ import { MAX_STREAMS } from "./config.ts";
 const CONNECT_TIMEOUT_MS = 10_000;
 const KUBELET_PORT = 10_250;
 const MAX_HEAD_BYTES = 65_536;
-const LOG_PARAMETERS = ["follow", "previous", "timestamps", "sinceSeconds", "sinceTime", "tailLines", "limitBytes", "stream"];
+const LOG_PARAMETERS = [
+  "follow",
+  "previous",
+  "timestamps",
+  "sinceSeconds",
+  "sinceTime",
+  "tailLines",
+  "limitBytes",
+  "stream",
+];
 const STREAM_PATHS: Readonly<Record<string, string>> = { exec: "exec", attach: "attach", portforward: "portForward" };
 
 /** Passes logs, exec, attach and port-forward on to the kubelet of the pod's node. */
@@ -27,7 +36,12 @@ export class KubeletProxy {
   constructor(options: { store: Store; identity: CertificateFiles }) {
     this.#store = options.store;
     this.#identity = options.identity;
-    this.#agent = new Agent({ cert: options.identity.certPem, key: options.identity.keyPem, rejectUnauthorized: false, maxSockets: MAX_STREAMS });
+    this.#agent = new Agent({
+      cert: options.identity.certPem,
+      key: options.identity.keyPem,
+      rejectUnauthorized: false,
+      maxSockets: MAX_STREAMS,
+    });
   }
 
   /** How many tunnels are open. */
@@ -78,7 +92,8 @@ export class KubeletProxy {
     const { info, message, socket, head } = given;
     const { target } = info;
     if (target === undefined) throw badRequest("no pod is named");
-    if (this.#tunnels.size >= MAX_STREAMS) throw new StatusError(503, "ServiceUnavailable", { message: "too many streams are open" });
+    if (this.#tunnels.size >= MAX_STREAMS)
+      throw new StatusError(503, "ServiceUnavailable", { message: "too many streams are open" });
     const place = this.#locate(info, target);
     const path = streamPath(info, place);
     const upstream = await this.#connect(place);
@@ -113,7 +128,7 @@ export class KubeletProxy {
   }
 
   /** Where the kubelet of a pod is, and which container is meant. */
-  #locate(info: RequestInfo, target: { namespace: string; name: string }): Place {
+  #locate(info: RequestInfo, target: ResourceTarget): Place {
     const found = this.#store.get({ resource: "pods", namespace: target.namespace, name: target.name });
     if (found === undefined) throw notFound({ resource: "pods", name: target.name });
     const pod = found.object;
@@ -123,9 +138,10 @@ export class KubeletProxy {
     if (node === undefined) throw notFound({ resource: "nodes", name: nodeName });
     const address = listAt(node, "status", "addresses").find((one) => textAt(one, "type") === "InternalIP");
     const host = textAt(address, "address");
-    if (host === "") throw new StatusError(503, "ServiceUnavailable", { message: `node ${nodeName} has no InternalIP` });
+    if (host === "")
+      throw new StatusError(503, "ServiceUnavailable", { message: `node ${nodeName} has no InternalIP` });
     const port = numberAt(node, "status", "daemonEndpoints", "kubeletEndpoint", "Port") ?? KUBELET_PORT;
-    return { host, port, pod, container: containerOf(pod, info.query.get("container") ?? "") };
+    return { host, port, pod, target, container: containerOf(pod, info.query.get("container") ?? "") };
   }
 }
 
@@ -134,10 +150,13 @@ interface Place {
   readonly port: number;
   readonly pod: Readonly<KubeObject>;
   readonly container: string;
+  readonly target: ResourceTarget;
 }
 
 function containerOf(pod: Readonly<KubeObject>, asked: string): string {
-  const names = ["containers", "initContainers"].flatMap((list) => listAt(pod, "spec", list).map((one) => textAt(one, "name")));
+  const names = ["containers", "initContainers"].flatMap((list) =>
+    listAt(pod, "spec", list).map((one) => textAt(one, "name")),
+  );
   const { name } = pod.metadata;
   if (asked !== "") {
     if (names.includes(asked)) return asked;
@@ -152,15 +171,21 @@ function containerOf(pod: Readonly<KubeObject>, asked: string): string {
 
 /** The kubelet's path and parameters: it calls the streams `input`, `output` and `error`. */
 function streamPath(info: RequestInfo, place: Place): string {
-  const { target, query } = info;
-  const kind = STREAM_PATHS[target?.subresource ?? ""] ?? "exec";
-  const base = `/${kind}/${target?.namespace ?? ""}/${target?.name ?? ""}`;
+  const { query } = info;
+  const { subresource, namespace, name } = place.target;
+  const kind = STREAM_PATHS[subresource] ?? "exec";
+  const base = `/${kind}/${namespace}/${name}`;
   const out = new URLSearchParams();
   if (kind === "portForward") {
     for (const port of query.getAll("ports")) out.append("port", port);
     return `${base}?${out.toString()}`;
   }
-  for (const [from, to] of [["stdin", "input"], ["stdout", "output"], ["stderr", "error"], ["tty", "tty"]] as const) {
+  for (const [from, to] of [
+    ["stdin", "input"],
+    ["stdout", "output"],
+    ["stderr", "error"],
+    ["tty", "tty"],
+  ] as const) {
     if (["true", "1"].includes(query.get(from) ?? "")) out.set(to, "1");
   }
   for (const word of query.getAll("command")) out.append("command", word);
@@ -181,5 +206,7 @@ function upgradeHead(message: IncomingMessage, to: { path: string; host: string 
 
 function unreachable(pod: Readonly<KubeObject>, error: unknown): StatusError {
   const node = textAt(pod, "spec", "nodeName");
-  return new StatusError(502, "InternalError", { message: `cannot reach the kubelet of node ${node}: ${messageOf(error)}` });
+  return new StatusError(502, "InternalError", {
+    message: `cannot reach the kubelet of node ${node}: ${messageOf(error)}`,
+  });
 }

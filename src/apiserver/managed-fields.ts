@@ -34,7 +34,7 @@ export function removeOwned(value: unknown, before: FieldSet, kept: readonly Fie
     if (holders.length === 0) removeField(value, name);
     else if (isRecord(inner) && Object.keys(inner).length > 0) {
       const deeper = holders.filter((holder): holder is FieldSet => isRecord(holder));
-      removeOwned(findField(value, name), inner as FieldSet, deeper); // a part of a field set is one
+      removeOwned(findField(value, name), inner, deeper);
     }
   }
 }

@@ -16,7 +16,7 @@ export function finalizeNamespaces(parts: ControllerParts): () => void {
   let scheduled = false;
   const work = (): void => {
     scheduled = false;
-    for (const name of [...waiting]) {
+    for (const name of waiting) {
       engine.store
         .write((transaction) => empty(parts, transaction, name))
         .then((done) => (done ? waiting.delete(name) : false))
@@ -44,11 +44,19 @@ function empty(parts: ControllerParts, transaction: Transaction, name: string): 
   const key = { resource: "namespaces", namespace: "", name };
   const found = transaction.get(key);
   if (found === undefined || found.object.metadata.deletionTimestamp === undefined) return true;
-  const kinds = parts.registry.resources().map(({ storage }) => storage).filter((kind) => kind.namespaced && kind.verbs.includes("list"));
+  const kinds = parts.registry
+    .resources()
+    .map(({ storage }) => storage)
+    .filter((kind) => kind.namespaced && kind.verbs.includes("list"));
   const left: string[] = [];
   for (const kind of kinds) {
     for (const { key: at } of transaction.list(resourceOf(kind), name)) {
-      const { gone } = parts.engine.deleteIn(transaction, { kind, name: at.name, options: serverOptions(name), how: {} });
+      const { gone } = parts.engine.deleteIn(transaction, {
+        kind,
+        name: at.name,
+        options: serverOptions(name),
+        how: {},
+      });
       if (!gone) left.push(`${resourceOf(kind)} ${at.name}`);
     }
   }
@@ -75,7 +83,11 @@ function release(parts: ControllerParts, transaction: Transaction, name: string)
   return transaction.get(key) === undefined;
 }
 
-function note(parts: ControllerParts, transaction: Transaction, what: { name: string; left: readonly string[] }): boolean {
+function note(
+  parts: ControllerParts,
+  transaction: Transaction,
+  what: { name: string; left: readonly string[] },
+): boolean {
   const shown = what.left.slice(0, 10).join(", ");
   const message = `${what.left.length} objects are still there: ${shown}${what.left.length > 10 ? ", …" : ""}`;
   parts.engine.updateIn(transaction, {

@@ -26,60 +26,40 @@ export class NodeAuthorizer {
   allows(user: User, wanted: Attributes): boolean {
     const node = nodeOf(user);
     if (node === undefined) return false;
-    switch (`${wanted.resource}.${wanted.group}`.replace(/\.$/, "")) {
-      case "nodes":
-      case "nodes/status":
-        return this.#allowsNode(node, wanted);
-      case "pods":
-        return this.#allowsPods(node, wanted);
-      case "pods/status":
-        return ["get", "update", "patch"].includes(wanted.verb) && this.#runs(node, wanted);
-      case "leases.coordination.k8s.io":
-        return WRITE_OWN.has(wanted.verb) && wanted.namespace === LEASE_NAMESPACE && (wanted.name === node || wanted.verb === "create");
-      case "events":
-        return ["create", "update", "patch"].includes(wanted.verb);
-      case "secrets":
-      case "configmaps":
-        return READ.has(wanted.verb) && this.#uses(node, wanted);
-      case "serviceaccounts":
-        return wanted.verb === "get" && this.#hasAccount(node, wanted);
-      case "serviceaccounts/token":
-        return wanted.verb === "create" && this.#hasAccount(node, wanted);
-      case "tokenreviews.authentication.k8s.io":
-      case "subjectaccessreviews.authorization.k8s.io":
-        return wanted.verb === "create";
-      default:
-        return false;
-    }
+    const rule = this.#rules[wanted.group === "" ? wanted.resource : `${wanted.resource}.${wanted.group}`];
+    return rule?.(node, wanted) === true;
   }
 
+  /** By resource: what a node may do with it. */
+  readonly #rules: Readonly<Record<string, (node: string, wanted: Attributes) => boolean>> = {
+    nodes: (node, wanted) => this.#allowsNode(node, wanted),
+    "nodes/status": (node, wanted) => this.#allowsNode(node, wanted),
+    pods: (node, wanted) => this.#allowsPods(node, wanted),
+    "pods/status": (node, wanted) => ["get", "update", "patch"].includes(wanted.verb) && this.#runs(node, wanted),
+    "leases.coordination.k8s.io": (node, wanted) =>
+      WRITE_OWN.has(wanted.verb) &&
+      wanted.namespace === LEASE_NAMESPACE &&
+      (wanted.name === node || wanted.verb === "create"),
+    events: (_node, { verb }) => ["create", "update", "patch"].includes(verb),
+    secrets: (node, wanted) => READ.has(wanted.verb) && this.#uses(node, wanted),
+    configmaps: (node, wanted) => READ.has(wanted.verb) && this.#uses(node, wanted),
+    serviceaccounts: (node, wanted) => wanted.verb === "get" && this.#hasAccount(node, wanted),
+    "serviceaccounts/token": (node, wanted) => wanted.verb === "create" && this.#hasAccount(node, wanted),
+    "tokenreviews.authentication.k8s.io": (_node, { verb }) => verb === "create",
+    "subjectaccessreviews.authorization.k8s.io": (_node, { verb }) => verb === "create",
+  };
+
   /** Refuses, while writing, what the request alone did not show: other nodes' objects in the body, labels, tokens of other pods. */
-  readonly admit: Admission = ({ verb, kind, object, old, context }) => {
-    const node = nodeOf(context.user);
+  readonly admit: Admission = (request) => {
+    const node = nodeOf(request.context.user);
     if (node === undefined) return;
-    const subject = { resource: kind.plural, group: kind.group, name: object.metadata.name };
-    const refuse = (why: string): never => {
-      throw forbidden(subject, `node "${node}" ${why}`);
-    };
-    switch (resourceOf(kind)) {
-      case "nodes":
-        if (object.metadata.name !== node) refuse("may only change its own Node");
-        if (old !== undefined && restrictedLabels(object) !== restrictedLabels(old)) refuse(`may not change labels with the prefix ${RESTRICTED_LABEL}`);
-        if (old === undefined && restrictedLabels(object) !== "{}") refuse(`may not set labels with the prefix ${RESTRICTED_LABEL}`);
-        if (old !== undefined && verb === "update" && !sameJson(valueAt(object, "spec", "taints"), valueAt(old, "spec", "taints"))) refuse("may not change its taints");
-        break;
-      case "pods":
-        if (textAt(old ?? object, "spec", "nodeName") !== node) refuse("may only change pods that are bound to it");
-        if (verb === "create") refuse("may not create pods");
-        break;
-      case "leases.coordination.k8s.io":
-        if (object.metadata.name !== node) refuse("may only change its own lease");
-        break;
-      case "events":
-        if (!this.#isOwnEvent(node, object)) refuse("may only report what happens on it");
-        break;
-      default:
-    }
+    const { kind, object } = request;
+    const problem = RESTRICTIONS[resourceOf(kind)]?.(node, request);
+    if (problem === undefined) return;
+    throw forbidden(
+      { resource: kind.plural, group: kind.group, name: object.metadata.name },
+      `node "${node}" ${problem}`,
+    );
   };
 
   /** A token that a node asks for must be bound to a pod that runs there under that account. */
@@ -89,7 +69,11 @@ export class NodeAuthorizer {
     const reference = valueAt(review, "spec", "boundObjectRef");
     if (textAt(reference, "kind") !== "Pod") return false;
     const pod = this.#store.get({ resource: "pods", namespace, name: textAt(reference, "name") });
-    return pod !== undefined && textAt(reference, "uid") === pod.object.metadata.uid && textAt(pod.object, "spec", "nodeName") === node;
+    return (
+      pod !== undefined &&
+      textAt(reference, "uid") === pod.object.metadata.uid &&
+      textAt(pod.object, "spec", "nodeName") === node
+    );
   }
 
   #allowsNode(node: string, wanted: Attributes): boolean {
@@ -116,7 +100,9 @@ export class NodeAuthorizer {
   }
 
   #hasAccount(node: string, wanted: Attributes): boolean {
-    return this.#podsOf(node, wanted.namespace).some((pod) => textAt(pod, "spec", "serviceAccountName") === wanted.name);
+    return this.#podsOf(node, wanted.namespace).some(
+      (pod) => textAt(pod, "spec", "serviceAccountName") === wanted.name,
+    );
   }
 
   #uses(node: string, wanted: Attributes): boolean {
@@ -124,11 +110,33 @@ export class NodeAuthorizer {
     if (name === "" || wanted.namespace === "") return false;
     return this.#podsOf(node, wanted.namespace).some((pod) => references(pod, wanted.resource === "secrets").has(name));
   }
+}
 
-  #isOwnEvent(node: string, event: Readonly<KubeObject>): boolean {
-    const host = textAt(event, "source", "host");
-    return host === "" || host === node;
+type Restriction = (node: string, request: Parameters<Admission>[0]) => string | undefined;
+
+/** By resource: why a node may not write this; undefined when it may. */
+const RESTRICTIONS: Readonly<Record<string, Restriction>> = {
+  nodes: restrictNode,
+  pods: (node, { verb, object, old }) => {
+    if (verb === "create") return "may not create pods";
+    return textAt(old ?? object, "spec", "nodeName") === node ? undefined : "may only change pods that are bound to it";
+  },
+  "leases.coordination.k8s.io": (node, { object }) =>
+    object.metadata.name === node ? undefined : "may only change its own lease",
+  events: (node, { object }) => {
+    const host = textAt(object, "source", "host");
+    return host === "" || host === node ? undefined : "may only report what happens on it";
+  },
+};
+
+function restrictNode(node: string, { verb, object, old }: Parameters<Admission>[0]): string | undefined {
+  if (object.metadata.name !== node) return "may only change its own Node";
+  if (restrictedLabels(object) !== (old === undefined ? "{}" : restrictedLabels(old))) {
+    return `may not change labels with the prefix ${RESTRICTED_LABEL}`;
   }
+  if (verb !== "update" || sameJson(valueAt(object, "spec", "taints"), valueAt(old, "spec", "taints")))
+    return undefined;
+  return "may not change its taints";
 }
 
 function selected(wanted: Attributes, field: string): string {

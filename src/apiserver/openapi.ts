@@ -42,7 +42,10 @@ export class OpenApi {
 
   #root(): string {
     const keys = [...new Set(this.#registry.kinds().map((kind) => keyOf(kind)))];
-    const paths = keys.map((key) => [key, { serverRelativeURL: `/openapi/v3/${key}?hash=${this.#document(key)?.hash ?? ""}` }]);
+    const paths = keys.map((key) => [
+      key,
+      { serverRelativeURL: `/openapi/v3/${key}?hash=${this.#document(key)?.hash ?? ""}` },
+    ]);
     return JSON.stringify({ paths: Object.fromEntries(paths) });
   }
 
@@ -67,17 +70,28 @@ function describe(kinds: readonly Kind[]): unknown {
   const paths: Record<string, unknown> = {};
   for (const kind of kinds) {
     const gvk = { group: kind.group, version: kind.version, kind: kind.kind };
-    const name = kind.custom ? `${kind.group.split(".").toReversed().join(".")}.${kind.version}.${kind.kind}` : `io.k8s.${kind.kind}`;
+    const name = kind.custom
+      ? `${kind.group.split(".").toReversed().join(".")}.${kind.version}.${kind.kind}`
+      : `io.k8s.${kind.kind}`;
     const schema = kind.custom ? translate(kind.schema, components) : body(builtinSchema(kind.kind), components);
     components[name] = { ...schema, "x-kubernetes-group-version-kind": [gvk] };
     Object.assign(paths, pathsOf(kind, { gvk, name }));
   }
-  return { openapi: "3.0.0", info: { title: "Kubernetes", version: "v1.34.5" }, paths, components: { schemas: components } };
+  return {
+    openapi: "3.0.0",
+    info: { title: "Kubernetes", version: "v1.34.5" },
+    paths,
+    components: { schemas: components },
+  };
 }
 
 function pathsOf(kind: Kind, { gvk, name }: { gvk: Record<string, string>; name: string }): Record<string, unknown> {
   const collection = `/${keyOf(kind)}/${kind.namespaced ? "namespaces/{namespace}/" : ""}${kind.plural}`;
-  const query = (parameter: string): unknown => ({ name: parameter, in: "query", schema: { type: "string", uniqueItems: true } });
+  const query = (parameter: string): unknown => ({
+    name: parameter,
+    in: "query",
+    schema: { type: "string", uniqueItems: true },
+  });
   const writing = ["dryRun", "fieldManager", "fieldValidation"].map((parameter) => query(parameter));
   const content = { "application/json": { schema: { $ref: `${PREFIX}${name}` } } };
   const responses = { "200": { description: "OK", content } };
@@ -89,7 +103,9 @@ function pathsOf(kind: Kind, { gvk, name }: { gvk: Record<string, string>; name:
   });
   // kubectl computes strategic merges itself for the kinds it knows; it does so from here only when that type is listed.
   const patch = { "application/merge-patch+json": { schema: {} }, "application/apply-patch+yaml": { schema: {} } };
-  const out: Record<string, unknown> = { [collection]: { post: operation("post", writing), get: operation("list", []) } };
+  const out: Record<string, unknown> = {
+    [collection]: { post: operation("post", writing), get: operation("list", []) },
+  };
   if (kind.verbs.includes("patch")) {
     out[`${collection}/{name}`] = {
       get: operation("get", []),
@@ -104,35 +120,25 @@ function pathsOf(kind: Kind, { gvk, name }: { gvk: Record<string, string>; name:
 /** A schema as OpenAPI; named types become references and are added to `components`. */
 function translate(schema: Schema, components: Record<string, unknown>): Record<string, unknown> {
   const described = schema.description === undefined ? {} : { description: schema.description };
-  switch (schema.type) {
-    case "list": {
-      const items = schema.item === undefined ? {} : translate(schema.item, components);
-      const keys = schema.keys ?? [];
-      const extension = schema.keys === undefined ? "atomic" : keys.length === 0 ? "set" : "map";
-      return {
-        ...described,
-        type: "array",
-        items,
-        "x-kubernetes-list-type": extension,
-        ...(keys.length > 0 && { "x-kubernetes-list-map-keys": keys }),
-      };
-    }
-    case "map":
-      return { ...described, type: "object", additionalProperties: schema.item === undefined ? {} : translate(schema.item, components) };
-    case "object":
-      if (schema.name === undefined) return { ...described, ...body(schema, components) };
-      return { allOf: [{ $ref: reference(schema, components) }], default: {} };
-    case "any":
-    case "bool":
-    case "bytes":
-    case "int":
-    case "intstr":
-    case "number":
-    case "quantity":
-    case "string":
-    case "time":
-      return { ...described, ...SCALARS[schema.type] };
+  if (schema.type === "list") return { ...described, ...translateList(schema, components) };
+  if (schema.type === "map") {
+    const additionalProperties = schema.item === undefined ? {} : translate(schema.item, components);
+    return { ...described, type: "object", additionalProperties };
   }
+  if (schema.type !== "object") return { ...described, ...SCALARS[schema.type] };
+  if (schema.name === undefined) return { ...described, ...body(schema, components) };
+  return { allOf: [{ $ref: reference(schema, components) }], default: {} };
+}
+
+function translateList(schema: Schema, components: Record<string, unknown>): Record<string, unknown> {
+  const { item, keys = [] } = schema;
+  const kind = schema.keys === undefined ? "atomic" : keys.length === 0 ? "set" : "map";
+  return {
+    type: "array",
+    items: item === undefined ? {} : translate(item, components),
+    "x-kubernetes-list-type": kind,
+    ...(keys.length > 0 && { "x-kubernetes-list-map-keys": keys }),
+  };
 }
 
 function reference(schema: Schema, components: Record<string, unknown>): string {

@@ -82,24 +82,27 @@ function strategicMerge(schema: Schema | undefined, { target, patch, path }: Mer
   if (directive !== undefined && directive !== "merge")
     throw badRequest(`${path}: unknown $patch directive ${JSON.stringify(directive)}`);
   const result: Record<string, unknown> = isRecord(target) ? { ...target } : {};
-  const retained = patch[RETAIN_KEYS];
-  if (retained !== undefined) {
-    if (!Array.isArray(retained)) throw badRequest(`${path}.$retainKeys: expected a list`);
-    for (const key of Object.keys(result)) if (!retained.includes(key)) delete result[key];
-  }
+  retainKeys(result, patch[RETAIN_KEYS], path);
   for (const [key, value] of Object.entries(patch)) {
-    if (key === DIRECTIVE || key === RETAIN_KEYS || key.startsWith(DELETE_FROM) || key.startsWith(SET_ORDER)) continue;
+    if (isDirective(key)) continue;
     const at = path === "" ? key : `${path}.${key}`;
-    if (value === null) {
-      delete result[key];
-      continue;
-    }
-    const merged = mergeField(fieldSchema(schema, key), { target: result[key], patch: value, path: at });
+    const field = fieldSchema(schema, key);
+    const merged = value === null ? undefined : mergeField(field, { target: result[key], patch: value, path: at });
     if (merged === undefined) delete result[key];
     else setOwn(result, key, merged);
   }
   applyListDirectives(schema, result, patch);
   return result;
+}
+
+function isDirective(key: string): boolean {
+  return key === DIRECTIVE || key === RETAIN_KEYS || key.startsWith(DELETE_FROM) || key.startsWith(SET_ORDER);
+}
+
+function retainKeys(result: Record<string, unknown>, retained: unknown, path: string): void {
+  if (retained === undefined) return;
+  if (!Array.isArray(retained)) throw badRequest(`${path}.$retainKeys: expected a list`);
+  for (const key of Object.keys(result)) if (!retained.includes(key)) delete result[key];
 }
 
 function fieldSchema(schema: Schema | undefined, key: string): Schema | undefined {

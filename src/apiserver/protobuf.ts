@@ -25,7 +25,8 @@ const known = new Map<string, ReadonlyMap<number, Field>>();
 
 /** Decodes a body. Throws 400 that names the field where it is damaged, 415 for kinds without a known encoding. */
 export function decodeProtobuf(body: Buffer): unknown {
-  if (!body.subarray(0, 4).equals(MAGIC)) throw badRequest("the body is no Kubernetes protobuf: it does not begin with k8s\\0");
+  if (!body.subarray(0, 4).equals(MAGIC))
+    throw badRequest("the body is no Kubernetes protobuf: it does not begin with k8s\\0");
   let apiVersion = "";
   let kind = "";
   let raw: Buffer = Buffer.alloc(0);
@@ -42,7 +43,9 @@ export function decodeProtobuf(body: Buffer): unknown {
     } else envelope.skip(field);
   }
   if (wire[kind] === undefined || apiVersion === "events.k8s.io/v1") {
-    throw unsupportedMediaType(`the body of the request was in an unknown format - ${kind.slice(0, 100) || "an object without a kind"} is only accepted as application/json`);
+    throw unsupportedMediaType(
+      `the body of the request was in an unknown format - ${kind.slice(0, 100) || "an object without a kind"} is only accepted as application/json`,
+    );
   }
   return { apiVersion, kind, ...readMessage(kind, raw, { path: "", depth: 0 }) };
 }
@@ -78,7 +81,11 @@ function readMessage(message: string, bytes: Buffer, place: Place): Record<strin
       continue;
     }
     const inner = { path: place.path === "" ? field.json : `${place.path}.${field.json}`, depth: place.depth + 1 };
-    if (field.json === "") Object.assign(out, readMessage(field.notation.replace(/^\*/, ""), reader.bytes(at), { ...inner, path: place.path }));
+    if (field.json === "")
+      Object.assign(
+        out,
+        readMessage(field.notation.replace(/^\*/, ""), reader.bytes(at), { ...inner, path: place.path }),
+      );
     else readField(out, field, { reader, at, place: inner });
   }
   return out;

@@ -7,7 +7,7 @@ const STORED_VERBS = ["create", "delete", "deletecollection", "get", "list", "pa
 
 /** One line for each built-in kind: group/version, plural, kind; then what differs from the usual. */
 interface Row {
-  readonly short?: readonly string[];
+  readonly shortNames?: readonly string[];
   readonly categories?: readonly string[];
   readonly cluster?: true;
   readonly subresources?: readonly string[];
@@ -18,7 +18,7 @@ interface Row {
 const CREATE_ONLY = { verbs: ["create"] };
 const BUILTIN: Readonly<Record<string, Row>> = {
   "v1 pods Pod": {
-    short: ["po"],
+    shortNames: ["po"],
     categories: ["all"],
     subresources: ["status", "log", "exec", "attach", "portforward", "binding", "eviction"],
     fields: [
@@ -33,23 +33,23 @@ const BUILTIN: Readonly<Record<string, Row>> = {
     ],
   },
   "v1 namespaces Namespace": {
-    short: ["ns"],
+    shortNames: ["ns"],
     cluster: true,
     subresources: ["status", "finalize"],
     fields: ["status.phase"],
   },
-  "v1 nodes Node": { short: ["no"], cluster: true, subresources: ["status"], fields: ["spec.unschedulable"] },
+  "v1 nodes Node": { shortNames: ["no"], cluster: true, subresources: ["status"], fields: ["spec.unschedulable"] },
   "v1 services Service": {
-    short: ["svc"],
+    shortNames: ["svc"],
     categories: ["all"],
     subresources: ["status"],
     fields: ["spec.clusterIP", "spec.type"],
   },
-  "v1 configmaps ConfigMap": { short: ["cm"] },
+  "v1 configmaps ConfigMap": { shortNames: ["cm"] },
   "v1 secrets Secret": { fields: ["type"] },
-  "v1 serviceaccounts ServiceAccount": { short: ["sa"], subresources: ["token"] },
+  "v1 serviceaccounts ServiceAccount": { shortNames: ["sa"], subresources: ["token"] },
   "v1 events Event": {
-    short: ["ev"],
+    shortNames: ["ev"],
     fields: [
       "involvedObject.kind",
       "involvedObject.namespace",
@@ -64,10 +64,10 @@ const BUILTIN: Readonly<Record<string, Row>> = {
       "type",
     ],
   },
-  "apps/v1 deployments Deployment": { short: ["deploy"], categories: ["all"], subresources: ["status", "scale"] },
-  "apps/v1 daemonsets DaemonSet": { short: ["ds"], categories: ["all"], subresources: ["status"] },
+  "apps/v1 deployments Deployment": { shortNames: ["deploy"], categories: ["all"], subresources: ["status", "scale"] },
+  "apps/v1 daemonsets DaemonSet": { shortNames: ["ds"], categories: ["all"], subresources: ["status"] },
   "apps/v1 replicasets ReplicaSet": {
-    short: ["rs"],
+    shortNames: ["rs"],
     categories: ["all"],
     subresources: ["status", "scale"],
     fields: ["status.replicas"],
@@ -75,7 +75,7 @@ const BUILTIN: Readonly<Record<string, Row>> = {
   "coordination.k8s.io/v1 leases Lease": {},
   "discovery.k8s.io/v1 endpointslices EndpointSlice": {},
   "apiextensions.k8s.io/v1 customresourcedefinitions CustomResourceDefinition": {
-    short: ["crd", "crds"],
+    shortNames: ["crd", "crds"],
     categories: ["api-extensions"],
     cluster: true,
     subresources: ["status"],
@@ -92,25 +92,27 @@ const BUILTIN: Readonly<Record<string, Row>> = {
   "authorization.k8s.io/v1 selfsubjectrulesreviews SelfSubjectRulesReview": { cluster: true, ...CREATE_ONLY },
 };
 
+const USUAL = { shortNames: [], categories: [], verbs: STORED_VERBS, subresources: [], fields: [] };
+
 function builtinKind([name, row]: readonly [string, Row]): Kind {
-  const [groupVersion = "", plural = "", kind = ""] = name.split(" ");
-  const [group, version] = groupVersion.includes("/") ? groupVersion.split("/") : ["", groupVersion];
-  const resource = resourceOf({ plural, group: group ?? "" });
-  const subresources = row.subresources ?? [];
+  const [, group = "", version = "", plural = "", kind = ""] = /^(?:(\S+)\/)?(\S+) (\S+) (\S+)$/.exec(name) ?? [];
+  const resource = resourceOf({ plural, group });
+  const { shortNames, categories, verbs, subresources, fields } = { ...USUAL, ...row };
+  const namespaced = row.cluster !== true;
   return {
-    group: group ?? "",
-    version: version ?? "",
+    group,
+    version,
     kind,
     plural,
     singular: kind.toLowerCase(),
-    shortNames: row.short ?? [],
-    categories: row.categories ?? [],
-    namespaced: row.cluster !== true,
-    verbs: row.verbs ?? STORED_VERBS,
+    shortNames,
+    categories,
+    namespaced,
+    verbs,
     subresources,
     schema: builtinSchema(kind),
     columns: BUILTIN_COLUMNS[resource] ?? [NAME_COLUMN, AGE_COLUMN],
-    selectableFields: ["metadata.name", ...(row.cluster ? [] : ["metadata.namespace"]), ...(row.fields ?? [])],
+    selectableFields: ["metadata.name", ...(namespaced ? ["metadata.namespace"] : []), ...fields],
     rules: BUILTIN_RULES[resource] ?? NO_RULES,
     custom: false,
     ...(subresources.includes("scale") && {

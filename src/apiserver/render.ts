@@ -59,14 +59,9 @@ export class Renderer {
 
   /** One object as JSON. */
   one(stored: StoredObject): string {
-    switch (this.form) {
-      case "json":
-        return this.#text(stored);
-      case "metadata":
-        return JSON.stringify(partial(stored.object));
-      case "table":
-        return this.#table([stored], { resourceVersion: String(stored.revision) });
-    }
+    if (this.form === "json") return this.#text(stored);
+    if (this.form === "metadata") return JSON.stringify(partial(stored.object));
+    return this.#table([stored], { resourceVersion: String(stored.revision) });
   }
 
   /** One object as the `object` of a watch event; only the first table of a stream describes its columns. */

@@ -45,34 +45,41 @@ export function parseRequest(message: Pick<IncomingMessage, "method" | "url">): 
   const method = message.method ?? "GET";
   const target = parseTarget(path);
   if (target === undefined) return { verb: method.toLowerCase(), path, query, target };
-  let verb = VERBS[method] ?? method.toLowerCase();
-  if (target.name === "" && verb === "get") verb = isTrue(query.get("watch")) ? "watch" : "list";
-  if (target.name === "" && verb === "delete") verb = "deletecollection";
-  return { verb, path, query, target };
+  const verb = VERBS[method] ?? method.toLowerCase();
+  return { verb: target.name === "" ? collectionVerb(verb, query) : verb, path, query, target };
 }
 
-function parseTarget(path: string): ResourceTarget | undefined {
-  const parts = path
+function collectionVerb(verb: string, query: URLSearchParams): string {
+  if (verb === "get") return isTrue(query.get("watch")) ? "watch" : "list";
+  return verb === "delete" ? "deletecollection" : verb;
+}
+
+function parseTarget(text: string): ResourceTarget | undefined {
+  const parts = text
     .split("/")
     .slice(1)
     .map((part) => decodePart(part));
   if (parts.at(-1) === "") parts.pop();
-  const core = parts[0] === "api";
-  if (!core && parts[0] !== "apis") return undefined;
-  const rest = parts.slice(core ? 2 : 3);
+  const [root, ...below] = parts;
+  if (root !== "api" && root !== "apis") return undefined;
+  const [group = "", version = "", ...rest] = root === "api" ? ["", ...below] : below;
   if (rest.length === 0) return undefined;
-  const group = core ? "" : (parts[1] ?? "");
-  const version = (core ? parts[1] : parts[2]) ?? "";
-  if (
-    rest[0] === "namespaces" &&
-    rest.length > 2 &&
-    !(core && rest.length === 3 && NAMESPACE_SUBRESOURCES.has(rest[2] ?? ""))
-  ) {
-    const [, namespace = "", plural = "", name = "", ...more] = rest;
-    return { group, version, plural, namespace, name, subresource: more.join("/") };
-  }
-  const [plural = "", name = "", ...more] = rest;
-  return { group, version, plural, namespace: "", name, subresource: more.join("/") };
+  const [namespace = "", ...path] = isInNamespace(root, rest) ? rest.slice(1) : ["", ...rest];
+  return { group, version, namespace, ...targetOf(path) };
+}
+
+function targetOf([plural = "", name = "", ...more]: readonly string[]): Pick<
+  ResourceTarget,
+  "plural" | "name" | "subresource"
+> {
+  return { plural, name, subresource: more.join("/") };
+}
+
+/** `namespaces/NAME/PLURAL…`, but not a subresource of the namespace itself. */
+function isInNamespace(root: string, rest: readonly string[]): boolean {
+  const [first, , third = ""] = rest;
+  if (first !== "namespaces" || rest.length < 3) return false;
+  return !(root === "api" && rest.length === 3 && NAMESPACE_SUBRESOURCES.has(third));
 }
 
 function decodePart(part: string): string {

@@ -89,21 +89,10 @@ export class ResourceHandler {
 
   #list(request: ResourceRequest): void {
     const { kind, target, info } = request;
-    const { store } = this.#engine;
     const matches = this.#matcher(request);
     const limit = Math.min(numberParameter(info.query, "limit") || MAX_PAGE_ITEMS, MAX_PAGE_ITEMS);
     const token = parseContinue(info.query.get("continue"));
-    const exact =
-      info.query.get("resourceVersionMatch") === "Exact"
-        ? parseRevision(info.query.get("resourceVersion") ?? "")
-        : undefined;
-    const revision = token?.revision ?? exact ?? store.revision;
-    const all = revision === store.revision ? store.list(resourceOf(kind)) : store.listAt(resourceOf(kind), revision);
-    if (all === undefined || revision > store.revision) {
-      throw expired(
-        "The provided continue parameter is too old to display a consistent list result. Start a new list without the continue parameter.",
-      );
-    }
+    const { revision, all } = this.#snapshot(resourceOf(kind), token?.revision ?? exactRevision(info.query));
     const selected = all.filter(
       (stored) => (target.namespace === "" || stored.key.namespace === target.namespace) && matches(stored.object),
     );
@@ -117,6 +106,17 @@ export class ResourceHandler {
       ...(more > 0 && last && { continue: formatContinue(revision, pathOf(last)), remainingItemCount: more }),
     };
     sendText(request.response, 200, this.#renderer(request).list(page, meta));
+  }
+
+  /** Everything of a resource as it was at a revision (now, when none is given). Throws 410 when that is too long ago. */
+  #snapshot(resource: string, asked: number | undefined): { revision: number; all: readonly StoredObject[] } {
+    const { store } = this.#engine;
+    const revision = asked ?? store.revision;
+    const all = revision > store.revision ? undefined : store.listAt(resource, revision);
+    if (all !== undefined) return { revision, all };
+    throw expired(
+      "The provided continue parameter is too old to display a consistent list result. Start a new list without the continue parameter.",
+    );
   }
 
   #watch(request: ResourceRequest): void {
@@ -238,6 +238,10 @@ export class ResourceHandler {
   }
 }
 
+function exactRevision(query: URLSearchParams): number | undefined {
+  return query.get("resourceVersionMatch") === "Exact" ? parseRevision(query.get("resourceVersion") ?? "") : undefined;
+}
+
 function pathOf(stored: StoredObject): string {
   const { namespace, name } = stored.key;
   return namespace === "" ? name : `${namespace}/${name}`;
@@ -289,21 +293,26 @@ async function deleteOptions(request: ResourceRequest): Promise<DeleteOptions> {
   const body = raw.length === 0 ? {} : await decodeBody(raw, request.message.headers["content-type"] ?? "");
   if (!isRecord(body)) throw badRequest("the body of a deletion must be DeleteOptions");
   const { query } = request.info;
-  const policy = textAt(body, "propagationPolicy") || (query.get("propagationPolicy") ?? "");
-  const orphan = valueAt(body, "orphanDependents") === true || isTrue(query.get("orphanDependents"));
-  if (policy !== "" && policy !== "Background" && policy !== "Foreground" && policy !== "Orphan") {
-    throw badRequest(`propagationPolicy: "${policy.slice(0, 100)}" must be one of Background, Foreground, Orphan`);
-  }
-  const grace = valueAt(body, "gracePeriodSeconds") ?? numberParameter(query, "gracePeriodSeconds");
-  if (grace !== undefined && (typeof grace !== "number" || !Number.isInteger(grace) || grace < 0)) {
-    throw badRequest(`gracePeriodSeconds: ${JSON.stringify(grace)} must be a whole number of seconds, not negative`);
-  }
   return {
-    gracePeriodSeconds: grace,
-    propagationPolicy: policy === "" ? (orphan ? "Orphan" : undefined) : policy,
+    gracePeriodSeconds: graceOf(valueAt(body, "gracePeriodSeconds") ?? numberParameter(query, "gracePeriodSeconds")),
+    propagationPolicy: policyOf(body, query),
     uid: textAt(body, "preconditions", "uid") || undefined,
     resourceVersion: textAt(body, "preconditions", "resourceVersion") || undefined,
   };
+}
+
+function graceOf(value: unknown): number | undefined {
+  if (value === undefined) return undefined;
+  if (typeof value === "number" && Number.isInteger(value) && value >= 0) return value;
+  throw badRequest(`gracePeriodSeconds: ${JSON.stringify(value)} must be a whole number of seconds, not negative`);
+}
+
+function policyOf(body: Record<string, unknown>, query: URLSearchParams): DeleteOptions["propagationPolicy"] {
+  const policy = textAt(body, "propagationPolicy") || (query.get("propagationPolicy") ?? "");
+  const orphan = valueAt(body, "orphanDependents") === true || isTrue(query.get("orphanDependents"));
+  if (policy === "") return orphan ? "Orphan" : undefined;
+  if (policy === "Background" || policy === "Foreground" || policy === "Orphan") return policy;
+  throw badRequest(`propagationPolicy: "${policy.slice(0, 100)}" must be one of Background, Foreground, Orphan`);
 }
 
 function patchBy(type: string, request: { kind: Kind; patch: unknown; name: string }): (old: KubeObject) => unknown {

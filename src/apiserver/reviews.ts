@@ -1,10 +1,19 @@
 import type { Clock } from "#base/clock";
 import { decodeBody, readObject } from "./decode.ts";
 import type { Attributes } from "./authorizer.ts";
-import { listAt, numberAt, recordAt, textAt, textsAt, valueAt, type KubeObject } from "./object.ts";
+import { formatTime, listAt, numberAt, recordAt, textAt, textsAt, valueAt, type KubeObject } from "./object.ts";
 import { sendJson } from "./render.ts";
 import type { ResourceRequest } from "./resource-handler.ts";
-import { badRequest, conflict, forbidden, invalid, invalidValue, methodNotAllowed, notFound, required, type Cause } from "./status.ts";
+import {
+  badRequest,
+  conflict,
+  forbidden,
+  invalid,
+  invalidValue,
+  methodNotAllowed,
+  notFound,
+  required,
+} from "./status.ts";
 import type { Store } from "./store.ts";
 import type { StoredObject } from "./stored-object.ts";
 import type { SubresourceAnswer } from "./subresources.ts";
@@ -51,13 +60,18 @@ export interface ReviewParts {
 
 /** The answers to reviews (`plural.group`) and to `serviceaccounts/token`. */
 export function reviewAnswers(parts: ReviewParts): Readonly<Record<string, SubresourceAnswer>> {
-  const decide = async (request: ResourceRequest, decideFor: (spec: Record<string, unknown>) => { allowed: boolean; reason?: string }): Promise<void> => {
+  const decide = async (
+    request: ResourceRequest,
+    decideFor: (spec: Record<string, unknown>) => { allowed: boolean; reason?: string },
+  ): Promise<void> => {
     const review = await readReview(request, request.kind);
     const spec = recordAt(review, "spec");
     sendJson(request.response, 201, { ...review, status: decideFor(spec) });
   };
   const others = async (request: ResourceRequest): Promise<void> =>
-    decide(request, (spec) => ({ allowed: parts.decide(subjectOfReview(spec), attributesOfReview(spec, request.target.namespace)) }));
+    decide(request, (spec) => ({
+      allowed: parts.decide(subjectOfReview(spec), attributesOfReview(spec, request.target.namespace)),
+    }));
   return {
     "serviceaccounts/token": async (request) => issueToken(parts, request),
     "tokenreviews.authentication.k8s.io": async (request) => reviewToken(parts, request),
@@ -103,7 +117,9 @@ async function reviewRules(parts: ReviewParts, request: ResourceRequest): Promis
   if (namespace === "") throw badRequest("spec.namespace: Required value: no namespace on request");
   const rules = parts.rulesOf(request.user, namespace);
   const pick = (rule: unknown, fields: readonly string[]): Record<string, unknown> =>
-    Object.fromEntries(fields.map((field) => [field, textsAt(rule, field)]).filter(([, values]) => values?.length !== 0));
+    Object.fromEntries(
+      fields.map((field) => [field, textsAt(rule, field)]).filter(([, values]) => values?.length !== 0),
+    );
   const status = {
     resourceRules: rules
       .filter((rule) => listAt(rule, "resources").length > 0)
@@ -119,8 +135,11 @@ async function reviewRules(parts: ReviewParts, request: ResourceRequest): Promis
 function subjectOfReview(spec: Record<string, unknown>): User {
   const name = textAt(spec, "user");
   const groups = textsAt(spec, "groups");
-  if (name === "" && groups.length === 0) throw badRequest("spec.user: Invalid value: at least one of user or group must be specified");
-  const extra = Object.fromEntries(Object.entries(recordAt(spec, "extra")).map(([key]) => [key, textsAt(spec, "extra", key)]));
+  if (name === "" && groups.length === 0)
+    throw badRequest("spec.user: Invalid value: at least one of user or group must be specified");
+  const extra = Object.fromEntries(
+    Object.entries(recordAt(spec, "extra")).map(([key]) => [key, textsAt(spec, "extra", key)]),
+  );
   return { name, uid: textAt(spec, "uid"), groups: groups.length > 0 ? groups : [AUTHENTICATED_GROUP], extra };
 }
 
@@ -128,10 +147,20 @@ function attributesOfReview(spec: Record<string, unknown>, onlyNamespace: string
   const resource = valueAt(spec, "resourceAttributes");
   const path = valueAt(spec, "nonResourceAttributes");
   if ((resource === undefined) === (path === undefined)) {
-    throw badRequest("spec.resourceAttributes: Invalid value: exactly one of nonResourceAttributes or resourceAttributes must be specified");
+    throw badRequest(
+      "spec.resourceAttributes: Invalid value: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+    );
   }
   if (path !== undefined) {
-    return { verb: textAt(path, "verb").toLowerCase(), group: "", resource: "", namespace: "", name: "", path: textAt(path, "path"), fieldSelector: "" };
+    return {
+      verb: textAt(path, "verb").toLowerCase(),
+      group: "",
+      resource: "",
+      namespace: "",
+      name: "",
+      path: textAt(path, "path"),
+      fieldSelector: "",
+    };
   }
   const namespace = textAt(resource, "namespace");
   if (onlyNamespace !== "" && namespace !== onlyNamespace) {
@@ -150,7 +179,11 @@ function attributesOfReview(spec: Record<string, unknown>, onlyNamespace: string
 }
 
 /** The object that a token is to be bound to. Throws when it is not what the request says it is. */
-function findBound(parts: ReviewParts, review: KubeObject, request: ResourceRequest): { kind: string; object: StoredObject } | undefined {
+function findBound(
+  parts: ReviewParts,
+  review: KubeObject,
+  request: ResourceRequest,
+): { kind: string; object: StoredObject } | undefined {
   const reference = valueAt(review, "spec", "boundObjectRef");
   if (reference === undefined) return undefined;
   const kind = textAt(reference, "kind");
@@ -158,16 +191,31 @@ function findBound(parts: ReviewParts, review: KubeObject, request: ResourceRequ
   const resource = { Pod: "pods", Secret: "secrets", Node: "nodes" }[kind];
   const field = "spec.boundObjectRef";
   if (resource === undefined) {
-    throw invalid({ kind: "TokenRequest", group: "authentication.k8s.io", name: request.target.name }, [invalidValue(`${field}.kind`, kind, "only Pod, Node and Secret may be bound")]);
+    throw invalid({ kind: "TokenRequest", group: "authentication.k8s.io", name: request.target.name }, [
+      invalidValue(`${field}.kind`, kind, "only Pod, Node and Secret may be bound"),
+    ]);
   }
   if (name === "") throw invalid({ kind: "TokenRequest", name: request.target.name }, [required(`${field}.name`)]);
   const object = parts.store.get({ resource, namespace: kind === "Node" ? "" : request.target.namespace, name });
   if (object === undefined) throw notFound({ resource, name });
   const uid = textAt(reference, "uid");
   if (uid !== "" && uid !== object.object.metadata.uid) {
-    throw conflict({ resource, name }, `the UID in the bound object reference (${uid}) does not match the UID in record. The object might have been deleted and then recreated`);
+    throw conflict(
+      { resource, name },
+      `the UID in the bound object reference (${uid}) does not match the UID in record. The object might have been deleted and then recreated`,
+    );
   }
   return { kind, object };
+}
+
+/** How long a token is to live. Throws 422 for less than ten minutes and more than 2^32 seconds. */
+function tokenSeconds(review: KubeObject, name: string): number {
+  const seconds = numberAt(review, "spec", "expirationSeconds") ?? DEFAULT_TOKEN_SECONDS;
+  if (seconds >= LEAST_TOKEN_SECONDS && seconds <= MOST_TOKEN_SECONDS) return Math.min(seconds, TOKEN_LIFE_CAP_SECONDS);
+  const limit = seconds < LEAST_TOKEN_SECONDS ? "less than 10 minutes" : "larger than 2^32 seconds";
+  throw invalid({ kind: "TokenRequest", group: "authentication.k8s.io", name }, [
+    invalidValue("spec.expirationSeconds", seconds, `may not specify a duration ${limit}`),
+  ]);
 }
 
 async function issueToken(parts: ReviewParts, request: ResourceRequest): Promise<void> {
@@ -177,34 +225,47 @@ async function issueToken(parts: ReviewParts, request: ResourceRequest): Promise
   if (account === undefined) throw notFound(subjectOf(kind, target.name));
   const review = await readReview(request, TOKEN_REQUEST);
   if (!parts.allowsToken(request.user, target.namespace, review)) {
-    throw forbidden(subjectOf(kind, target.name), `${request.user.name} may only ask for tokens that are bound to a pod on its node`);
+    throw forbidden(
+      subjectOf(kind, target.name),
+      `${request.user.name} may only ask for tokens that are bound to a pod on its node`,
+    );
   }
-  const seconds = numberAt(review, "spec", "expirationSeconds") ?? DEFAULT_TOKEN_SECONDS;
-  const causes: Cause[] = [];
-  if (seconds < LEAST_TOKEN_SECONDS) causes.push(invalidValue("spec.expirationSeconds", seconds, "may not specify a duration less than 10 minutes"));
-  if (seconds > MOST_TOKEN_SECONDS) causes.push(invalidValue("spec.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds"));
-  if (causes.length > 0) throw invalid({ kind: "TokenRequest", group: "authentication.k8s.io", name: target.name }, causes);
+  const expirationSeconds = tokenSeconds(review, target.name);
   const bound = findBound(parts, review, request);
   if (bound?.kind === "Pod" && textAt(bound.object.object, "spec", "serviceAccountName") !== target.name) {
-    throw badRequest(`cannot bind token for serviceaccount "${target.name}" to pod running with different serviceaccount name.`);
+    throw badRequest(
+      `cannot bind token for serviceaccount "${target.name}" to pod running with different serviceaccount name.`,
+    );
   }
-  const expirationSeconds = Math.min(seconds, TOKEN_LIFE_CAP_SECONDS);
   const audiences = textsAt(review, "spec", "audiences");
+  const boundTo = (kind: string): Readonly<KubeObject> | undefined =>
+    bound?.kind === kind ? bound.object.object : undefined;
   const { token, expiresMs } = parts.tokens.issue({
     account: account.object,
     audiences,
     expirationSeconds,
-    pod: bound?.kind === "Pod" ? bound.object.object : undefined,
-    secret: bound?.kind === "Secret" ? bound.object.object : undefined,
+    pod: boundTo("Pod"),
+    secret: boundTo("Secret"),
     node: nodeOfBound(parts, bound),
   });
-  const spec = { ...recordAt(review, "spec"), audiences: audiences.length === 0 ? [parts.tokens.issuer] : audiences, expirationSeconds };
-  const metadata = { name: target.name, namespace: target.namespace, creationTimestamp: new Date(parts.clock.now()).toISOString().replace(/\.\d+Z$/, "Z") };
-  const expirationTimestamp = new Date(expiresMs).toISOString().replace(/\.\d+Z$/, "Z");
+  const spec = {
+    ...recordAt(review, "spec"),
+    audiences: audiences.length === 0 ? [parts.tokens.issuer] : audiences,
+    expirationSeconds,
+  };
+  const metadata = {
+    name: target.name,
+    namespace: target.namespace,
+    creationTimestamp: formatTime(parts.clock.now()),
+  };
+  const expirationTimestamp = formatTime(expiresMs);
   sendJson(request.response, 201, { ...review, metadata, spec, status: { token, expirationTimestamp } });
 }
 
-function nodeOfBound(parts: ReviewParts, bound: { kind: string; object: StoredObject } | undefined): { name: string; uid: string } | undefined {
+function nodeOfBound(
+  parts: ReviewParts,
+  bound: { kind: string; object: StoredObject } | undefined,
+): { name: string; uid: string } | undefined {
   if (bound === undefined || bound.kind === "Secret") return undefined;
   const name = bound.kind === "Node" ? bound.object.key.name : textAt(bound.object.object, "spec", "nodeName");
   if (name === "") return undefined;

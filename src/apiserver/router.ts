@@ -4,13 +4,13 @@ import type { Log } from "#base/log";
 import { authenticate } from "./authenticate.ts";
 import type { Attributes } from "./authorizer.ts";
 import { MAX_BODY_BYTES, MAX_REQUESTS, MAX_STREAMS } from "./config.ts";
-import { KUBERNETES_VERSION, type Discovery } from "./discovery.ts";
+import type { Discovery } from "./discovery.ts";
 import { impersonate } from "./impersonation.ts";
-import { subjectOf } from "./kinds.ts";
+import { subjectOf, type Kind } from "./kinds.ts";
 import type { OpenApi } from "./openapi.ts";
 import type { Registry } from "./registry.ts";
 import { sendJson, sendStatus, sendText } from "./render.ts";
-import { parseRequest, type RequestInfo } from "./request.ts";
+import { parseRequest, type RequestInfo, type ResourceTarget } from "./request.ts";
 import type { ResourceHandler } from "./resource-handler.ts";
 import { forbidden, internalError, methodNotAllowed, notServed, StatusError, tooLarge, unavailable } from "./status.ts";
 import type { SubresourceHandler } from "./subresources.ts";
@@ -77,25 +77,29 @@ export class Router {
     const { info, user } = this.admit(message);
     const { target } = info;
     if (target === undefined) return this.#document(info, message, response);
-    const kind = this.#parts.registry.find(target.group, target.version, target.plural);
-    if (kind === undefined || (target.namespace !== "" && !kind.namespaced)) {
-      throw notServed(`veil apiserver does not serve ${describe(target)}`);
-    }
-    const subject = subjectOf(kind, target.name);
-    if (kind.namespaced && target.namespace === "" && !["list", "watch", "deletecollection"].includes(info.verb)) {
-      if (target.name !== "" || !kind.verbs.includes("list"))
-        throw notServed(`${kind.plural} live in namespaces: use /namespaces/NAME/${kind.plural}`);
-      throw methodNotAllowed(subject, info.verb);
-    }
+    const kind = this.#kindOf(target, info.verb);
     const body = async (): Promise<Buffer> => readBody(message);
     const request = { kind, target, info, user, message, response, body };
     if (this.#parts.resources.watches >= MAX_STREAMS && info.verb === "watch")
       throw unavailable("too many watches are open");
     if (target.subresource !== "" || !kind.verbs.includes("get")) return this.#parts.subresources.handle(request);
     const collection = ["create", "list", "watch", "deletecollection"].includes(info.verb);
-    if (collection !== (target.name === "") || !kind.verbs.includes(info.verb))
-      throw methodNotAllowed(subject, info.verb);
+    if (collection !== (target.name === "") || !kind.verbs.includes(info.verb)) {
+      throw methodNotAllowed(subjectOf(kind, target.name), info.verb);
+    }
     return this.#parts.resources.handle(request);
+  }
+
+  /** The kind behind a path. Throws 404 for what is not served, and for objects that are asked for outside of a namespace. */
+  #kindOf(target: ResourceTarget, verb: string): Kind {
+    const kind = this.#parts.registry.find(target.group, target.version, target.plural);
+    if (kind === undefined || (target.namespace !== "" && !kind.namespaced)) {
+      throw notServed(`veil apiserver does not serve ${describe(target)}`);
+    }
+    if (!kind.namespaced || target.namespace !== "" || ["list", "watch", "deletecollection"].includes(verb))
+      return kind;
+    if (target.name === "" && kind.verbs.includes("list")) throw methodNotAllowed(subjectOf(kind), verb);
+    throw notServed(`${kind.plural} live in namespaces: use /namespaces/NAME/${kind.plural}`);
   }
 
   #document(info: RequestInfo, message: IncomingMessage, response: ServerResponse): void {
@@ -107,16 +111,12 @@ export class Router {
       response.end(body);
       return;
     }
-    if (info.path === "/version" || info.path === "/version/") return sendJson(response, 200, versionInfo());
     if (["/healthz", "/livez", "/readyz"].includes(info.path)) {
       response.writeHead(200, { "content-type": "text/plain" }).end("ok");
       return;
     }
-    if (info.path === "/openapi/v3" || info.path.startsWith("/openapi/v3/")) {
-      const text = this.#parts.openApi.find(info.path);
-      if (text === undefined) throw notServed(`no OpenAPI document at ${info.path}`);
-      return sendText(response, 200, text);
-    }
+    const schema = /^\/openapi\/v3(\/|$)/.test(info.path) ? this.#parts.openApi.find(info.path) : undefined;
+    if (schema !== undefined) return sendText(response, 200, schema);
     const document = this.#parts.documents[info.path]?.();
     if (document === undefined) throw notServed(`veil apiserver has nothing at ${info.path}`);
     sendJson(response, 200, document);
@@ -137,7 +137,15 @@ function attributesOf(info: RequestInfo): Attributes {
   const { target, verb, path } = info;
   if (target === undefined) return { verb, group: "", resource: "", namespace: "", name: "", path, fieldSelector: "" };
   const resource = target.subresource === "" ? target.plural : `${target.plural}/${target.subresource}`;
-  return { verb, group: target.group, resource, namespace: target.namespace, name: target.name, path, fieldSelector: info.query.get("fieldSelector") ?? "" };
+  return {
+    verb,
+    group: target.group,
+    resource,
+    namespace: target.namespace,
+    name: target.name,
+    path,
+    fieldSelector: info.query.get("fieldSelector") ?? "",
+  };
 }
 
 function refusal(user: User, wanted: Attributes): StatusError {
@@ -146,18 +154,6 @@ function refusal(user: User, wanted: Attributes): StatusError {
   if (wanted.resource === "") return forbidden({ resource: wanted.path }, `${who} path "${wanted.path}"`);
   const why = `${who} resource "${wanted.resource}" in API group "${wanted.group}" ${where}`;
   return forbidden({ group: wanted.group, resource: wanted.resource.split("/")[0] ?? "", name: wanted.name }, why);
-}
-
-function versionInfo(): unknown {
-  return {
-    ...KUBERNETES_VERSION,
-    gitCommit: "",
-    gitTreeState: "clean",
-    buildDate: "1970-01-01T00:00:00Z",
-    goVersion: "none",
-    compiler: "node",
-    platform: "linux/amd64",
-  };
 }
 
 async function readBody(message: IncomingMessage): Promise<Buffer> {

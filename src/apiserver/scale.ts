@@ -36,7 +36,8 @@ export function scaleAnswer(engine: Engine): SubresourceAnswer {
       sendJson(response, 200, scaleOf(kind, engine.get(kind, target.namespace, target.name).object));
       return;
     }
-    if (info.verb !== "update" && info.verb !== "patch") throw methodNotAllowed(subjectOf(kind, target.name), info.verb);
+    if (info.verb !== "update" && info.verb !== "patch")
+      throw methodNotAllowed(subjectOf(kind, target.name), info.verb);
     const change = await readChange(request);
     const options = { ...writeOptions(request), subresource: "" };
     const stored = await engine.update(kind, target.name, {
@@ -45,7 +46,9 @@ export function scaleAnswer(engine: Engine): SubresourceAnswer {
         const { object: scale } = readObject(SCALE, change(scaleOf(kind, old)), "Ignore");
         const replicas = numberAt(scale, "spec", "replicas") ?? 0;
         if (replicas < 0) {
-          throw invalid({ ...subjectOf(SCALE, target.name) }, [invalidValue("spec.replicas", replicas, "must be greater than or equal to 0")]);
+          throw invalid({ ...subjectOf(SCALE, target.name) }, [
+            invalidValue("spec.replicas", replicas, "must be greater than or equal to 0"),
+          ]);
         }
         const revision = scale.metadata.resourceVersion;
         if (revision !== undefined && revision !== "") old.metadata.resourceVersion = revision;
@@ -61,7 +64,8 @@ async function readChange(request: ResourceRequest): Promise<(scale: unknown) =>
   const type = (request.message.headers["content-type"] ?? "").split(";")[0]?.trim() ?? "";
   const body = await decodeBody(await request.body(), type);
   if (request.info.verb === "update") return () => body;
-  if (type === "application/json-patch+json") return (scale) => jsonPatch(scale, body, subjectOf(SCALE, request.target.name));
+  if (type === "application/json-patch+json")
+    return (scale) => jsonPatch(scale, body, subjectOf(SCALE, request.target.name));
   if (type !== "application/merge-patch+json" && type !== "application/strategic-merge-patch+json") {
     throw unsupportedMediaType(`scale cannot be patched with ${type.slice(0, 100)}`);
   }
@@ -72,7 +76,10 @@ async function readChange(request: ResourceRequest): Promise<(scale: unknown) =>
 function scaleOf(kind: Kind, object: Readonly<KubeObject>): Record<string, unknown> {
   const { name, namespace, uid, resourceVersion, creationTimestamp } = object.metadata;
   const { specPath = ".spec.replicas", statusPath = ".status.replicas", selectorPath } = kind.scale ?? {};
-  const selector = selectorPath === undefined ? formatSelector(valueAt(object, "spec", "selector")) : textAt(object, ...steps(selectorPath));
+  const selector =
+    selectorPath === undefined
+      ? formatSelector(valueAt(object, "spec", "selector"))
+      : textAt(object, ...steps(selectorPath));
   return {
     kind: "Scale",
     apiVersion: "autoscaling/v1",

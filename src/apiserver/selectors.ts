@@ -62,9 +62,9 @@ function splitTop(text: string): string[] {
   return parts.map((one) => one.trim());
 }
 
-const SET = /^(\S+)\s+(in|notin)\s*\(([^()]*)\)$/;
-const EQUALITY = /^([^\s=!<>]+)\s*(==|=|!=|>|<)\s*([^\s=!<>]*)$/;
-const EXISTENCE = /^(!?)\s*([^\s=!<>(),]+)$/;
+const SET = /^(?<key>\S+)\s+(?<sign>in|notin)\s*\((?<values>[^()]*)\)$/;
+const EQUALITY = /^(?<key>[^\s=!<>]+)\s*(?<sign>==|=|!=|>|<)\s*(?<value>[^\s=!<>]*)$/;
+const EXISTENCE = /^(?<sign>!?)\s*(?<key>[^\s=!<>(),]+)$/;
 
 function parseRequirement(part: string, whole: string): Requirement {
   const fail = (why: string): Error =>
@@ -83,41 +83,47 @@ function parseRequirement(part: string, whole: string): Requirement {
 }
 
 function readRequirement(part: string): Requirement | undefined {
-  const set = SET.exec(part);
-  if (set !== null) {
-    const values = (set[3] ?? "").split(",").map((value) => value.trim());
-    return { key: set[1] ?? "", operator: set[2] === "in" ? "in" : "notin", values };
-  }
-  const equality = EQUALITY.exec(part);
-  if (equality !== null) {
-    const sign = equality[2] ?? "=";
-    const operator = sign === "!=" || sign === ">" || sign === "<" ? sign : "=";
-    return { key: equality[1] ?? "", operator, values: [equality[3] ?? ""] };
-  }
-  const existence = EXISTENCE.exec(part);
-  if (existence === null) return undefined;
-  return { key: existence[2] ?? "", operator: existence[1] === "!" ? "absent" : "exists", values: [] };
+  const set = SET.exec(part)?.groups;
+  if (set !== undefined)
+    return requirementOf(
+      set,
+      (set["values"] ?? "").split(",").map((value) => value.trim()),
+    );
+  const equality = EQUALITY.exec(part)?.groups;
+  if (equality !== undefined) return requirementOf(equality, [equality["value"] ?? ""]);
+  const existence = EXISTENCE.exec(part)?.groups;
+  return existence === undefined ? undefined : requirementOf(existence, []);
 }
 
-function matches({ key, operator, values }: Requirement, labels: Readonly<Record<string, string>>): boolean {
-  const value = Object.hasOwn(labels, key) ? labels[key] : undefined;
-  switch (operator) {
-    case "exists":
-      return value !== undefined;
-    case "absent":
-      return value === undefined;
-    case "=":
-    case "in":
-      return value !== undefined && values.includes(value);
-    case "!=":
-    case "notin":
-      return value === undefined || !values.includes(value);
-    case ">":
-      return value !== undefined && Number(value) > Number(values[0]);
-    case "<":
-      return value !== undefined && Number(value) < Number(values[0]);
-  }
+function requirementOf(groups: Readonly<Record<string, string>>, values: readonly string[]): Requirement {
+  return { key: groups["key"] ?? "", operator: SIGNS[groups["sign"] ?? ""] ?? "exists", values };
 }
+
+const SIGNS: Readonly<Record<string, Operator>> = {
+  "=": "=",
+  "==": "=",
+  "!=": "!=",
+  ">": ">",
+  "<": "<",
+  in: "in",
+  notin: "notin",
+  "!": "absent",
+};
+
+function matches({ key, operator, values }: Requirement, labels: Readonly<Record<string, string>>): boolean {
+  return TESTS[operator](Object.hasOwn(labels, key) ? labels[key] : undefined, values);
+}
+
+const TESTS: Readonly<Record<Operator, (value: string | undefined, values: readonly string[]) => boolean>> = {
+  exists: (value) => value !== undefined,
+  absent: (value) => value === undefined,
+  "=": (value, values) => value !== undefined && values.includes(value),
+  in: (value, values) => value !== undefined && values.includes(value),
+  "!=": (value, values) => value === undefined || !values.includes(value),
+  notin: (value, values) => value === undefined || !values.includes(value),
+  ">": (value, values) => value !== undefined && Number(value) > Number(values[0]),
+  "<": (value, values) => value !== undefined && Number(value) < Number(values[0]),
+};
 
 /** One comparison of a field selector. */
 export interface FieldRequirement {

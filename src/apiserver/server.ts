@@ -10,7 +10,7 @@ import type { Service } from "#base/service";
 import { Authorizer, type Attributes } from "./authorizer.ts";
 import { DEFAULT_ISSUER, type ServerConfig } from "./config.ts";
 import { serveDefinitions } from "./custom-resources.ts";
-import { Discovery } from "./discovery.ts";
+import { Discovery, KUBERNETES_VERSION } from "./discovery.ts";
 import { Engine } from "./engine.ts";
 import { apiserverError } from "./errors.ts";
 import { bootstrap } from "./bootstrap.ts";
@@ -171,8 +171,18 @@ export class ApiServer implements Service {
     const subresources = new SubresourceHandler({ resources, answers });
     const discovery = new Discovery(registry);
     const openApi = new OpenApi(registry);
-    const documents = identityDocuments(tokens);
-    const router = new Router({ registry, tokens, decide, discovery, resources, subresources, openApi, documents, log });
+    const documents = plainDocuments(tokens);
+    const router = new Router({
+      registry,
+      tokens,
+      decide,
+      discovery,
+      resources,
+      subresources,
+      openApi,
+      documents,
+      log,
+    });
     return { router, upgrades: new UpgradeHandler({ router, registry, kubelet }) };
   }
 
@@ -197,8 +207,14 @@ export class ApiServer implements Service {
       keepAliveTimeout: 120_000,
       requestTimeout: 60_000,
     });
-    server.on("request", (message, response) => void front.then(async ({ router }) => router.answer(message, response)));
-    server.on("upgrade", (message, socket, head) => void front.then(async ({ upgrades }) => upgrades.answer(message, socket, head)));
+    server.on(
+      "request",
+      (message, response) => void front.then(async ({ router }) => router.answer(message, response)),
+    );
+    server.on(
+      "upgrade",
+      (message, socket, head) => void front.then(async ({ upgrades }) => upgrades.answer(message, socket, head)),
+    );
     server.on("tlsClientError", (error, socket) => {
       this.#options.log.debug({ err: error, peer: socket.remoteAddress }, "tls handshake failed");
     });
@@ -243,9 +259,11 @@ export class ApiServer implements Service {
   }
 }
 
-/** What others need to verify service account tokens themselves. */
-function identityDocuments(tokens: TokenIssuer): Readonly<Record<string, () => unknown>> {
+/** Plain documents, by path: the version, and what others need to verify service account tokens themselves. */
+function plainDocuments(tokens: TokenIssuer): Readonly<Record<string, () => unknown>> {
+  const version = { ...KUBERNETES_VERSION, gitCommit: "", gitTreeState: "clean", buildDate: "1970-01-01T00:00:00Z" };
   return {
+    "/version": () => ({ ...version, goVersion: "none", compiler: "node", platform: "linux/amd64" }),
     "/openid/v1/jwks": () => tokens.keySet(),
     "/.well-known/openid-configuration": () => ({
       issuer: tokens.issuer,

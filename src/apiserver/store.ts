@@ -138,6 +138,7 @@ export class Store {
 
   /** The list as it was at a revision; undefined when too much has happened since (410). */
   listAt(resource: string, revision: number): readonly StoredObject[] | undefined {
+    if (revision === this.#revision) return this.list(resource);
     return this.#events.rewind(resource, this.list(resource), revision);
   }
 

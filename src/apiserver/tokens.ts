@@ -115,10 +115,8 @@ export class TokenIssuer {
     if (parts.length !== MAX_SEGMENTS || !parts.every((part) => /^[A-Za-z0-9_-]+$/.test(part))) {
       return "the token is no JSON Web Token: three base64url parts are needed";
     }
-    const header = decodeJson(head);
-    if (header === undefined) return "the token's header is no JSON object";
-    if (header["alg"] !== "ES256") return `the token's algorithm ${JSON.stringify(header["alg"])} is not accepted`;
-    if (header["kid"] !== this.#keyId) return "the token was signed with a key that is not known here";
+    const problem = this.#headerProblem(head);
+    if (problem !== undefined) return problem;
     const options = { key: this.#publicKey, dsaEncoding: "ieee-p1363" as const };
     if (!verify("sha256", Buffer.from(`${head}.${body}`), options, Buffer.from(signature, "base64url"))) {
       return "the token's signature is wrong";
@@ -128,6 +126,13 @@ export class TokenIssuer {
     return claims["iss"] === this.issuer
       ? claims
       : `the token's issuer ${JSON.stringify(claims["iss"])} is not this cluster`;
+  }
+
+  #headerProblem(text: string): string | undefined {
+    const header = decodeJson(text);
+    if (header === undefined) return "the token's header is no JSON object";
+    if (header["alg"] !== "ES256") return `the token's algorithm ${JSON.stringify(header["alg"])} is not accepted`;
+    return header["kid"] === this.#keyId ? undefined : "the token was signed with a key that is not known here";
   }
 
   #checkTimes(claims: Record<string, unknown>): string | undefined {

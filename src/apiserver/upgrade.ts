@@ -35,7 +35,9 @@ export class UpgradeHandler {
       const { body } = this.#router.statusOf(error, message);
       const text = JSON.stringify(body);
       const line = `HTTP/1.1 ${body.code} ${STATUS_CODES[body.code] ?? ""}`;
-      socket.end(`${line}\r\nContent-Type: application/json\r\nContent-Length: ${Buffer.byteLength(text)}\r\nConnection: close\r\n\r\n${text}`);
+      socket.end(
+        `${line}\r\nContent-Type: application/json\r\nContent-Length: ${Buffer.byteLength(text)}\r\nConnection: close\r\n\r\n${text}`,
+      );
     }
   }
 }

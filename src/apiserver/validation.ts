@@ -39,21 +39,21 @@ export function isDnsLabel(text: string): boolean {
   return DNS_LABEL.test(text);
 }
 
+/** What is said of a number that is no port. */
+export const PORT_RANGE = "must be between 1 and 65535, inclusive";
+
+/** True for 1 to 65535. */
+export function isPort(value: number | undefined): boolean {
+  return value !== undefined && value >= 1 && value <= 65_535;
+}
+
 /** Checks names, labels, annotations, finalizers and owners. */
 export function validateMeta(object: Readonly<KubeObject>, resource: string): readonly Cause[] {
   const { metadata } = object;
   const causes: Cause[] = [...validateLabels(metadata.labels, "metadata.labels")];
   const problem = nameProblem(resource, metadata.name);
   if (problem !== undefined) causes.push(invalidValue("metadata.name", metadata.name, problem));
-  let bytes = 0;
-  for (const [key, value] of Object.entries(metadata.annotations ?? {})) {
-    const wrong = labelKeyProblem(key.toLowerCase());
-    if (wrong !== undefined) causes.push(invalidValue("metadata.annotations", key, wrong));
-    bytes += key.length + value.length;
-  }
-  if (bytes > MAX_ANNOTATION_BYTES) {
-    causes.push(invalidValue("metadata.annotations", bytes, `must have at most ${MAX_ANNOTATION_BYTES} bytes`));
-  }
+  causes.push(...validateAnnotations(metadata.annotations ?? {}));
   for (const finalizer of metadata.finalizers ?? []) {
     const wrong = labelKeyProblem(finalizer);
     if (wrong !== undefined) causes.push(invalidValue("metadata.finalizers", finalizer, wrong));
@@ -62,6 +62,20 @@ export function validateMeta(object: Readonly<KubeObject>, resource: string): re
     for (const field of ["apiVersion", "kind", "name", "uid"] as const) {
       if (!owner[field]) causes.push(required(`metadata.ownerReferences[${index}].${field}`));
     }
+  }
+  return causes;
+}
+
+function validateAnnotations(annotations: Readonly<Record<string, string>>): readonly Cause[] {
+  const causes: Cause[] = [];
+  let bytes = 0;
+  for (const [key, value] of Object.entries(annotations)) {
+    const wrong = labelKeyProblem(key.toLowerCase());
+    if (wrong !== undefined) causes.push(invalidValue("metadata.annotations", key, wrong));
+    bytes += key.length + value.length;
+  }
+  if (bytes > MAX_ANNOTATION_BYTES) {
+    causes.push(invalidValue("metadata.annotations", bytes, `must have at most ${MAX_ANNOTATION_BYTES} bytes`));
   }
   return causes;
 }

@@ -1,5 +1,17 @@
 import type { Rules, WriteContext } from "../kinds.ts";
-import { copyOf, formatTime, textsAt, defaultTo, ensureRecord, isRecord, listAt, recordAt, textAt, valueAt, type KubeObject } from "../object.ts";
+import {
+  copyOf,
+  formatTime,
+  textsAt,
+  defaultTo,
+  ensureRecord,
+  isRecord,
+  listAt,
+  recordAt,
+  textAt,
+  valueAt,
+  type KubeObject,
+} from "../object.ts";
 import { invalidValue, required, unsupportedValue, type Cause } from "../status.ts";
 
 const DEFINITIONS = "customresourcedefinitions.apiextensions.k8s.io";
@@ -49,7 +61,12 @@ function namesProblem(definition: KubeObject, context: WriteContext): string | u
 
 function namesOf(definition: Readonly<KubeObject>): Set<string> {
   const names = recordAt(definition, "spec", "names");
-  return new Set([textAt(names, "plural"), textAt(names, "singular"), textAt(names, "kind"), ...textsAt(names, "shortNames")]);
+  return new Set([
+    textAt(names, "plural"),
+    textAt(names, "singular"),
+    textAt(names, "kind"),
+    ...textsAt(names, "shortNames"),
+  ]);
 }
 
 /** Accepts the names and says so in the status, as clients wait for it (`kubectl wait --for=condition=Established`). */
@@ -59,7 +76,8 @@ function accept(definition: KubeObject, context: WriteContext): void {
   const condition = (type: string, reason: string): Record<string, unknown> => {
     const before = listAt(status, "conditions").find((one) => textAt(one, "type") === type);
     const value = problem === undefined ? "True" : "False";
-    const lastTransitionTime = textAt(before, "status") === value ? textAt(before, "lastTransitionTime") : formatTime(context.nowMs);
+    const lastTransitionTime =
+      textAt(before, "status") === value ? textAt(before, "lastTransitionTime") : formatTime(context.nowMs);
     return { type, status: value, reason, message: problem ?? "", lastTransitionTime };
   };
   const conditions = [
@@ -68,9 +86,31 @@ function accept(definition: KubeObject, context: WriteContext): void {
   ];
   const stored = listAt(definition, "spec", "versions").filter((version) => valueAt(version, "storage") === true);
   const versions = new Set([...textsAt(status, "storedVersions"), ...stored.map((version) => textAt(version, "name"))]);
-  definition["status"] = { conditions, acceptedNames: copyOf(recordAt(definition, "spec", "names")), storedVersions: [...versions] };
+  definition["status"] = {
+    conditions,
+    acceptedNames: copyOf(recordAt(definition, "spec", "names")),
+    storedVersions: [...versions],
+  };
 }
 
+function validateNames(definition: KubeObject): readonly Cause[] {
+  const causes: Cause[] = [];
+  const plural = textAt(definition, "spec", "names", "plural");
+  const group = textAt(definition, "spec", "group");
+  for (const field of ["plural", "kind"]) {
+    if (textAt(definition, "spec", "names", field) === "") causes.push(required(`spec.names.${field}`));
+  }
+  if (group === "") causes.push(required("spec.group"));
+  else if (!group.includes(".")) {
+    causes.push(invalidValue("spec.group", group, "should be a domain with at least one dot"));
+  }
+  if (definition.metadata.name !== `${plural}.${group}`) {
+    causes.push(invalidValue("metadata.name", definition.metadata.name, 'must be spec.names.plural+"."+spec.group'));
+  }
+  return causes;
+}
+
+/** Defaults, acceptance of the names, and the checks of a CustomResourceDefinition. */
 export const definitionRules: Rules = {
   prepareCreate(definition, context) {
     fill(definition);
@@ -86,17 +126,7 @@ export const definitionRules: Rules = {
   validate(definition, old, context) {
     if (context.subresource !== "") return [];
     const spec = recordAt(definition, "spec");
-    const causes: Cause[] = [];
-    const plural = textAt(spec, "names", "plural");
-    const group = textAt(spec, "group");
-    for (const field of ["plural", "kind"])
-      if (textAt(spec, "names", field) === "") causes.push(required(`spec.names.${field}`));
-    if (group === "") causes.push(required("spec.group"));
-    else if (!group.includes("."))
-      causes.push(invalidValue("spec.group", group, "should be a domain with at least one dot"));
-    if (definition.metadata.name !== `${plural}.${group}`) {
-      causes.push(invalidValue("metadata.name", definition.metadata.name, 'must be spec.names.plural+"."+spec.group'));
-    }
+    const causes = [...validateNames(definition)];
     const scope = textAt(spec, "scope");
     if (!["Cluster", "Namespaced"].includes(scope))
       causes.push(unsupportedValue("spec.scope", scope, ["Cluster", "Namespaced"]));

@@ -13,7 +13,7 @@ import {
   type KubeObject,
 } from "../object.ts";
 import { forbidden, forbiddenValue, invalidValue, required, unsupportedValue, type Cause } from "../status.ts";
-import { isDnsLabel, validateLabels } from "../validation.ts";
+import { isDnsLabel, isPort, PORT_RANGE, validateLabels } from "../validation.ts";
 
 const DEFAULT_GRACE_SECONDS = 30;
 const TOKEN_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -112,19 +112,20 @@ function validateContainer(
   if (textAt(container, "image") === "") causes.push(required(`${field}.image`));
   for (const [index, port] of listAt(container, "ports").entries()) {
     const number = numberAt(port, "containerPort");
-    if (number === undefined || number < 1 || number > 65535) {
-      causes.push(
-        invalidValue(
-          `${field}.ports[${index}].containerPort`,
-          number ?? null,
-          "must be between 1 and 65535, inclusive",
-        ),
-      );
-    }
+    if (!isPort(number))
+      causes.push(invalidValue(`${field}.ports[${index}].containerPort`, number ?? null, PORT_RANGE));
   }
+  for (const [index, env] of listAt(container, "env").entries()) {
+    if (textAt(env, "name") === "") causes.push(required(`${field}.env[${index}].name`));
+  }
+  return [...causes, ...validateMounts(container, field, known.volumes)];
+}
+
+function validateMounts(container: unknown, field: string, volumes: ReadonlySet<string>): readonly Cause[] {
+  const causes: Cause[] = [];
   for (const [index, mount] of listAt(container, "volumeMounts").entries()) {
     const volume = textAt(mount, "name");
-    if (!known.volumes.has(volume)) {
+    if (!volumes.has(volume)) {
       causes.push({
         reason: "FieldValueInvalid",
         field: `${field}.volumeMounts[${index}].name`,
@@ -132,9 +133,6 @@ function validateContainer(
       });
     }
     if (textAt(mount, "mountPath") === "") causes.push(required(`${field}.volumeMounts[${index}].mountPath`));
-  }
-  for (const [index, env] of listAt(container, "env").entries()) {
-    if (textAt(env, "name") === "") causes.push(required(`${field}.env[${index}].name`));
   }
   return causes;
 }

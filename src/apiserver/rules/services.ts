@@ -12,7 +12,7 @@ import {
   type KubeObject,
 } from "../object.ts";
 import { internalError, invalidValue, required, unsupportedValue, type Cause } from "../status.ts";
-import { isDnsLabel, validateLabels } from "../validation.ts";
+import { isDnsLabel, isPort, PORT_RANGE, validateLabels } from "../validation.ts";
 
 const TYPES = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const PROTOCOLS = ["SCTP", "TCP", "UDP"];
@@ -95,18 +95,14 @@ function validateClusterIp(
 function validatePort(port: unknown, field: string, several: boolean): readonly Cause[] {
   const causes: Cause[] = [];
   const number = numberAt(port, "port");
-  if (number === undefined || number < 1 || number > 65535) {
-    causes.push(invalidValue(`${field}.port`, number ?? null, "must be between 1 and 65535, inclusive"));
-  }
+  if (!isPort(number)) causes.push(invalidValue(`${field}.port`, number ?? null, PORT_RANGE));
   const name = textAt(port, "name");
   if (several && name === "") causes.push(required(`${field}.name`));
   if (name !== "" && !isDnsLabel(name)) causes.push(invalidValue(`${field}.name`, name, "must be a DNS label"));
   const protocol = textAt(port, "protocol");
   if (!PROTOCOLS.includes(protocol)) causes.push(unsupportedValue(`${field}.protocol`, protocol, PROTOCOLS));
   const target = numberAt(port, "targetPort");
-  if (target !== undefined && (target < 1 || target > 65535)) {
-    causes.push(invalidValue(`${field}.targetPort`, target, "must be between 1 and 65535, inclusive"));
-  }
+  if (target !== undefined && !isPort(target)) causes.push(invalidValue(`${field}.targetPort`, target, PORT_RANGE));
   return causes;
 }
 

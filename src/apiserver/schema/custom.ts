@@ -33,26 +33,25 @@ function convert(json: unknown, depth: number): Schema {
     ...(Object.hasOwn(json, "default") && { default: json["default"] }),
   };
   if (json["x-kubernetes-int-or-string"] === true) return { ...common, type: "intstr", check };
-  const open = json["x-kubernetes-preserve-unknown-fields"] === true;
   if (json["type"] === "array") return { ...common, ...listOf(json, depth), check };
-  if (json["type"] !== "object") {
-    const type = TYPES[textAt(json, "type")];
-    return type === undefined ? { ...common, type: "any", check } : { ...common, type, check };
-  }
+  if (json["type"] === "object") return { ...common, ...objectOf(json, depth), check };
+  return { ...common, type: TYPES[textAt(json, "type")] ?? "any", check };
+}
+
+function objectOf(json: Record<string, unknown>, depth: number): Schema {
   const additional = json["additionalProperties"];
-  if (isRecord(additional)) return { ...common, type: "map", item: convert(additional, depth + 1), check };
+  if (isRecord(additional)) return { type: "map", item: convert(additional, depth + 1) };
+  const open = json["x-kubernetes-preserve-unknown-fields"] === true;
   const embedded = json["x-kubernetes-embedded-resource"] === true;
   const fields = fieldsOf(json, depth);
   const all = embedded ? { ...fields, apiVersion: TEXT, kind: TEXT, metadata: builtinSchema("ObjectMeta") } : fields;
   const atomic = json["x-kubernetes-map-type"] === "atomic";
   return {
-    ...common,
     type: "object",
     fields: () => all,
     required: textsAt(json, "required"),
     enforceRequired: true,
     open: open || additional === true,
-    check,
     ...(atomic && { atomic }),
   };
 }
@@ -61,11 +60,16 @@ function listOf(json: Record<string, unknown>, depth: number): Schema {
   const item = convert(json["items"], depth + 1);
   const kind = textAt(json, "x-kubernetes-list-type");
   if (kind === "set") return { type: "list", item, keys: [] };
-  return kind === "map" ? { type: "list", item, keys: textsAt(json, "x-kubernetes-list-map-keys") } : { type: "list", item };
+  return kind === "map"
+    ? { type: "list", item, keys: textsAt(json, "x-kubernetes-list-map-keys") }
+    : { type: "list", item };
 }
 
 function fieldsOf(json: Record<string, unknown>, depth: number): Record<string, Schema> {
-  const entries = Object.entries(recordAt(json, "properties")).map(([name, value]) => [name, convert(value, depth + 1)]);
+  const entries = Object.entries(recordAt(json, "properties")).map(([name, value]) => [
+    name,
+    convert(value, depth + 1),
+  ]);
   return Object.fromEntries(entries);
 }
 
@@ -87,16 +91,18 @@ function valueProblem(json: Record<string, unknown>, value: unknown, depth: numb
 
 function textProblem(json: Record<string, unknown>, value: string): string | undefined {
   const [least, most] = [numberAt(json, "minLength"), numberAt(json, "maxLength")];
-  const length = [...value].length;
+  const length = Array.from(value).length; // code points, as Go counts
   if (least !== undefined && length < least) return `Invalid value: should be at least ${least} chars long`;
   if (most !== undefined && length > most) return `Too long: may not be more than ${most} chars`;
   const pattern = textAt(json, "pattern");
-  if (pattern !== "" && !findPattern(pattern)?.test(value)) return `Invalid value: ${JSON.stringify(value)}: should match '${pattern}'`;
+  if (pattern !== "" && !findPattern(pattern)?.test(value))
+    return `Invalid value: ${JSON.stringify(value)}: should match '${pattern}'`;
   return formatProblem(textAt(json, "format"), value);
 }
 
 function formatProblem(format: string, value: string): string | undefined {
-  if (format === "date-time" && Number.isNaN(Date.parse(value))) return `Invalid value: ${JSON.stringify(value)}: must be a time (RFC 3339)`;
+  if (format === "date-time" && Number.isNaN(Date.parse(value)))
+    return `Invalid value: ${JSON.stringify(value)}: must be a time (RFC 3339)`;
   if (format === "byte" && !/^[A-Za-z0-9+/]*={0,2}$/.test(value)) return "Invalid value: must be base64 text";
   return undefined;
 }
@@ -109,7 +115,9 @@ function numberProblem(json: Record<string, unknown>, value: number): string | u
   if (most !== undefined && (json["exclusiveMaximum"] === true ? value >= most : value > most)) {
     return `Invalid value: ${value}: should be less than or equal to ${most}`;
   }
-  return step !== undefined && step > 0 && value % step !== 0 ? `Invalid value: ${value}: should be a multiple of ${step}` : undefined;
+  return step !== undefined && step > 0 && value % step !== 0
+    ? `Invalid value: ${value}: should be a multiple of ${step}`
+    : undefined;
 }
 
 function sizeProblem(json: Record<string, unknown>, value: unknown): string | undefined {
@@ -136,8 +144,10 @@ function duplicateProblem(json: Record<string, unknown>, value: readonly unknown
 function logicProblem(json: Record<string, unknown>, value: unknown, depth: number): string | undefined {
   const fits = (branch: unknown): boolean => !isRecord(branch) || branchProblem(branch, value, depth + 1) === undefined;
   const { allOf, anyOf, oneOf, not } = json;
-  if (Array.isArray(allOf) && !allOf.every((branch) => fits(branch))) return "Invalid value: must validate all the schemas (allOf)";
-  if (Array.isArray(anyOf) && !anyOf.some((branch) => fits(branch))) return "Invalid value: must validate at least one schema (anyOf)";
+  if (Array.isArray(allOf) && !allOf.every((branch) => fits(branch)))
+    return "Invalid value: must validate all the schemas (allOf)";
+  if (Array.isArray(anyOf) && !anyOf.some((branch) => fits(branch)))
+    return "Invalid value: must validate at least one schema (anyOf)";
   if (Array.isArray(oneOf) && oneOf.filter((branch) => fits(branch)).length !== 1) {
     return "Invalid value: must validate one and only one schema (oneOf)";
   }
@@ -149,7 +159,8 @@ function branchProblem(json: Record<string, unknown>, value: unknown, depth: num
     const missing = textsAt(json, "required").find((name) => !Object.hasOwn(value, name));
     if (missing !== undefined) return `Required value: ${missing}`;
     for (const [name, inner] of Object.entries(recordAt(json, "properties"))) {
-      const problem = isRecord(inner) && Object.hasOwn(value, name) ? branchProblem(inner, value[name], depth + 1) : undefined;
+      const problem =
+        isRecord(inner) && Object.hasOwn(value, name) ? branchProblem(inner, value[name], depth + 1) : undefined;
       if (problem !== undefined) return problem;
     }
   }

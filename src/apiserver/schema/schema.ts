@@ -50,6 +50,7 @@ export interface SchemaFindings {
 }
 
 const MAX_DEPTH = 64;
+const BASE64 = /^[A-Za-z0-9+/\n]*={0,2}\n?$/;
 
 /**
  * Reads a value by its schema: removes unknown fields, and null where it stands for "not set". Collects everything
@@ -73,30 +74,30 @@ function inside(place: Place, name: string): Place {
 function visit(schema: Schema, value: unknown, place: Place): void {
   if (value === null && schema.nullable === true) return;
   if (place.depth > MAX_DEPTH) return wrong(place, `nested deeper than ${MAX_DEPTH}`);
-  switch (schema.type) {
-    case "object":
-      return visitObject(schema, value, place);
-    case "map":
-      if (!isRecord(value)) return mismatch(place, "an object", value);
-      for (const [key, item] of Object.entries(value)) if (schema.item) visit(schema.item, item, inside(place, key));
-      break;
-    case "list":
-      if (!Array.isArray(value)) return mismatch(place, "a list", value);
-      for (const [index, item] of value.entries())
-        if (schema.item) visit(schema.item, item, inside(place, `[${index}]`));
-      break;
-    default:
-      visitScalar(schema, value, place);
+  const expected = EXPECTED[schema.type];
+  if (!expected.fits(value)) return mismatch(place, expected.name, value);
+  if (schema.type === "object" && isRecord(value)) visitFields(schema, value, place);
+  else if (schema.item !== undefined) {
+    for (const [key, item] of entriesOf(value)) visit(schema.item, item, inside(place, key));
   }
   checkRule(schema, value, place);
 }
 
-function visitObject(schema: Schema, value: unknown, place: Place): void {
-  if (!isRecord(value)) return mismatch(place, "an object", value);
-  const fields = schema.fields?.() ?? {};
+/** What is inside a map or a list, with the names that paths use. */
+function entriesOf(value: unknown): readonly [string, unknown][] {
+  if (Array.isArray(value)) return value.map((item, index) => [`[${index}]`, item]);
+  return isRecord(value) ? Object.entries(value) : [];
+}
+
+function fillDefaults(fields: Readonly<Record<string, Schema>>, value: Record<string, unknown>): void {
   for (const [key, field] of Object.entries(fields)) {
     if (field.default !== undefined && value[key] === undefined) value[key] = copyOf(field.default);
   }
+}
+
+function visitFields(schema: Schema, value: Record<string, unknown>, place: Place): void {
+  const fields = schema.fields?.() ?? {};
+  fillDefaults(fields, value);
   for (const key of Object.keys(value)) {
     const field = Object.hasOwn(fields, key) ? fields[key] : undefined;
     if (field === undefined) {
@@ -106,43 +107,23 @@ function visitObject(schema: Schema, value: unknown, place: Place): void {
     } else if (value[key] === null && field.nullable !== true) delete value[key];
     else visit(field, value[key], inside(place, key));
   }
-  checkRule(schema, value, place);
 }
 
-function visitScalar(schema: Schema, value: unknown, place: Place): void {
-  switch (schema.type) {
-    case "string":
-      if (typeof value !== "string") mismatch(place, "a string", value);
-      break;
-    case "int":
-      if (typeof value !== "number" || !Number.isInteger(value)) mismatch(place, "an integer", value);
-      break;
-    case "number":
-      if (typeof value !== "number") mismatch(place, "a number", value);
-      break;
-    case "bool":
-      if (typeof value !== "boolean") mismatch(place, "a boolean", value);
-      break;
-    case "time":
-      if (typeof value !== "string" || Number.isNaN(Date.parse(value))) mismatch(place, "a time (RFC 3339)", value);
-      break;
-    case "bytes":
-      if (typeof value !== "string" || !/^[A-Za-z0-9+/\n]*={0,2}\n?$/.test(value))
-        mismatch(place, "base64 text", value);
-      break;
-    case "quantity":
-      if (!isQuantity(value)) mismatch(place, "a quantity such as 100m or 64Mi", value);
-      break;
-    case "intstr":
-      if (typeof value !== "string" && !Number.isInteger(value)) mismatch(place, "an integer or a string", value);
-      break;
-    case "object":
-    case "map":
-    case "list":
-    case "any":
-      break;
-  }
-}
+/** By type: how a value of it looks, and what to call it. */
+const EXPECTED: Readonly<Record<Schema["type"], { name: string; fits: (value: unknown) => boolean }>> = {
+  object: { name: "an object", fits: isRecord },
+  map: { name: "an object", fits: isRecord },
+  list: { name: "a list", fits: Array.isArray },
+  string: { name: "a string", fits: (value) => typeof value === "string" },
+  int: { name: "an integer", fits: Number.isInteger },
+  number: { name: "a number", fits: (value) => typeof value === "number" },
+  bool: { name: "a boolean", fits: (value) => typeof value === "boolean" },
+  time: { name: "a time (RFC 3339)", fits: (value) => typeof value === "string" && !Number.isNaN(Date.parse(value)) },
+  bytes: { name: "base64 text", fits: (value) => typeof value === "string" && BASE64.test(value) },
+  quantity: { name: "a quantity such as 100m or 64Mi", fits: isQuantity },
+  intstr: { name: "an integer or a string", fits: (value) => typeof value === "string" || Number.isInteger(value) },
+  any: { name: "any value", fits: () => true },
+};
 
 function isQuantity(value: unknown): boolean {
   return (
@@ -163,14 +144,12 @@ function checkRule(schema: Schema, value: unknown, place: Place): void {
 }
 
 function mismatch(place: Place, expected: string, value: unknown): void {
-  const found =
-    value === null
-      ? "null"
-      : Array.isArray(value)
-        ? "a list"
-        : isRecord(value)
-          ? "an object"
-          : `${typeof value} ${JSON.stringify(value)?.slice(0, 80)}`;
+  const plain = typeof value !== "object" || value === null;
+  const found = plain
+    ? (JSON.stringify(value) ?? "nothing").slice(0, 80)
+    : Array.isArray(value)
+      ? "a list"
+      : "an object";
   wrong(place, `expected ${expected}, found ${found}`);
 }
 

@@ -72,20 +72,29 @@ function shortName(model: string): string {
 
 function encodeType(attribute: Attribute, queue: string[]): string {
   const { type, format, baseName } = attribute;
-  const array = /^Array<(.+)>$/.exec(type)?.[1];
-  if (array !== undefined) return `[]${encodeType({ ...attribute, type: array }, queue)}`;
-  const map = /^\{ \[key: string\]: (.+); \}$/.exec(type)?.[1];
-  if (map !== undefined) return `{}${encodeType({ ...attribute, type: map }, queue)}`;
-  if (type === "string") return format === "byte" ? "bytes" : QUANTITIES.test(baseName) ? "quantity" : "string";
-  if (type === "number") return format === "double" || format === "float" ? "number" : "int";
-  if (type === "boolean") return "bool";
-  if (type === "Date" || type === "V1MicroTime") return "time";
-  if (type === "IntOrString") return "intstr";
-  if (type === "any" || type === "object") return "any";
-  if (type === "V1JSONSchemaProps") return "any";
-  queue.push(type);
-  return shortName(type);
+  const [, array, map] = /^(?:Array<(.+)>|\{ \[key: string\]: (.+); \})$/.exec(type) ?? [];
+  const item = array ?? map;
+  if (item !== undefined)
+    return `${array === undefined ? "{}" : "[]"}${encodeType({ ...attribute, type: item }, queue)}`;
+  if (type === "string" && QUANTITIES.test(baseName)) return "quantity";
+  const scalar = SCALARS[`${type} ${format}`] ?? SCALARS[type];
+  if (scalar === undefined) queue.push(type);
+  return scalar ?? shortName(type);
 }
+
+const SCALARS: Readonly<Record<string, string>> = {
+  string: "string",
+  "string byte": "bytes",
+  number: "int",
+  "number double": "number",
+  boolean: "bool",
+  Date: "time",
+  V1MicroTime: "time",
+  IntOrString: "intstr",
+  any: "any",
+  object: "any",
+  V1JSONSchemaProps: "any", // custom schemas are read by a reader of their own
+};
 
 async function read(model: string, queue: string[]): Promise<void> {
   const module: Record<string, { attributeTypeMap: Attribute[] }> = await import(`${folder}${model}.js`);
@@ -109,7 +118,5 @@ while (queue.length > 0) {
   seen.add(model);
   await read(model, queue);
 }
-const lines = Object.keys(types)
-  .toSorted()
-  .map((name) => `  ${JSON.stringify(name)}: ${JSON.stringify(types[name])}`);
-writeFileSync(new URL("types.json", import.meta.url), `{\n${lines.join(",\n")}\n}\n`);
+const sorted = Object.fromEntries(Object.entries(types).toSorted(([a], [b]) => (a < b ? -1 : 1)));
+writeFileSync(new URL("types.json", import.meta.url), `${JSON.stringify(sorted, null, 2)}\n`);

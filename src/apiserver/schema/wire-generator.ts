@@ -57,7 +57,9 @@ export function readGoTypes(text: string, into: GoTypes): void {
     if (match[2] !== "struct") into.aliases.set(match[1] ?? "", match[2] ?? "");
   }
   for (const match of text.matchAll(/^type (\w+) struct \{\n([\s\S]*?)^\}/gm)) {
-    const fields = [...(match[2] ?? "").matchAll(/^\s+(?:\w+\s+)?([\w.*[\]]+)\s+`json:"([^"]*)"[^`]*\sprotobuf:"([^"]*)"/gm)];
+    const fields = [
+      ...(match[2] ?? "").matchAll(/^\s+(?:\w+\s+)?([\w.*[\]]+)\s+`json:"([^"]*)"[^`]*\sprotobuf:"([^"]*)"/gm),
+    ];
     const read = fields.flatMap(([, type = "", json = "", tag = ""]) => {
       const number = Number(tag.split(",")[1]);
       return Number.isInteger(number) ? [{ json: json.split(",")[0] ?? "", number, type }] : [];
@@ -68,7 +70,9 @@ export function readGoTypes(text: string, into: GoTypes): void {
 
 /** The notation of one Go type: `*T` optional, `[]T` list, `{}T` map, a letter for scalars, a name for messages. */
 export function wireNotation(goType: string, types: GoTypes, found: (message: string) => void): string {
-  const type = goType.replace(/^(metav1|v1|rbacv1|corev1)\./, (prefix) => (SCALARS[goType] === undefined ? "" : prefix));
+  const type = goType.replace(/^(metav1|v1|rbacv1|corev1)\./, (prefix) =>
+    SCALARS[goType] === undefined ? "" : prefix,
+  );
   const scalar = SCALARS[type];
   if (scalar !== undefined) return scalar;
   if (type.startsWith("*")) return `*${wireNotation(type.slice(1), types, found)}`;
@@ -90,12 +94,14 @@ function generate(modules: string, version: string): void {
   for (let name = queue.shift(); name !== undefined; name = queue.shift()) {
     if (out[name] !== undefined) continue;
     const fields = types.structs.get(name) ?? [];
-    out[name] = fields.map(({ json, number, type }) => `${number}=${json}:${wireNotation(type, types, (message) => queue.push(message))}`).join(" ");
+    out[name] = fields
+      .map(
+        ({ json, number, type }) => `${number}=${json}:${wireNotation(type, types, (message) => queue.push(message))}`,
+      )
+      .join(" ");
   }
-  const lines = Object.keys(out)
-    .toSorted()
-    .map((name) => `  ${JSON.stringify(name)}: ${JSON.stringify(out[name])}`);
-  writeFileSync(new URL("wire.json", import.meta.url), `{\n${lines.join(",\n")}\n}\n`);
+  const sorted = Object.fromEntries(Object.entries(out).toSorted(([a], [b]) => (a < b ? -1 : 1)));
+  writeFileSync(new URL("wire.json", import.meta.url), `${JSON.stringify(sorted, null, 2)}\n`);
 }
 
 const [, script = "", modules, version] = process.argv;
