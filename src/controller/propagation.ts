@@ -1,4 +1,4 @@
-import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import { Code, ConnectError, type ConnectRouter, type ServiceImpl } from "@connectrpc/connect";
 import { deadline, type Clock } from "#base/clock";
 import { messageOf } from "#base/errors";
 import { CellSet } from "#base/metrics";
@@ -12,6 +12,8 @@ import { controllerMetrics } from "./metrics.ts";
 export const MAX_AWAIT_MS = 30_000;
 /** Calls that may wait at once. */
 export const MAX_AWAITS = 1024;
+/** A question is read before its sender is known. */
+const MAX_QUESTION_BYTES = 64 * 1024;
 /** A pod that has not been published in the wanted state after this time is read again. */
 const REREAD_MS = 500;
 
@@ -52,13 +54,12 @@ export class PropagationService {
 
   /** Adds the service to a server's routes. */
   readonly routes = (router: ConnectRouter): void => {
-    router.service(Propagation, {
-      await: async (request, context) => {
-        await this.#options.authenticate(context.requestHeader);
-        const nodesBehind = await this.await(request, context.signal);
-        return { nodesBehind: [...nodesBehind] };
-      },
-    });
+    const ask: ServiceImpl<typeof Propagation>["await"] = async (request, context) => {
+      await this.#options.authenticate(context.requestHeader);
+      const nodesBehind = await this.await(request, context.signal);
+      return { nodesBehind: [...nodesBehind] };
+    };
+    router.service(Propagation, { await: ask }, { readMaxBytes: MAX_QUESTION_BYTES });
   };
 
   /** The nodes that do not know the state when `timeoutMs` has passed; none when all do. */

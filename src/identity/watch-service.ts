@@ -1,5 +1,5 @@
 import { create } from "@bufbuild/protobuf";
-import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import { Code, ConnectError, type ConnectRouter, type ServiceImpl } from "@connectrpc/connect";
 import { CodedError } from "#base/errors";
 import { parseSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import { CertificateUpdateSchema, WorkloadCertificates, type CertificateUpdate, type WatchRequest } from "#proto";
@@ -7,6 +7,8 @@ import { identityError } from "./errors.ts";
 import type { CertificateManager } from "./manager.ts";
 
 const MOST_WATCHED = 4096;
+/** The longest SPIFFE IDs, as many as may be watched, and some room. */
+const LARGEST_REQUEST_BYTES = 16 * 1024 * 1024;
 
 /**
  * `WorkloadCertificates.Watch`: streams the certificates of the wanted identities to the proxy of the same node. It sends private
@@ -14,9 +16,9 @@ const MOST_WATCHED = 4096;
  */
 export function workloadCertificatesRoutes(manager: CertificateManager): (router: ConnectRouter) => void {
   return (router) => {
-    router.service(WorkloadCertificates, {
-      watch: (requests, context) => watch(manager, requests, context.signal),
-    });
+    const serve: ServiceImpl<typeof WorkloadCertificates>["watch"] = (requests, context) =>
+      watch(manager, requests, context.signal);
+    router.service(WorkloadCertificates, { watch: serve }, { readMaxBytes: LARGEST_REQUEST_BYTES });
   };
 }
 
