@@ -51,7 +51,7 @@ export interface CniServerOptions {
 
 /**
  * The socket that the CNI plugin asks before a pod starts: `POST /cmdadd`. 200 lets it start; anything else, or nobody there, does
- * not, and the container runtime tries again.
+ * not, and the container runtime tries again. Rejects with `ENROLMENT_CNI_LISTEN` when another process is there.
  */
 export class CniServer implements Service {
   readonly name = "cni";
@@ -71,7 +71,9 @@ export class CniServer implements Service {
     await removeStale(path);
     const server = createServer((request, response) => void this.#handle(request, response));
     await new Promise<void>((resolve, reject) => {
-      server.once("error", reject);
+      server.once("error", (cause) => {
+        reject(enrolmentError("ENROLMENT_CNI_LISTEN", `cannot listen at ${path}`, { cause, details: { path } }));
+      });
       server.listen(path, resolve);
     });
     chmodSync(path, 0o600);

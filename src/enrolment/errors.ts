@@ -34,6 +34,10 @@ export const enrolmentError = defineErrors("enrolment", {
     when: "a step of enrolment failed in a way that has no code of its own",
     hint: "the message carries the cause; the step is tried again",
   },
+  ENROLMENT_CNI_LISTEN: {
+    when: "the CNI event socket cannot be served",
+    hint: "stop the other agent of this node, or choose another path with --cni-socket",
+  },
   ENROLMENT_CNI_REQUEST: {
     when: "a request on the CNI event socket is malformed",
     hint: "check the version of the CNI plugin that sends it",

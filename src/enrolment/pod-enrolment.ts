@@ -304,16 +304,23 @@ export class PodEnrolment {
     const kept = "netns" in state ? state.netns : undefined;
     if ("netns" in before && before.netns !== kept) before.netns[Symbol.dispose]();
     if (state.name === "enrolled") this.#countEnrolled();
+    if (state.name === "draining" && before.name === "releasing")
+      this.#log.info({ tookMs: this.#tookMs() }, "pod un-enrolled");
     if (state.name !== before.name) this.#log.debug({ from: before.name, to: state.name }, "pod moved");
     for (const listener of this.#listeners) listener();
   }
 
   #countEnrolled(): void {
-    const { cells, clock } = this.#tools;
-    const tookMs = clock.monotonic() - this.#wishedAtMs;
+    const { cells } = this.#tools;
+    const tookMs = this.#tookMs();
     cells.bind("veil_enrolment_enrolled_total", {}).value++;
     cells.bind("veil_enrolment_seconds_total", {}).value += tookMs / 1000;
-    this.#log.info({ tookMs: Math.round(tookMs) }, "pod enrolled");
+    this.#log.info({ tookMs }, "pod enrolled");
+  }
+
+  /** How long ago the wish came. */
+  #tookMs(): number {
+    return Math.round(this.#tools.clock.monotonic() - this.#wishedAtMs);
   }
 
   #gauge(state: EnrolmentState["name"]): Cell {
