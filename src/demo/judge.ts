@@ -8,7 +8,7 @@ import type { DemoCheck, DemoIdentities, DemoPath, DemoPod, DemoReport } from ".
 export interface Story {
   readonly podsBefore: ReadonlyMap<string, V1Pod>;
   readonly podsAfter: ReadonlyMap<string, V1Pod>;
-  /** The lines that each client printed, one per request. */
+  /** The lines that each client printed, one per request, each beginning with its time (RFC 3339). */
   readonly clientLogs: ReadonlyMap<string, readonly string[]>;
   readonly captures: Captures;
   readonly records: readonly FlowRecord[];
@@ -135,7 +135,8 @@ export function identitiesOf(client: Cast, records: readonly FlowRecord[]): Demo
 function describePod(name: string, story: Story): DemoPod {
   const was = processOf(story.podsBefore.get(name));
   const is = processOf(story.podsAfter.get(name));
-  const lines = story.clientLogs.get(name) ?? [];
+  const sinceWatched = new Date(story.moments.beforeUs / 1000).toISOString();
+  const lines = (story.clientLogs.get(name) ?? []).filter((line) => line > sinceWatched);
   return {
     name,
     ...is,

@@ -39,6 +39,6 @@ export class Kubectl {
   /** Applies objects. */
   async apply(objects: readonly object[], write: (text: string) => Promise<string>): Promise<string> {
     const file = await write(JSON.stringify({ apiVersion: "v1", kind: "List", items: objects }));
-    return this.run("apply", "-f", file);
+    return this.run("apply", "--validate=false", "-f", file);
   }
 }

@@ -44,7 +44,7 @@ export interface DemoPod {
   readonly restarts: number;
   /** True when the same process runs after the label as before. */
   readonly unchanged: boolean;
-  /** Requests that its client made during the demo, and how many of them failed. 0 for servers. */
+  /** Requests that its client has made since the wire is watched, and how many of them failed. 0 for servers. */
   readonly requests: number;
   readonly failedRequests: number;
 }
