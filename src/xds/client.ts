@@ -29,6 +29,8 @@ export class XdsClient implements Service {
   readonly #warm = Promise.withResolvers<void>();
   #isWarm = false;
   #connected = false;
+  /** The last try found nobody. */
+  #unanswered = false;
   #stream: ClientStream | undefined;
   #running: Promise<void> = Promise.resolve();
 
@@ -98,7 +100,7 @@ export class XdsClient implements Service {
 
   /** One stream, from its opening to its end. Never rejects. */
   async #once(): Promise<{ answered: boolean; clean: boolean }> {
-    const { log, onUpdate, node, transport } = this.#options;
+    const { onUpdate, node, transport } = this.#options;
     const stream = new ClientStream({
       node,
       types: this.#types,
@@ -129,8 +131,16 @@ export class XdsClient implements Service {
     this.#setConnected(false);
     this.#metrics.bind("istio_xds_connection_terminations_total", { reason: terminationReason(answered, clean) })
       .value++;
-    if (!this.#stop.signal.aborted) log.info({ reason, answered }, "xds stream ended");
+    this.#report(answered, reason);
     return { answered, clean };
+  }
+
+  /** Says once that nobody answers, not with every try. */
+  #report(answered: boolean, reason: string | undefined): void {
+    if (this.#stop.signal.aborted) return;
+    const level = answered || !this.#unanswered ? "info" : "debug";
+    this.#unanswered = !answered;
+    this.#options.log[level]({ reason, answered }, "xds stream ended");
   }
 
   #setConnected(connected: boolean): void {

@@ -43,10 +43,15 @@ export class ServerStream {
     return this.#closed.signal;
   }
 
+  /** Takes the client's own name from its first request when it was not authenticated. Returns the name. */
+  name({ node }: DeltaDiscoveryRequest): string {
+    if (this.#node === "" && node !== undefined) this.#node = nodeName(node);
+    return this.node;
+  }
+
   /** Takes a request. Returns the client's words when it refuses (part of) a response. */
   request(request: DeltaDiscoveryRequest): string | undefined {
-    const { typeUrl, node, responseNonce, errorDetail } = request;
-    if (this.#node === "" && node !== undefined) this.#node = nodeName(node);
+    const { typeUrl, responseNonce, errorDetail } = request;
     const subscription = this.#subscriptions.get(typeUrl);
     if (subscription === undefined) {
       if (this.#subscriptions.size < MAX_TYPES) {

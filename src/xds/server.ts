@@ -154,8 +154,11 @@ export class XdsServer {
   /** Takes the requests of a stream until its end. Never rejects: a broken stream is a closed one. */
   async #read(stream: ServerStream, requests: AsyncIterable<DeltaDiscoveryRequest>): Promise<void> {
     const { log } = this.#options;
+    let named = false;
     try {
       for await (const request of requests) {
+        if (!named) log.info({ node: stream.name(request) }, "xds stream opened");
+        named = true;
         const refusal = stream.request(request);
         if (refusal !== undefined) {
           log.warn({ node: stream.node, type: request.typeUrl, refusal }, "resources refused by a node");
@@ -207,7 +210,6 @@ export class XdsServer {
     this.#streams.add(stream);
     this.#metrics.bind("veil_xds_streams", {}).value++;
     for (const { target, behind } of this.#waiters) if (!stream.holds(target)) behind.add(stream);
-    this.#options.log.info({ node: stream.node }, "xds stream opened");
   }
 
   #closed(stream: ServerStream): void {
