@@ -53,9 +53,8 @@ function stage(mount: MountPlan, staged: string): string[] {
 }
 
 function bind(mount: MountPlan, target: string): string[] {
-  const lines = [`mount -n --rbind ${quote(mount.source)} ${quote(target)}`];
-  if (mount.readOnly) lines.push(`mount -n -o remount,bind,ro ${quote(target)}`);
-  return lines;
+  const options = mount.readOnly ? "-o ro " : "";
+  return [`mount -n --rbind ${options}${quote(mount.source)} ${quote(target)}`];
 }
 
 /** One word for the shell, whatever it holds. */

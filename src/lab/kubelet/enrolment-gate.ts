@@ -37,16 +37,20 @@ export class EnrolmentGate {
     this.#clock = clock;
   }
 
-  /** Resolves when the pod may start. Rejects with `KUBELET_ENROLMENT`: not yet. */
-  async enrol(pod: Pod, sandbox: { netns: string; ip: string }): Promise<void> {
+  /** Resolves with what enrols the pod, or with what does nothing when it is not to be enrolled. */
+  async prepare(pod: Pod): Promise<(sandbox: { netns: string; ip: string }) => Promise<void>> {
     const { name = "", namespace = "default", labels = {} } = pod.metadata ?? {};
-    let inNamespace: Labels;
     try {
-      inNamespace = (await this.#client.get(resources.namespaces, namespace)).metadata?.labels ?? {};
+      const found = await this.#client.get(resources.namespaces, namespace);
+      const wanted = wantsEnrolment(labels, found.metadata?.labels ?? {});
+      return wanted ? (sandbox) => this.#enrol({ name, namespace }, sandbox) : async () => {};
     } catch (cause) {
       throw kubeletError("KUBELET_ENROLMENT", `cannot tell whether ${namespace}/${name} is to be enrolled`, { cause });
     }
-    if (!wantsEnrolment(labels, inNamespace)) return;
+  }
+
+  async #enrol(pod: { name: string; namespace: string }, sandbox: { netns: string; ip: string }): Promise<void> {
+    const { name, namespace } = pod;
     const ips = [{ Interface: 0, Address: { IP: sandbox.ip, Mask: "/////w==" } }];
     const event = { Netns: sandbox.netns, PodName: name, PodNamespace: namespace, IPs: ips };
     try {

@@ -71,7 +71,7 @@ export class Kubelet implements Service {
       environment: options.environment,
       dns: options.dns,
       apiService: () => ({ host: "10.96.0.1", port: "443" }),
-      enrol: (pod, sandbox) => gate.enrol(pod, sandbox),
+      enrolment: (pod) => gate.prepare(pod),
     };
     const fieldSelector = `spec.nodeName=${node}`;
     this.#pods = new Informer({ client: this.#client, ref: resources.pods, fieldSelector, log, clock, random });

@@ -24,8 +24,11 @@ export interface NodeParts {
   readonly dns: string;
   /** Where the API is for pods: `KUBERNETES_SERVICE_HOST` and `_PORT`. */
   apiService(): { host: string; port: string };
-  /** Enrols a pod before its first process, when its labels ask for that. Rejects with `KUBELET_ENROLMENT`: the pod must wait. */
-  enrol(pod: Pod, sandbox: { netns: string; ip: string }): Promise<void>;
+  /**
+   * Finds out whether a pod must be enrolled, and resolves with what does it, once its network is there. Both reject with
+   * `KUBELET_ENROLMENT`: the pod must wait.
+   */
+  enrolment(pod: Pod): Promise<(sandbox: { netns: string; ip: string }) => Promise<void>>;
 }
 
 /** Takes events about pods; never fails. */

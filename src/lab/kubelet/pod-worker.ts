@@ -36,6 +36,7 @@ export class PodWorker {
   #pod: Pod;
   #ip: IpAddress | undefined;
   #graceMs: number | undefined;
+  #gone = false;
   #runners: ContainerRunner[] = [];
   #cancelRefill = (): void => {};
   #waiting = { reason: "ContainerCreating", message: "" };
@@ -78,6 +79,8 @@ export class PodWorker {
 
   /** The object is gone: ends everything at once. */
   remove(): void {
+    this.#gone = true;
+    this.#status.stop();
     this.#askStop(0);
   }
 
@@ -151,10 +154,14 @@ export class PodWorker {
       nodeIp: address,
       veth: this.#veth,
     };
+    const gate = this.#parts.enrolment(this.#pod);
+    gate.catch(() => undefined); // told below, where it is waited for
     const made = await ensureSandbox(plan, () => this.#removeProcesses());
     if (made) removePath(this.#files.enrolled);
     if (findText(this.#files.enrolled) !== undefined) return;
-    await this.#parts.enrol(this.#pod, { netns: this.#files.netns, ip: this.#ip });
+    await (
+      await gate
+    )({ netns: this.#files.netns, ip: this.#ip });
     writeFileWhole(this.#files.enrolled, "");
   }
 
@@ -276,13 +283,15 @@ export class PodWorker {
     const { clock, client, random } = this.#parts;
     const { name = "", namespace } = this.#pod.metadata ?? {};
     const backoff = new Backoff(RETRY, random);
-    for (let gone = false; !gone;) {
+    while (!this.#gone) {
       try {
         await client.delete(resources.pods, { name, namespace, uid: this.uid, gracePeriodSeconds: 0 });
-        gone = true;
+        return;
       } catch (error) {
-        gone = isKubeError(error, "KUBE_NOT_FOUND") || isKubeError(error, "KUBE_CONFLICT");
-        if (!gone) await sleep(clock, backoff.next());
+        // A node is not even told whether a pod is there that is not its own.
+        const codes = ["KUBE_NOT_FOUND", "KUBE_CONFLICT", "KUBE_FORBIDDEN"] as const;
+        if (codes.some((code) => isKubeError(error, code))) return;
+        await sleep(clock, backoff.next());
       }
     }
   }

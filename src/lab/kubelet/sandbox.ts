@@ -1,4 +1,4 @@
-import { mkdirSync, readFileSync, statfsSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, statfsSync, writeFileSync } from "node:fs";
 import type { IpAddress } from "#base/ip";
 import { tryCommand } from "../commands.ts";
 import { hardwareAddresses } from "./addresses.ts";
@@ -30,8 +30,10 @@ export interface SandboxPlan {
 export async function ensureSandbox(plan: SandboxPlan, clear: () => Promise<void>): Promise<boolean> {
   const { files, veth } = plan;
   if (holdsNamespace(files.netns) && holdsNamespace(files.uts) && (await hasLink(veth))) return false;
-  await clear();
-  await removeSandbox(files, veth);
+  if (existsSync(files.netns) || existsSync(files.uts)) {
+    await clear();
+    await removeSandbox(files, veth);
+  }
   for (const file of [files.netns, files.uts]) {
     mkdirSync(file.slice(0, file.lastIndexOf("/")), { recursive: true });
     writeFileSync(file, "");

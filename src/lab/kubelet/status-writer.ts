@@ -27,6 +27,7 @@ export class StatusWriter {
   }
 
   set(facts: PodFacts): void {
+    if (this.#stop.signal.aborted) return;
     this.#wanted = facts;
     this.#writing ??= this.#write().finally(() => {
       this.#writing = undefined;
@@ -38,6 +39,7 @@ export class StatusWriter {
     await this.#writing;
   }
 
+  /** Nothing is written any more. */
   stop(): void {
     this.#stop.abort();
   }
