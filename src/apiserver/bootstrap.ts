@@ -10,7 +10,7 @@ const READ = ["get", "list", "watch"];
 const ALL = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /** The namespaces that every cluster has. */
-export const SYSTEM_NAMESPACES = ["default", "kube-node-lease", "kube-public", "kube-system"];
+const SYSTEM_NAMESPACES = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
 function rule(groups: string, resources: string, verbs: readonly string[]): Record<string, unknown> {
   return {

@@ -31,12 +31,6 @@ export const AGE_COLUMN = column("Age", (object, nowMs) => ageSince(object.metad
   description: "time since the object was created",
 });
 
-/** Columns of a kind that has none of its own. */
-export const PLAIN_COLUMNS: readonly Column[] = [
-  NAME_COLUMN,
-  column("Created At", (object) => object.metadata.creationTimestamp ?? "", { type: "date" }),
-];
-
 /** The time since a timestamp as kubectl prints it. */
 export function ageSince(timestamp: string | undefined, nowMs: number): string {
   const since = timestamp === undefined ? Number.NaN : Date.parse(timestamp);

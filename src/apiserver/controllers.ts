@@ -32,7 +32,7 @@ export function serverOptions(namespace: string, subresource = ""): WriteOptions
 }
 
 /** Writes an object as the server: creates it, or makes its fields (not its metadata) equal to these. */
-export function ensureObject(
+function ensureObject(
   transaction: Transaction,
   parts: Pick<ControllerParts, "engine" | "registry">,
   given: KubeObject,

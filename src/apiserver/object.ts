@@ -1,5 +1,5 @@
 /** Any JSON value, as a parser gives it. */
-export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
+type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 /** A JSON object. */
 export type JsonObject = { [key: string]: Json };
 
@@ -14,7 +14,7 @@ export interface OwnerReference {
 }
 
 /** The part of `metadata` that the server itself reads and writes. */
-export interface ObjectMeta {
+interface ObjectMeta {
   name: string;
   namespace?: string;
   generateName?: string;

@@ -29,7 +29,7 @@ const MOST_TOKEN_SECONDS = 2 ** 32;
 const TOKEN_LIFE_CAP_SECONDS = 48 * 3600;
 
 /** The shape of a TokenRequest, which is only ever a body of `serviceaccounts/token`. */
-export const TOKEN_REQUEST: Kind = {
+const TOKEN_REQUEST: Kind = {
   group: "authentication.k8s.io",
   version: "v1",
   kind: "TokenRequest",

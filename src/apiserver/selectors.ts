@@ -150,7 +150,7 @@ export function parseFieldSelector(text: string, fields: readonly string[]): rea
 }
 
 /** The value of a field as field selectors see it: text, missing as empty, booleans as `true` and `false`. */
-export function fieldValue(object: Readonly<KubeObject>, field: string): string {
+function fieldValue(object: Readonly<KubeObject>, field: string): string {
   let at: unknown = object;
   for (const step of field.split(".")) at = isRecord(at) ? at[step] : undefined;
   if (typeof at === "string") return at;

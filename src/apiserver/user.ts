@@ -13,7 +13,7 @@ export const NODES_GROUP = "system:nodes";
 /** The group of everybody who was authenticated. */
 export const AUTHENTICATED_GROUP = "system:authenticated";
 /** The start of a node's user name. */
-export const NODE_USER_PREFIX = "system:node:";
+const NODE_USER_PREFIX = "system:node:";
 
 /** The server itself, for what its own controllers do. */
 export const SERVER_USER: User = {

@@ -8,7 +8,7 @@ const PATH_SEGMENT = /^(?!\.{1,2}$)[^/%]+$/;
 const MAX_ANNOTATION_BYTES = 256 * 1024;
 
 /** How the names of a resource must look. */
-export type NameForm = "label" | "subdomain" | "path";
+type NameForm = "label" | "subdomain" | "path";
 
 const FORMS: Readonly<Record<string, NameForm>> = {
   namespaces: "label",
@@ -20,7 +20,7 @@ const FORMS: Readonly<Record<string, NameForm>> = {
 };
 
 /** Why text cannot be the name of an object of this resource; undefined when it can. */
-export function nameProblem(resource: string, name: string): string | undefined {
+function nameProblem(resource: string, name: string): string | undefined {
   const form = FORMS[resource] ?? "subdomain";
   if (form === "path")
     return PATH_SEGMENT.test(name) ? undefined : "may not be '.' or '..' and may not contain '/' or '%'";

@@ -183,7 +183,7 @@ const patterns = new Map<string, RegExp | undefined>();
 const MAX_PATTERNS = 1000;
 
 /** A pattern of a schema; undefined when it is no regular expression. */
-export function findPattern(pattern: string): RegExp | undefined {
+function findPattern(pattern: string): RegExp | undefined {
   if (patterns.has(pattern)) return patterns.get(pattern);
   if (patterns.size >= MAX_PATTERNS) patterns.clear();
   let found: RegExp | undefined;

@@ -119,4 +119,4 @@ while (queue.length > 0) {
   await read(model, queue);
 }
 const sorted = Object.fromEntries(Object.entries(types).toSorted(([a], [b]) => (a < b ? -1 : 1)));
-writeFileSync(new URL("types.json", import.meta.url), `${JSON.stringify(sorted, null, 2)}\n`);
+writeFileSync(new URL("../src/apiserver/schema/types.json", import.meta.url), `${JSON.stringify(sorted, null, 2)}\n`);

@@ -4,7 +4,7 @@ import { join } from "node:path";
 /**
  * Writes `wire.json`, the protobuf field numbers of the built-in kinds, from the struct tags of the Go modules
  * k8s.io/api and k8s.io/apimachinery (`go mod download`). Run it by hand when a field was added there:
- * `node src/apiserver/schema/wire-generator.ts GO_MODULE_CACHE VERSION`.
+ * `node tools/api-wire.ts GO_MODULE_CACHE VERSION`.
  */
 
 const FILES = [
@@ -46,13 +46,13 @@ const SCALARS: Readonly<Record<string, string>> = {
 };
 
 /** What the Go sources say: structs with their fields, and names for other types. */
-export interface GoTypes {
+interface GoTypes {
   readonly structs: Map<string, { json: string; number: number; type: string }[]>;
   readonly aliases: Map<string, string>;
 }
 
 /** Reads structs with protobuf tags, and simple named types, out of Go source text. */
-export function readGoTypes(text: string, into: GoTypes): void {
+function readGoTypes(text: string, into: GoTypes): void {
   for (const match of text.matchAll(/^type (\w+) ((?:\[\]|map\[[\w.]+\])?[\w.]+)$/gm)) {
     if (match[2] !== "struct") into.aliases.set(match[1] ?? "", match[2] ?? "");
   }
@@ -69,7 +69,7 @@ export function readGoTypes(text: string, into: GoTypes): void {
 }
 
 /** The notation of one Go type: `*T` optional, `[]T` list, `{}T` map, a letter for scalars, a name for messages. */
-export function wireNotation(goType: string, types: GoTypes, found: (message: string) => void): string {
+function wireNotation(goType: string, types: GoTypes, found: (message: string) => void): string {
   const type = goType.replace(/^(metav1|v1|rbacv1|corev1)\./, (prefix) =>
     SCALARS[goType] === undefined ? "" : prefix,
   );
@@ -101,8 +101,8 @@ function generate(modules: string, version: string): void {
       .join(" ");
   }
   const sorted = Object.fromEntries(Object.entries(out).toSorted(([a], [b]) => (a < b ? -1 : 1)));
-  writeFileSync(new URL("wire.json", import.meta.url), `${JSON.stringify(sorted, null, 2)}\n`);
+  writeFileSync(new URL("../src/apiserver/schema/wire.json", import.meta.url), `${JSON.stringify(sorted, null, 2)}\n`);
 }
 
 const [, script = "", modules, version] = process.argv;
-if (script.endsWith("wire-generator.ts") && modules !== undefined && version !== undefined) generate(modules, version);
+if (script.endsWith("api-wire.ts") && modules !== undefined && version !== undefined) generate(modules, version);
