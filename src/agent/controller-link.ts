@@ -46,14 +46,15 @@ export function controllerTransports(
   roots: () => string | undefined,
 ): { own: Transport; passThrough: Transport } {
   const { controller: target, tokenFile, clusterId } = options;
-  const base = { target, roots: () => roots() ?? "" };
   const token = async (): Promise<string> => {
+    if (roots() === undefined) throw agentError("AGENT_NO_ROOTS", "the controller has not published its roots yet");
     try {
       return (await readFile(tokenFile, "utf8")).trim();
     } catch (cause) {
       throw agentError("AGENT_NO_TOKEN", `cannot read the token in ${tokenFile}`, { cause, details: { tokenFile } });
     }
   };
+  const base = { target, roots: () => roots() ?? "" };
   return { own: rpcTransport({ ...base, token, headers: { clusterid: clusterId } }), passThrough: rpcTransport(base) };
 }
 

@@ -6,6 +6,10 @@ export const agentError = defineErrors("agent", {
     when: "the agent cannot serve metrics and health",
     hint: "another process holds the port; stop it, or choose another with --metrics-listen",
   },
+  AGENT_NO_ROOTS: {
+    when: "the roots that the controller's certificate is checked with are not known yet",
+    hint: "none during installation; later look for ConfigMap istio-ca-root-cert in Veil's namespace, and at the controller that publishes it",
+  },
   AGENT_NO_TOKEN: {
     when: "the file with the agent's own token cannot be read",
     hint: "check --token-file, and that the pod mounts a service account token of audience istio-ca",

@@ -95,7 +95,7 @@ test("any text is read or refused with the one code", () => {
   const text = fc.oneof(
     fc.string({ unit: "binary" }),
     fc.json(),
-    fc.anything().map((value) => `${JSON.stringify(value)}`),
+    fc.anything().map((value) => JSON.stringify({ Netns: value, PodName: value })),
   );
   fc.assert(
     fc.property(text, (body) => {

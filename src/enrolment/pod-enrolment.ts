@@ -36,6 +36,8 @@ export class PodEnrolment {
   #running: Promise<void> | undefined;
   #prepared: Disposable | undefined;
   #resting = false;
+  /** True from `adopt` until the pod is enrolled again: that was somebody else's work. */
+  #takenOver = false;
   /** Counts what might change the next step, so that nothing that comes while a step ends is missed. */
   #asked = 0;
   #stopped = false;
@@ -69,6 +71,7 @@ export class PodEnrolment {
    * To be called before the first `update`; the owner has declared the pod to the proxy.
    */
   adopt(netns: Netns, redirection: "capturing" | "kept"): void {
+    this.#takenOver = redirection === "capturing";
     if (redirection === "capturing") this.#setState({ name: "redirecting", netns });
     else this.#setState({ name: "draining", netns, endMs: this.#tools.clock.monotonic() + this.#tools.times.drainMs });
   }
@@ -79,6 +82,7 @@ export class PodEnrolment {
     this.#pod = pod;
     if (wish !== this.#wish) {
       this.#wish = wish;
+      this.#takenOver &&= wish === "enrolled";
       this.#prepared?.[Symbol.dispose]();
       this.#prepared = wish === "enrolled" ? this.#tools.prepare?.(pod) : undefined;
       this.#wishedAtMs = this.#tools.clock.monotonic();
@@ -313,6 +317,10 @@ export class PodEnrolment {
   #countEnrolled(): void {
     const { cells } = this.#tools;
     const tookMs = this.#tookMs();
+    if (this.#takenOver) {
+      this.#takenOver = false;
+      return this.#log.info({ tookMs }, "enrolled pod taken over");
+    }
     cells.bind("veil_enrolment_enrolled_total", {}).value++;
     cells.bind("veil_enrolment_seconds_total", {}).value += tookMs / 1000;
     this.#log.info({ tookMs }, "pod enrolled");
