@@ -251,10 +251,32 @@ test("a new trust bundle reaches every identity without a new certificate", asyn
   assert.equal(manager.find(cart)?.keyPem, before?.keyPem);
   assert.equal(issuer.asked.length, 1);
   assert.throws(() => manager.updateTrustBundle(""), { code: "X509_PEM" });
+  manager.hold(idOf("till"), "realtime");
+  await ready(idOf("till"));
+  for (const id of [cart, idOf("till")]) {
+    const roots = parseCertificates(manager.find(id)?.rootsPem ?? "", "roots");
+    assert.equal(roots.length, 2, "an authority that knows one root only does not take the other away");
+  }
   assert.equal(
     formatCertificates(parseCertificates(manager.find(cart)?.rootsPem ?? "", "roots")),
     (before?.rootsPem ?? "") + second,
   );
+});
+
+test("when the root of the certificates at hand is withdrawn it is trusted no more at once, and new certificates are fetched", async () => {
+  const { manager, issuer, clock, ready } = setUp();
+  manager.hold(cart, "realtime");
+  await ready();
+  const before = manager.find(cart);
+  const [old, next] = [await issuer.root(), await issuer.replaceRoot()];
+  manager.updateTrustBundle(old + next);
+  assert.equal(issuer.asked.length, 1, "a root that was added asks for nothing new");
+  manager.updateTrustBundle(next);
+  assert.equal(manager.find(cart)?.rootsPem, next);
+  assert.equal(manager.find(cart)?.chainPem, before?.chainPem);
+  await clock.advance(1000);
+  await until(() => manager.find(cart)?.chainPem !== before?.chainPem, "a new certificate");
+  assert.equal(issuer.asked.length, 2);
 });
 
 test("metrics tell how many identities are ready and when the first ends; no state of the manager prints a key", async () => {

@@ -8,7 +8,7 @@ import type { Service } from "#base/service";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { createCsr, createKeyPair, formatCertificates, parseCertificates } from "#x509";
-import { acceptAnswer, type AcceptedIdentity } from "./accept.ts";
+import { acceptAnswer, verifiesTo, type AcceptedIdentity } from "./accept.ts";
 import { identityError } from "./errors.ts";
 import { FetchQueue, type FetchPriority } from "./fetch-queue.ts";
 import type { CertificateIssuer } from "./issuer.ts";
@@ -70,6 +70,7 @@ export class CertificateManager implements Service {
   readonly #entries = new Map<SpiffeId, Entry>();
   readonly #listeners = new Set<(id: SpiffeId) => void>();
   readonly #cells: CellSet;
+  #bundle: string | undefined;
   #stopped = false;
 
   constructor(options: CertificateManagerOptions) {
@@ -156,9 +157,13 @@ export class CertificateManager implements Service {
     }
   }
 
-  /** Replaces the trusted roots of all certificates; these stay as they are. Throws `X509_*` for a text without roots. */
+  /**
+   * Takes the published trust bundle: the trusted roots of all certificates, also of those to come, which themselves stay as they
+   * are. Until it is called, the roots of the authority's newest answer count. Throws `X509_*` for a text without roots.
+   */
   updateTrustBundle(rootsPem: string): void {
     const roots = formatCertificates(parseCertificates(rootsPem, "the trust bundle"));
+    this.#bundle = roots;
     for (const entry of this.#entries.values()) this.#replaceRoots(entry, roots);
   }
 
@@ -238,8 +243,12 @@ export class CertificateManager implements Service {
     }
   }
 
-  #succeeded(entry: Entry, { identity, notBeforeMs }: AcceptedIdentity): void {
+  #succeeded(entry: Entry, accepted: AcceptedIdentity): void {
     const { clock, random, log } = this.#options;
+    const { notBeforeMs } = accepted;
+    // One replica of the authority may know fewer roots than were published: what was published counts, once it is known.
+    const rootsPem = this.#bundle ?? accepted.identity.rootsPem;
+    const identity = { ...accepted.identity, rootsPem };
     entry.backoff.reset();
     this.#cells.bind("veil_identity_fetches_total", { result: "ok" }).value++;
     log.info({ identity: entry.id, notAfterMs: identity.notAfterMs }, "got a certificate");
@@ -248,8 +257,7 @@ export class CertificateManager implements Service {
     // Drawn once per certificate, to the early side: half of what is left is the latest moment.
     this.#attemptAfter(entry, leftMs * (0.5 - 0.05 * random.unit()), "background");
     this.#armEnd(entry);
-    // The newest answer has the newest roots: they hold for every identity of the node.
-    for (const other of this.#entries.values()) this.#replaceRoots(other, identity.rootsPem);
+    for (const other of this.#entries.values()) this.#replaceRoots(other, rootsPem);
   }
 
   #failed(entry: Entry, error: unknown): void {
@@ -282,8 +290,11 @@ export class CertificateManager implements Service {
 
   #replaceRoots(entry: Entry, rootsPem: string): void {
     if (entry.state.kind !== "ready" || entry.state.identity.rootsPem === rootsPem) return;
-    entry.state = { ...entry.state, identity: { ...entry.state.identity, rootsPem } };
+    const identity = { ...entry.state.identity, rootsPem };
+    entry.state = { ...entry.state, identity };
     for (const listener of this.#listeners) listener(entry.id);
+    // Its own root is no longer trusted: peers refuse it from now on, so it needs another one at once.
+    if (!verifiesTo(identity, rootsPem, this.#options.clock.now())) this.#attemptSoon(entry, "warmup");
   }
 
   #setState(entry: Entry, state: CertificateState): void {

@@ -43,6 +43,12 @@ export class FakeIssuer implements CertificateIssuer {
     return (await this.#open()).certificate.pem;
   }
 
+  /** Signs with a new root from now on; gives it in PEM. */
+  async replaceRoot(): Promise<string> {
+    this.#root = await makeRoot(this.#now());
+    return this.#root.certificate.pem;
+  }
+
   async #open(): Promise<{ certificate: Certificate; signer: Signer }> {
     this.#root ??= await makeRoot(this.#now());
     return this.#root;
