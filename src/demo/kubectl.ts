@@ -38,7 +38,7 @@ export class Kubectl {
 
   /** Applies objects. */
   async apply(objects: readonly object[], write: (text: string) => Promise<string>): Promise<string> {
-    const file = await write(JSON.stringify({ apiVersion: "v1", kind: "List", items: objects }));
+    const file = await write(objects.map((object) => JSON.stringify(object)).join("\n---\n"));
     return this.run("apply", "--validate=false", "-f", file);
   }
 }

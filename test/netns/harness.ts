@@ -157,7 +157,7 @@ function testLab(parts: {
     kubectl: (...words) => must([parts.kubectl, ...words], { env }),
     async apply(manifest) {
       const input =
-        typeof manifest === "string" ? manifest : JSON.stringify({ apiVersion: "v1", kind: "List", items: manifest });
+        typeof manifest === "string" ? manifest : manifest.map((object) => JSON.stringify(object)).join("\n---\n");
       await must([parts.kubectl, "apply", "-f", "-"], { env, input });
     },
     readyPod: (namespace, pod) =>
