@@ -1,4 +1,5 @@
 import { Command } from "commander";
+import { podProgramsCommand } from "#programs";
 import { adminCommand } from "./admin.ts";
 import { agentCommand } from "./agent.ts";
 import { apiserverCommand } from "./apiserver.ts";
@@ -7,7 +8,6 @@ import { controllerCommand } from "./controller.ts";
 import { labCommand } from "./lab.ts";
 import { demoCommand } from "./demo.ts";
 import { kubectlCommand } from "./kubectl.ts";
-import { podProgramsCommand } from "./pod-programs.ts";
 import { proxyCommand } from "./proxy.ts";
 import { whyCommand } from "./why.ts";
 

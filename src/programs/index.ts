@@ -1,2 +1,1 @@
-export { runClient, type ClientOptions } from "./client.ts";
-export { httpEcho, tcpEcho, udpEcho, type ProgramContext, type ServerOptions } from "./echo-servers.ts";
+export { podProgramsCommand, type CommandContext } from "./command.ts";

@@ -1,6 +1,7 @@
 import { Command, InvalidArgumentError, Option } from "commander";
 import { findHostPort } from "#base/ip";
-import type { CliContext } from "./context.ts";
+import type { Clock } from "#base/clock";
+import type { ProgramContext } from "./echo-servers.ts";
 
 interface ServeOptions {
   readonly port: number;
@@ -20,27 +21,32 @@ interface Target {
   readonly port: number;
 }
 
+/** What the commands use of the process. `out` takes text with its line ends. */
+export interface CommandContext extends ProgramContext {
+  readonly clock: Clock;
+}
+
 /** `veil program …`: small programs for pods. They load nothing of Veil that they do not need. */
-export function podProgramsCommand(context: CliContext): Command {
+export function podProgramsCommand(context: CommandContext): Command {
   return new Command("program")
     .description("small programs for pods: echo servers and a periodic client")
     .addCommand(
       serverCommand("http-echo", "answers HTTP requests with the pod's name and the request's own words")
         .option("--words <text>", "said in each answer", "the answer in clear words")
         .action(async (options: ServeOptions & { words: string }) => {
-          const { httpEcho } = await import("#programs");
+          const { httpEcho } = await import("./echo-servers.ts");
           await httpEcho(options, programContext(context));
         }),
     )
     .addCommand(
       serverCommand("tcp-echo", "sends back every byte").action(async (options: ServeOptions) => {
-        const { tcpEcho } = await import("#programs");
+        const { tcpEcho } = await import("./echo-servers.ts");
         await tcpEcho(options, programContext(context));
       }),
     )
     .addCommand(
       serverCommand("udp-echo", "sends back every datagram").action(async (options: ServeOptions) => {
-        const { udpEcho } = await import("#programs");
+        const { udpEcho } = await import("./echo-servers.ts");
         await udpEcho(options, programContext(context));
       }),
     )
@@ -54,7 +60,7 @@ function serverCommand(name: string, description: string): Command {
     .option("--address <ip>", "where to listen", "0.0.0.0");
 }
 
-function clientCommand(context: CliContext): Command {
+function clientCommand(context: CommandContext): Command {
   return new Command("client")
     .description("asks HTTP servers periodically and prints a line per try: time, target, result, answer")
     .argument("<target...>", "host:port, several are asked in turn", addTarget)
@@ -64,14 +70,14 @@ function clientCommand(context: CliContext): Command {
     .option("--keep", "keep one connection per target instead of a new one per try", false)
     .option("--words <text>", "said in each request", "the question in clear words")
     .action(async (targets: readonly Target[], flags: ClientFlags) => {
-      const { runClient } = await import("#programs");
+      const { runClient } = await import("./client.ts");
       const { interval: intervalMs, timeout: timeoutMs, count, keep, words } = flags;
       await runClient({ targets, intervalMs, timeoutMs, count, keep, words }, context.clock, programContext(context));
     });
 }
 
-function programContext({ env, signal, out }: CliContext) {
-  return { env, signal, out: (line: string) => out(`${line}\n`) };
+function programContext(context: CommandContext): ProgramContext {
+  return { env: context.env, signal: context.signal, out: (line) => context.out(`${line}\n`) };
 }
 
 function addTarget(text: string, before: readonly Target[] | undefined): readonly Target[] {
