@@ -187,3 +187,25 @@ test("a damaged authority is never replaced: the controller says what is wrong, 
   const restored = await lab.client.get(resources.secrets, at.name, at.namespace);
   assert.equal(restored.data?.["root-cert.pem"], before.data?.["root-cert.pem"]);
 });
+
+test("an authority that is lost for good is made anew, and every workload gets a certificate under the new root", async () => {
+  const identity = idOf("here");
+  await lab.kubectl("label", "namespace", "vt-ca", "io.cilium/mtls-enabled=true");
+  const agent = await agentOn("node1");
+  const certificates = async (): Promise<number> => {
+    const log = await lab.client.logs({ name: agent.metadata?.name ?? "", namespace: "veil-system" });
+    return log.split("\n").filter((line) => line.includes("got a certificate") && line.includes(identity)).length;
+  };
+  await eventually("a certificate of the enrolled pod", async () => ((await certificates()) > 0 ? true : undefined));
+  const count = await certificates();
+  const before = await lab.client.get(resources.configMaps, "istio-ca-root-cert", "vt-ca");
+  await lab.kubectl("-n", "veil-system", "delete", "secret", "veil-ca");
+  const old = await lab.readyPodOf("veil-system", "app=veil-controller");
+  await lab.kubectl("-n", "veil-system", "delete", "pod", old.metadata?.name ?? "", "--grace-period=0", "--force");
+  const bundle = await eventually("a new trust bundle", async () => {
+    const { data } = await lab.client.get(resources.configMaps, "istio-ca-root-cert", "vt-ca");
+    return data?.["root-cert.pem"] === before.data?.["root-cert.pem"] ? undefined : data?.["root-cert.pem"];
+  });
+  assert.equal(bundle.split("BEGIN CERTIFICATE").length - 1, 1, "the lost root is not trusted any more");
+  await eventually("a certificate under the new root", async () => ((await certificates()) > count ? true : undefined));
+});
