@@ -1,0 +1,420 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { FakeClock } from "#base/clock";
+import { CodedError } from "#base/errors";
+import { silentLog } from "#base/log";
+import type { Address } from "#model/workload";
+import { encodeAddress } from "#proto";
+import { TYPE_ADDRESS, TYPE_AUTHORIZATION } from "#xds";
+import { Addresses, ADDRESSES_PER_MESSAGE } from "./addresses.ts";
+import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
+import { endCause, plainCause, tunnelCause } from "./causes.ts";
+import { HttpService, text } from "./http.ts";
+import type { ToThread } from "./messages.ts";
+import { Records } from "./records.ts";
+import { RecordQueue } from "./record-queue.ts";
+import { WorkloadTable, type AddressChange } from "./table.ts";
+import { testPod, testService, testView, testWorkload } from "./testing.ts";
+import { DataThreads, type ThreadPort } from "./threads.ts";
+import { explain, type WhyParts } from "./why.ts";
+
+const turn = async (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+function resource(address: Address, name?: string) {
+  const own = address.kind === "workload" ? address.uid : `${address.namespace}/${address.hostname}`;
+  return { typeUrl: TYPE_ADDRESS, name: name ?? own, version: "1", aliases: [], value: encodeAddress(address) };
+}
+
+describe("addresses of the control plane", () => {
+  const rig = () => {
+    const spread: { change: AddressChange; synced: boolean }[] = [];
+    const addresses = new Addresses({
+      spread: (change, synced) => {
+        spread.push({ change, synced });
+        return Promise.resolve();
+      },
+      clock: new FakeClock(),
+      log: silentLog(),
+    });
+    return { addresses, spread };
+  };
+
+  it("are in force everywhere before they are acknowledged; before the first snapshot is complete they are old", async () => {
+    const { addresses, spread } = rig();
+    await addresses.take({ typeUrl: TYPE_ADDRESS, upserts: [resource(testWorkload("a", "10.1.0.1"))], removes: ["x"] });
+    await addresses.markSynced();
+    await addresses.take({ typeUrl: TYPE_ADDRESS, upserts: [resource(testService("web", "10.96.0.1"))], removes: [] });
+    assert.deepEqual(
+      spread.map(({ change, synced }) => [change.upserts.length, change.removes.length, change.old, synced]),
+      [
+        [1, 1, true, false],
+        [0, 0, true, true],
+        [1, 0, false, false],
+      ],
+    );
+    assert.equal(addresses.table.size, 2);
+    assert.equal(addresses.synced, true);
+  });
+
+  it("are refused one by one by name, and the good ones stay", async () => {
+    const { addresses, spread } = rig();
+    const good = testWorkload("a", "10.1.0.1");
+    const rejections = await addresses.take({
+      typeUrl: TYPE_ADDRESS,
+      upserts: [
+        { ...resource(good), name: "broken", value: Uint8Array.of(0xff) },
+        resource(good, "another name"),
+        resource(good),
+      ],
+      removes: [],
+    });
+    assert.deepEqual(
+      rejections.map(({ name }) => name),
+      ["broken", "another name"],
+    );
+    assert.match(rejections[1]?.reason ?? "", /calls itself "Kubernetes\/\/Pod\/shop\/a"/);
+    assert.deepEqual(
+      spread[0]?.change.upserts.map((address) => address.name),
+      ["a"],
+    );
+  });
+
+  it("go to the data threads in parts, the removals once", async () => {
+    const { addresses, spread } = rig();
+    const count = 2 * ADDRESSES_PER_MESSAGE + 1;
+    const upserts = Array.from({ length: count }, (_, i) =>
+      resource(testWorkload(`w${i}`, `10.1.${i >> 8}.${i & 255}`)),
+    );
+    await addresses.take({ typeUrl: TYPE_ADDRESS, upserts, removes: ["gone"] });
+    assert.deepEqual(
+      spread.map(({ change }) => change.upserts.length),
+      [500, 500, 1],
+    );
+    assert.deepEqual(
+      spread.map(({ change }) => change.removes.length),
+      [1, 0, 0],
+    );
+  });
+
+  it("are not policies: those are refused rather than taken and not enforced", async () => {
+    const { addresses } = rig();
+    const policy = {
+      typeUrl: TYPE_AUTHORIZATION,
+      name: "shop/deny",
+      version: "1",
+      aliases: [],
+      value: new Uint8Array(0),
+    };
+    const rejections = await addresses.take({ typeUrl: TYPE_AUTHORIZATION, upserts: [policy], removes: [] });
+    assert.deepEqual(
+      rejections.map(({ name }) => name),
+      ["shop/deny"],
+    );
+  });
+});
+
+class FakePort implements ThreadPort {
+  readonly posted: ToThread[] = [];
+  handlers: Parameters<ThreadPort["listen"]>[0] | undefined;
+  error: { code: string; message: string } | undefined;
+  isTerminated = false;
+
+  post(message: ToThread): void {
+    this.posted.push(message);
+    if (!("seq" in message)) return;
+    const { seq } = message;
+    queueMicrotask(() => this.handlers?.message({ type: "done", seq, error: this.error, samples: [] }));
+  }
+
+  listen(handlers: Parameters<ThreadPort["listen"]>[0]): void {
+    this.handlers = handlers;
+  }
+
+  terminate(): Promise<void> {
+    this.isTerminated = true;
+    return Promise.resolve();
+  }
+
+  types(): string[] {
+    return this.posted.map(({ type }) => type);
+  }
+}
+
+describe("data threads", () => {
+  const rig = () => {
+    const ports = [new FakePort(), new FakePort()];
+    const failures: CodedError[] = [];
+    const lines: string[] = [];
+    const clock = new FakeClock();
+    const threads = new DataThreads({
+      ports,
+      clock,
+      ask: (name) => Promise.resolve(name === "/10.1.0.9" ? "absent" : "unavailable"),
+      records: (more) => lines.push(...more),
+      failed: (error) => failures.push(error),
+    });
+    threads.start();
+    const [one, two] = ports as [FakePort, FakePort];
+    return { threads, one, two, failures, lines, clock };
+  };
+  const identity = (name: string) => ({
+    ...testPod(name),
+    id: testPod(name).identity,
+    chainPem: "",
+    keyPem: "secret",
+    rootsPem: "",
+    notAfterMs: 0,
+  });
+
+  it("get pods in turn, and certificates only of their own pods", async () => {
+    const { threads, one, two } = rig();
+    await threads.addPod(testPod("a"), { fd: 1, old: false });
+    await threads.addPod(testPod("b"), { fd: 2, old: false });
+    await threads.addPod(testPod("a"), { fd: 3, old: false });
+    await threads.certificate(identity("a"));
+    assert.deepEqual(one.types(), ["podAdd", "podAdd", "certificate"]);
+    assert.deepEqual(two.types(), ["podAdd"]);
+    assert.deepEqual(threads.identities(), [testPod("a").identity, testPod("b").identity]);
+    await threads.dropPod("uid-a", 5);
+    assert.deepEqual(one.types().slice(3), ["podDrop", "certificateDrop"]);
+    await threads.dropPod("uid-nobody", 5);
+  });
+
+  it("all get every change of addresses", async () => {
+    const { threads, one, two } = rig();
+    await threads.addresses({ upserts: [], removes: ["x"], old: false }, false);
+    assert.deepEqual([one.types(), two.types()], [["addresses"], ["addresses"]]);
+  });
+
+  it("forget a pod that could not be served", async () => {
+    const { threads, one, two } = rig();
+    one.error = { code: "PROXY_LISTEN", message: "taken" };
+    await assert.rejects(threads.addPod(testPod("a"), { fd: 1, old: false }), {
+      code: "PROXY_LISTEN",
+      message: "taken",
+    });
+    one.error = undefined;
+    await threads.addPod(testPod("b"), { fd: 1, old: false });
+    assert.deepEqual(two.types(), [], "the first thread is the least busy again");
+  });
+
+  it("are answered when they ask, and their records are taken", async () => {
+    const { one, lines } = rig();
+    one.handlers?.message({ type: "ask", name: "/10.1.0.9" });
+    one.handlers?.message({ type: "records", lines: ["{}"] });
+    await turn();
+    assert.deepEqual(one.posted, [{ type: "recordsTaken" }, { type: "answer", name: "/10.1.0.9", answer: "absent" }]);
+    assert.deepEqual(lines, ["{}"]);
+  });
+
+  it("end the process when one ends or hangs", async () => {
+    const { one, threads, failures, clock } = rig();
+    one.handlers?.exit(new Error("out of memory"));
+    one.post = () => undefined;
+    void threads.collect();
+    await clock.advance(30_000);
+    assert.deepEqual(
+      failures.map(({ code }) => code),
+      ["PROXY_THREAD", "PROXY_THREAD"],
+    );
+    assert.match(failures[1]?.message ?? "", /has not answered "collect" in 30000 ms/);
+  });
+
+  it("are drained, then ended, and their end is no failure then", async () => {
+    const { threads, one, two, failures } = rig();
+    await threads.drain(100);
+    assert.deepEqual([one.types(), two.types()], [["drain"], ["drain"]]);
+    assert.ok(one.isTerminated && two.isTerminated);
+    one.handlers?.exit(new Error("ended"));
+    assert.deepEqual(failures, []);
+  });
+});
+
+describe("access records on the main thread", () => {
+  it("are written a line each, and the last thousand are kept", () => {
+    const written: string[] = [];
+    const records = new Records({ write: (chunk) => written.push(chunk), writableLength: 0 });
+    records.take(['{"a":1}', '{"b":2}']);
+    assert.deepEqual(written, ['{"a":1}\n{"b":2}\n']);
+    for (let i = 0; i < 1_500; i++) records.take([`line ${i}`]);
+    assert.deepEqual(records.newest(["line"], 3), ["line 1499", "line 1498", "line 1497"]);
+    assert.deepEqual(records.newest(["line"], 5_000).length, 1_000);
+    assert.deepEqual(records.newest(["line", "9"], 1), ["line 1499"]);
+    assert.deepEqual(records.newest(['"a"'], 1), []);
+  });
+
+  it("are dropped and counted, not piled up, while nobody reads", () => {
+    const output = { write: () => assert.fail("written"), writableLength: 9 * 1024 * 1024 };
+    const records = new Records(output);
+    records.take(["one", "two"]);
+    assert.equal(records.dropped, 2);
+    assert.deepEqual(records.newest([], 1), ["two"], "kept for explanations all the same");
+  });
+
+  it("leave a data thread in batches, one at a time, at most ten thousand waiting", async () => {
+    const batches: (readonly string[])[] = [];
+    const queue = new RecordQueue((lines) => batches.push(lines));
+    queue.push("1");
+    queue.push("2");
+    await turn();
+    queue.push("3");
+    await turn();
+    assert.deepEqual(batches, [["1", "2"]]);
+    for (let i = 0; i < 10_001; i++) queue.push("x");
+    assert.equal(queue.dropped, 2);
+    queue.taken();
+    await turn();
+    assert.equal(batches[1]?.length, 10_000);
+  });
+});
+
+describe("explanations", () => {
+  const client = testWorkload("client", "10.1.0.1");
+  const server = testWorkload("server", "10.1.0.2");
+  const plain = testWorkload("plain", "10.1.0.3", { tunnelProtocol: "none" });
+  const parts = (more: Partial<WhyParts> = {}, view = testView([client, server, plain])): WhyParts => ({
+    view: () => view,
+    findPod: (name) => (name === "shop/client" ? testPod("client") : undefined),
+    certificate: ({ identity: id }) => ({ id, chainPem: "", keyPem: "", rootsPem: "", notAfterMs: 1 }),
+    records: { newest: () => [] },
+    ...more,
+  });
+  const why = (destination: string, more: WhyParts = parts(), source = "shop/client"): string => {
+    const answer = explain(more, source, destination);
+    return typeof answer === "string" ? answer : `${answer.decision} ${answer.encrypted} ${answer.reason}`;
+  };
+
+  it("say what would happen to a connection, and why", () => {
+    assert.equal(why("10.1.0.2:80"), "tunnel true ok");
+    assert.equal(why("10.1.0.3:80"), "plain false destination_not_enrolled");
+    assert.equal(why("192.0.2.1:80"), "plain false destination_outside");
+    assert.equal(why("10.9.9.9:80"), "ask false unknown_destination");
+    assert.equal(why("127.0.0.1:15001"), "refuse false self_call");
+    assert.equal(why("10.1.0.2:80", parts({}, testView([], { synced: false }))), "wait false no_snapshot");
+    assert.equal(why("10.1.0.2:80", parts({ certificate: () => undefined })), "refuse false no_certificate");
+    assert.equal(why("10.1.0.2:80", parts(), "shop/stranger"), "plain false source_not_enrolled");
+  });
+
+  it("say what is wrong with the question", () => {
+    assert.match(why("10.1.0.2:80", parts(), "client"), /source must be <namespace>\/<pod>, not "client"/);
+    assert.match(why("server:80"), /destination must be <ip>:<port>, not "server:80"/);
+    assert.match(why("10.1.0.2"), /destination must be/);
+  });
+
+  it("show the newest connections from that pod, not those to it", () => {
+    const record = (name: string) => JSON.stringify({ source: { workload: name, namespace: "shop" } });
+    const answer = explain(
+      parts({ records: { newest: () => [record("server"), record("client")] } }),
+      "shop/client",
+      "10.1.0.2:80",
+    );
+    assert.deepEqual(typeof answer === "string" ? answer : answer.connections.map(({ source }) => source.workload), [
+      "client",
+    ]);
+  });
+});
+
+describe("pages for operators", () => {
+  const parts = (pending: readonly string[] = []): AdminParts & { quits: number } => {
+    const page = {
+      quits: 0,
+      log: silentLog(),
+      quit: () => {
+        page.quits++;
+      },
+      pending: () => pending,
+      samples: () => Promise.resolve([{ name: "workload_manager_active_proxy_count", labels: {}, value: 3 }]),
+      dump: () => ({ version: "x" }),
+      why: {
+        view: () => testView([]),
+        findPod: () => undefined,
+        certificate: () => undefined,
+        records: { newest: () => [] },
+      },
+    };
+    return page;
+  };
+  const get = (path: string, method = "GET") => {
+    const url = new URL(path, "http://x");
+    return { method, path: url.pathname, query: url.searchParams };
+  };
+
+  it("show readiness as upstream does", async () => {
+    assert.deepEqual(await handleReady(parts(), get("/healthz/ready")), text(200, "ready"));
+    assert.deepEqual(
+      await handleReady(parts(["a", "b"]), get("/healthz/ready")),
+      text(500, "not ready, pending: a, b"),
+    );
+    assert.equal((await handleReady(parts(), get("/"))).status, 404);
+  });
+
+  it("show metrics in Prometheus' format under both of upstream's paths", async () => {
+    for (const path of ["/metrics", "/stats/prometheus"]) {
+      const { body } = await handleMetrics(parts(), get(path));
+      assert.match(body, /^workload_manager_active_proxy_count 3$/m);
+    }
+  });
+
+  it("dump, explain, change the level, and quit only by POST", async () => {
+    const admin = parts();
+    assert.equal((await handleAdmin(admin, get("/config_dump"))).body, '{\n  "version": "x"\n}\n');
+    assert.equal((await handleAdmin(admin, get("/why?source=a/b&destination=10.0.0.1:1"))).status, 200);
+    assert.equal((await handleAdmin(admin, get("/why?source=a&destination=10.0.0.1:1"))).status, 400);
+    assert.equal((await handleAdmin(admin, get("/logging?level=debug", "POST"))).body, "level: debug\n");
+    assert.equal((await handleAdmin(admin, get("/logging?level=loud", "POST"))).status, 400);
+    assert.equal((await handleAdmin(admin, get("/quitquitquit"))).status, 405);
+    assert.equal(admin.quits, 0);
+    await handleAdmin(admin, get("/quitquitquit", "POST"));
+    assert.equal(admin.quits, 1);
+    assert.equal((await handleAdmin(admin, get("/nothing"))).status, 404);
+  });
+
+  it("are served, and a taken port is said", async () => {
+    const service = (port: number) =>
+      new HttpService({
+        name: "test",
+        host: "127.0.0.1",
+        port,
+        log: silentLog(),
+        handle: () => Promise.resolve(text(200, "yes")),
+      });
+    const first = service(0);
+    await first.start(new AbortController().signal);
+    assert.equal(await (await fetch(`http://127.0.0.1:${first.port}/`)).text(), "yes\n");
+    await assert.rejects(service(first.port).start(new AbortController().signal), { code: "PROXY_PORT_IN_USE" });
+    await first.drain();
+  });
+});
+
+describe("causes", () => {
+  it("give each failure its reason and keep its words", () => {
+    const error = (code: string) => new CodedError(code, "words");
+    assert.deepEqual(plainCause(error("LINUX_CONNECT_REFUSED")), {
+      reason: "destination_unreachable",
+      detail: "LINUX_CONNECT_REFUSED: words",
+    });
+    assert.deepEqual(plainCause(new Error("odd")), { reason: "destination_unreachable", detail: "odd" });
+    for (const [code, reason] of [
+      ["LINUX_NO_FILES", "limit_reached"],
+      ["HBONE_DRAINING", "draining"],
+      ["SPIFFE_ID_PATH", "wrong_identity"],
+      ["HBONE_STREAM_REFUSED", "peer_refused"],
+      ["ANYTHING_ELSE", "peer_unreachable"],
+    ] as const) {
+      assert.equal(tunnelCause(error(code)).reason, reason);
+    }
+    assert.equal(endCause(error("HBONE_DRAINING")).reason, "drained");
+    assert.equal(endCause(error("PROXY_DRAINED")).reason, "drained");
+    assert.equal(endCause(error("HBONE_STREAM_RESET")).reason, "reset");
+  });
+});
+
+describe("the table's cap", () => {
+  it("refuses what is new and keeps what is known", () => {
+    const table = new WorkloadTable();
+    Object.defineProperty(table, "size", { value: 500_000 });
+    const refused = table.apply({ upserts: [testWorkload("a", "10.1.0.1")], removes: [], old: false }, 0);
+    assert.deepEqual(refused, ["Kubernetes//Pod/shop/a"]);
+    assert.equal(table.findWorkload("Kubernetes//Pod/shop/a"), undefined);
+  });
+});
