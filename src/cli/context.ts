@@ -1,4 +1,4 @@
-import type { Clock } from "#base/clock";
+import { every, type Clock } from "#base/clock";
 import type { Log, LogLevel } from "#base/log";
 import { drainAll, startAll, type Service } from "#base/service";
 
@@ -24,10 +24,18 @@ export interface CliContext {
  * Rejects when a service cannot start.
  */
 export async function runRole(context: CliContext, services: readonly Service[], drainMs: number): Promise<void> {
-  await startAll(services, context.signal);
-  await new Promise<void>((resolve) => {
-    if (context.signal.aborted) resolve();
-    context.signal.addEventListener("abort", () => resolve(), { once: true });
-  });
-  await drainAll(services, drainMs);
+  // A role lives until it is told to stop, also while all that it does is wait with timers that hold nobody.
+  const release = every(context.clock, HOLD_MS, () => {});
+  try {
+    await startAll(services, context.signal);
+    await new Promise<void>((resolve) => {
+      if (context.signal.aborted) resolve();
+      context.signal.addEventListener("abort", () => resolve(), { once: true });
+    });
+    await drainAll(services, drainMs);
+  } finally {
+    release();
+  }
 }
+
+const HOLD_MS = 3_600_000;
