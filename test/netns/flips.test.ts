@@ -13,6 +13,7 @@ import {
   label,
   PROPAGATION_BOUND_MS,
   runLoad,
+  TUNNEL_PORT,
   type LoadResult,
   type Scene,
 } from "./mesh.ts";
@@ -76,11 +77,21 @@ test("ten flips of the label break no connection: nothing reset, refused, lost o
   const flipped = runLoad(await enterPod(lab, scene.far), scene.server, words(1));
   await sleep(clock, 2_000);
   const startMs = clock.monotonic();
+  const tunnels = await lab.captureNode("node1", {
+    filter: `dst host ${scene.server.status?.podIP} and tcp dst port ${TUNNEL_PORT}`,
+  });
+  const heldUs: { fromUs: number; toUs: number }[] = [];
   for (let flip = 0; flip < FLIPS; flip++) {
     for (const on of [true, false]) {
       await label(lab, scene.namespaces, on);
       await sleep(clock, HOLD_MS);
+      if (on) heldUs.push({ fromUs: (clock.now() - HOLD_MS / 2) * 1000, toUs: clock.now() * 1000 });
     }
+  }
+  const requests = (await tunnels.stop()).filter(({ payload }) => payload.length > 100);
+  for (const { fromUs, toUs } of heldUs) {
+    const seen = requests.filter(({ timeUs }) => timeUs >= fromUs && timeUs < toUs).length;
+    assert.ok(seen > 10, `only ${seen} packets of tunnels while both sides were labelled: nothing was switched`);
   }
   assert.ok(
     clock.monotonic() - startMs < (seconds - 4) * 1000,
