@@ -11,6 +11,7 @@ import { nodeLayouts, type LabLayout, type NodeLayout } from "./layout.ts";
 import { VEIL_NAMESPACE, veilManifests, type InstallValues } from "./manifests.ts";
 import { API_URL, nodeKubeconfig } from "./roles.ts";
 import { findState, stateFiles, writeWhole, type LabSpec } from "./state.ts";
+import { labStatus } from "./status.ts";
 
 const API_DEADLINE_MS = 30_000;
 const READY_DEADLINE_MS = 60_000;
@@ -152,6 +153,21 @@ export async function waitForVeil(context: LabContext, spec: LabSpec): Promise<v
   } finally {
     client.close();
   }
+}
+
+/** Waits until every role answers that it is ready. Throws `LAB_ROLE_FAILED`. */
+export async function waitForRoles(context: LabContext): Promise<void> {
+  const { lab, clock } = context;
+  await waitUntil(context, async () => {
+    const status = await labStatus(lab, clock);
+    if (status.ready) return undefined;
+    const control = status.control.roles.map((role) => ({ ...role, where: role.role }));
+    const nodes = status.nodes.flatMap(({ name, roles }) =>
+      roles.map((role) => ({ ...role, where: `${role.role}-${name}` })),
+    );
+    const ill = [...control, ...nodes].find(({ health }) => health !== "ready");
+    return { role: ill?.where ?? "controllers", why: ill?.reason ?? "there is no controller" };
+  });
 }
 
 async function waitUntil(

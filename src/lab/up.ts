@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { accessSync, closeSync, constants, existsSync, mkdirSync, openSync } from "node:fs";
 import { delimiter, join } from "node:path";
-import { sleep, type Clock } from "#base/clock";
+import { sleep } from "#base/clock";
 import { findCodedError } from "#base/errors";
 import { parseIp } from "#base/ip";
 import { ADDRESS_IN_USE, openListener } from "#linux";
@@ -33,6 +33,7 @@ import {
   tail,
   waitForApi,
   waitForNodes,
+  waitForRoles,
   waitForVeil,
 } from "./install.ts";
 
@@ -64,27 +65,26 @@ export async function bringUp(context: LabContext, options: UpOptions): Promise<
     await build(context, before, spec);
   } catch (error) {
     const keep = findCodedError(error)?.code === "LAB_ROLE_FAILED"; // its logs tell why
-    if (!keep) await context.progress.step("what was made is removed again", () => undo(lab, { before, spec, clock }));
+    if (!keep) await undo(context, before, spec);
     throw error;
   }
 }
 
 /** Takes back what this run has made: the whole lab, or the nodes that a lab has got in addition. */
-async function undo(
-  lab: LabLayout,
-  { before, spec, clock }: { before: LabSpec | undefined; spec: LabSpec; clock: Clock },
-): Promise<void> {
-  if (before === undefined) {
-    await removeLab(lab, clock);
-    return;
-  }
-  const added = nodeLayouts(lab, spec.nodes).slice(before.nodes);
+async function undo({ lab, clock, progress }: LabContext, before: LabSpec | undefined, spec: LabSpec): Promise<void> {
+  const added = nodeLayouts(lab, spec.nodes).slice(before?.nodes ?? 0);
   if (added.length === 0) return;
-  const now = findSpec(lab) ?? before;
-  writeSpec(lab, { ...now, nodes: before.nodes });
-  writeRoles(lab, allRoles(lab, { ...now, nodes: before.nodes }));
-  await removeNodes(lab, added, clock);
-  await forgetNodes({ lab, clock }, added);
+  await progress.step("what was made is removed again", async () => {
+    if (before === undefined) {
+      await removeLab(lab, clock);
+      return;
+    }
+    const now = { ...(findSpec(lab) ?? before), nodes: before.nodes };
+    writeSpec(lab, now);
+    writeRoles(lab, allRoles(lab, now));
+    await removeNodes(lab, added, clock);
+    await forgetNodes({ lab, clock }, added);
+  });
 }
 
 /** Refuses before anything is made. */
@@ -156,6 +156,8 @@ async function build(context: LabContext, before: LabSpec | undefined, wanted: L
       await waitForVeil(inner, spec);
     }),
   ]);
+  // What the API says may be of the time before a repair.
+  await waitForRoles(context);
 }
 
 /** Answers the specification with the port that the API has. */
