@@ -19,6 +19,8 @@ export type FlowReason =
   | "enrolling"
   /** Refused: both ends have been enrolled for longer than the propagation bound, yet plaintext came. */
   | "plaintext_refused"
+  /** Refused: a policy applies to the destination that its proxy cannot enforce; it lets nothing in rather than ignore it. */
+  | "policy_not_enforced"
   /** Refused: the proxy has no certificate for the source (or the destination) workload. */
   | "no_certificate"
   /** Refused: the control plane did not say who the destination is. */

@@ -362,6 +362,21 @@ describe("an inbound tunnel", () => {
     assert.deepEqual(rig.network.dialled, []);
   });
 
+  it("is held until the first snapshot is there, and answered 503 when it does not come", async () => {
+    const held = new Rig({ pod: "server" });
+    const tunnel = await held.tunnel(new FakeTunnel("10.1.0.2:8080"));
+    assert.equal(tunnel.status, undefined);
+    held.addresses(everything, true);
+    await held.settle();
+    assert.equal(tunnel.status, 200);
+    const never = new Rig({ pod: "server" });
+    const refused = await never.tunnel(new FakeTunnel("10.1.0.2:8080"));
+    await never.clock.advance(5_000);
+    await never.settle();
+    assert.equal(refused.status, 503);
+    assert.equal(outcome(never), "refused none control_plane_unavailable");
+  });
+
   it("leaves nothing behind when the peer gives up while the application is dialled", async () => {
     const rig = rigOfServer();
     const application = new FakeSocket("10.1.0.2:8080", "10.1.0.1:50000");

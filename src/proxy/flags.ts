@@ -8,6 +8,7 @@ const FLAGS: Readonly<Record<FlowReason, string>> = {
   destination_outside: "-",
   enrolling: "-",
   plaintext_refused: "DENY",
+  policy_not_enforced: "DENY",
   no_certificate: "IDENTITY_ERROR",
   control_plane_unavailable: "IDENTITY_ERROR",
   wrong_identity: "TLS_FAILURE",

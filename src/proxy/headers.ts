@@ -19,7 +19,7 @@ export interface Baggage {
 }
 
 /** Longest header value that is read; the rest is ignored. */
-export const MAX_HEADER_BYTES = 4096;
+const MAX_HEADER_BYTES = 4096;
 
 const TYPES = ["deployment", "cronjob", "pod", "job"] as const;
 

@@ -29,7 +29,7 @@ export interface HttpServiceParts {
 
 /** Longest time for the head of a request, and connections at once: these servers are for operators and probes. */
 const HEAD_TIMEOUT_MS = 5_000;
-export const MAX_HTTP_CONNECTIONS = 64;
+const MAX_HTTP_CONNECTIONS = 64;
 
 /** A small HTTP server for operators: readiness, metrics, admin. */
 export class HttpService implements Service {

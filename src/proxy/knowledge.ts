@@ -11,9 +11,9 @@ import { Waiting } from "./waiting.ts";
 export type Answer = "present" | "absent" | "unavailable";
 
 /** Connections of one data thread that may be held at once; one more is refused. */
-export const MAX_HELD = 4096;
+const MAX_HELD = 4096;
 /** Names that were answered with "absent" and are remembered, for {@link ABSENT_MS}. */
-export const MAX_ABSENT = 4096;
+const MAX_ABSENT = 4096;
 /** How long "absent" is taken for an answer. Short: a workload that comes up now is not to be met in clear. */
 export const ABSENT_MS = 1_000;
 

@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { create, toBinary } from "@bufbuild/protobuf";
 import { FakeClock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
 import type { Address } from "#model/workload";
-import { encodeAddress } from "#proto";
+import { AuthorizationSchema, encodeAddress } from "#proto";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION } from "#xds";
 import { Addresses, ADDRESSES_PER_MESSAGE } from "./addresses.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
@@ -96,20 +97,30 @@ describe("addresses of the control plane", () => {
     );
   });
 
-  it("are not policies: those are refused rather than taken and not enforced", async () => {
-    const { addresses } = rig();
-    const policy = {
-      typeUrl: TYPE_AUTHORIZATION,
-      name: "shop/deny",
-      version: "1",
-      aliases: [],
-      value: new Uint8Array(0),
+  it("are not policies: those are refused by name, and what they apply to lets nothing in", async () => {
+    const { addresses, spread } = rig();
+    const policy = (name: string, fields: object) => {
+      const value = toBinary(AuthorizationSchema, create(AuthorizationSchema, { namespace: "shop", ...fields }));
+      return { typeUrl: TYPE_AUTHORIZATION, name: `shop/${name}`, version: "1", aliases: [], value };
     };
-    const rejections = await addresses.take({ typeUrl: TYPE_AUTHORIZATION, upserts: [policy], removes: [] });
+    const broken = { ...policy("broken", {}), value: Uint8Array.of(0xff) };
+    const upserts = [
+      policy("real", { scope: 1 }),
+      policy("tried", { scope: 1, dryRun: true }),
+      policy("odd", { scope: 9 }),
+      broken,
+    ];
+    const rejections = await addresses.take({ typeUrl: TYPE_AUTHORIZATION, upserts, removes: [] });
     assert.deepEqual(
       rejections.map(({ name }) => name),
-      ["shop/deny"],
+      ["shop/real", "shop/tried", "shop/odd", "shop/broken"],
     );
+    assert.deepEqual(spread[0]?.change.policies?.upserts, [
+      { name: "shop/real", namespace: "shop", scope: "namespace" },
+      { name: "shop/odd", namespace: "shop", scope: "global" },
+    ]);
+    await addresses.take({ typeUrl: TYPE_AUTHORIZATION, upserts: [], removes: ["shop/real", "shop/odd"] });
+    assert.equal(addresses.table.findUnenforcedPolicy("shop", "x"), undefined);
   });
 });
 

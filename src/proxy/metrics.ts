@@ -12,7 +12,7 @@ const PEER_LABELS = [
 ] as const;
 
 /** The labels that every traffic metric carries, as upstream's proxies write them. */
-export const TRAFFIC_LABELS: readonly string[] = [
+const TRAFFIC_LABELS: readonly string[] = [
   "reporter",
   ...PEER_LABELS.map((label) => `source_${label}`),
   ...PEER_LABELS.map((label) => `destination_${label}`),

@@ -33,7 +33,7 @@ export interface PodContext extends ThreadContext {
 }
 
 /** Outbound and plaintext connections that one pod may have at once; one more is refused. */
-export const MAX_CONNECTIONS_PER_POD = 16_384;
+const MAX_CONNECTIONS_PER_POD = 16_384;
 
 /**
  * The connections of one pod, from accept to end, so that a drain can wait for them, and break what is left. Tunnels in
@@ -93,7 +93,7 @@ export class Connections {
 }
 
 /** Why a connection that was still open was ended. */
-export function drained(): CodedError {
+function drained(): CodedError {
   return proxyError("PROXY_DRAINED", "the proxy of this pod stops");
 }
 

@@ -37,13 +37,13 @@ export interface PodsParts {
 }
 
 /** How long an `add` waits for the pod's certificate before it is answered with an error. The agent gives up after 5 s. */
-export const CERTIFICATE_WAIT_MS = 4_000;
+const CERTIFICATE_WAIT_MS = 4_000;
 /** How long all the `add`s of one snapshot together wait for certificates: a restarted proxy listens everywhere at once. */
-export const SNAPSHOT_WAIT_MS = 1_000;
+const SNAPSHOT_WAIT_MS = 1_000;
 /** A pod whose listeners could not be opened is tried again this often. */
-export const RETRY_MS = 5_000;
+const RETRY_MS = 5_000;
 /** Pods that one proxy serves. */
-export const MAX_PODS = 1_024;
+const MAX_PODS = 1_024;
 
 interface Pod {
   readonly pod: LocalPod;

@@ -1,5 +1,5 @@
 /** Records that wait for the main thread; beyond that the newest are dropped and counted. */
-export const MAX_WAITING_RECORDS = 10_000;
+const MAX_WAITING_RECORDS = 10_000;
 
 /**
  * Hands lines over in batches, one batch at a time: a reader that stalls makes lines wait, then drop, and never makes

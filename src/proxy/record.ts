@@ -44,7 +44,7 @@ interface Cells {
 }
 
 /** Label sets that are remembered with their cells; beyond that the memory starts anew. */
-export const MAX_BOUND_LABELS = 4096;
+const MAX_BOUND_LABELS = 4096;
 
 /**
  * The access records and traffic metrics of one data thread. Each connection has one {@link ConnectionRecord}; this holds

@@ -1,7 +1,7 @@
 /** Access records that are kept for explanations. */
-export const KEPT_RECORDS = 1_000;
+const KEPT_RECORDS = 1_000;
 /** Bytes of records that may wait for a slow reader of standard output; beyond that records are dropped and counted. */
-export const MAX_OUTPUT_BYTES = 8 * 1024 * 1024;
+const MAX_OUTPUT_BYTES = 8 * 1024 * 1024;
 
 /** Where records are written to. */
 export interface RecordOutput {

@@ -234,7 +234,7 @@ async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadS
 
 /** Everything but keys. */
 function dump({ config, version }: ProxyOptions, { addresses, pods, xds, certificates }: Parts): unknown {
-  const { workloads, services, staged } = addresses.table.all();
+  const { workloads, services, staged, policies } = addresses.table.all();
   return {
     version,
     config,
@@ -255,6 +255,6 @@ function dump({ config, version }: ProxyOptions, { addresses, pods, xds, certifi
     workloads,
     services,
     stagedServices: staged,
-    policies: [],
+    unenforcedPolicies: policies,
   };
 }

@@ -41,7 +41,7 @@ export interface View {
 }
 
 /** Who is at the other end, as far as it is known. */
-export interface Destination {
+interface Destination {
   readonly workload: Workload | undefined;
   readonly service: Service | undefined;
 }

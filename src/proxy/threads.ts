@@ -29,7 +29,7 @@ export interface DataThreadsParts {
 }
 
 /** A request that a thread has not answered for so long means that it never will. */
-export const ANSWER_MS = 30_000;
+const ANSWER_MS = 30_000;
 
 interface Member {
   readonly port: ThreadPort;

@@ -101,13 +101,14 @@ describe("decideInbound", () => {
     assert.equal(odd.kind === "connect" ? odd.source : "refused", undefined);
   });
 
-  it("waits for the first snapshot when a hostname has to be looked up, and not for an address", () => {
+  it("waits for the first snapshot: policies come with it", () => {
     const view = testView([], { synced: false });
     const request = { peer, remote: testAddress("10.1.0.1:4000"), local: testAddress("10.1.0.2:15008") };
     const decide = (authority: string): string =>
       line(decideInbound(testPod("server"), { ...request, authority }, view));
     assert.equal(decide("web.shop.svc.cluster.local:80"), "wait");
-    assert.equal(decide("10.1.0.2:8080"), "connect 10.1.0.2:8080 from 10.1.0.1 ok");
+    assert.equal(decide("10.1.0.2:8080"), "wait");
+    assert.equal(decide("10.1.0.3:8080"), "refuse 400 bad_request");
   });
 
   it("labels the service by what the client dialled", () => {
@@ -198,4 +199,36 @@ describe("decidePlaintext", () => {
       assert.equal(decide("10.1.0.3", testView(all), { to: `10.1.0.2:${port}` }), "refuse 503 self_call");
     });
   }
+});
+
+describe("a policy that cannot be enforced", () => {
+  const decide = (
+    policy: { scope: "global" | "namespace" | "workload"; namespace: string },
+    listed = false,
+  ): string => {
+    const pod = { ...server, authorizationPolicies: listed ? ["any/policy"] : [] };
+    const view = testView([client, plain, pod]);
+    const policies = { upserts: [{ name: "any/policy", ...policy }], removes: [] };
+    view.table.apply({ upserts: [], removes: [], old: false, policies }, 0);
+    const local = testAddress("10.1.0.2:15008");
+    const tunnel = { peer, remote: testAddress("10.1.0.1:4000"), local, authority: "10.1.0.2:80" };
+    const request = { remote: testAddress("10.1.0.3:4000"), originalDestination: testAddress("10.1.0.2:80") };
+    const plaintext = line(decidePlaintext(testPod("server"), request, view));
+    const mutual = line(decideInbound(testPod("server"), tunnel, view));
+    assert.equal(mutual.startsWith("refuse"), plaintext.startsWith("refuse"), "for both alike");
+    view.table.apply({ upserts: [], removes: [], old: false, policies: { upserts: [], removes: ["any/policy"] } }, 0);
+    assert.match(line(decideInbound(testPod("server"), tunnel, view)), /^connect/, "until it is gone");
+    return mutual;
+  };
+
+  it("lets nothing in where it applies", () => {
+    assert.equal(decide({ scope: "global", namespace: "root" }), "refuse 401 policy_not_enforced");
+    assert.equal(decide({ scope: "namespace", namespace: "shop" }), "refuse 401 policy_not_enforced");
+    assert.equal(decide({ scope: "workload", namespace: "shop" }, true), "refuse 401 policy_not_enforced");
+  });
+
+  it("changes nothing elsewhere", () => {
+    assert.match(decide({ scope: "namespace", namespace: "other" }), /^connect/);
+    assert.match(decide({ scope: "workload", namespace: "shop" }), /^connect/);
+  });
 });

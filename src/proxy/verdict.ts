@@ -4,6 +4,7 @@ import { parseWorkloadIdentity, type SpiffeId } from "#model/spiffe-id";
 import type { Service, Workload } from "#model/workload";
 import { OWN_PORTS } from "./config.ts";
 import { targetPortOf } from "./endpoints.ts";
+import type { UnenforcedPolicy } from "./policies.ts";
 import { isLoopback, type LocalPod, type SocketAddress, type View } from "./route.ts";
 
 /**
@@ -26,7 +27,7 @@ export type Verdict =
   | { readonly kind: "wait" }
   | {
       readonly kind: "refuse";
-      readonly status: 400 | 503;
+      readonly status: 400 | 401 | 503;
       readonly reason: FlowReason;
       readonly detail: string;
       readonly source: Workload | undefined;
@@ -54,14 +55,15 @@ export interface PlainRequest {
  *
  * 1. the authority is no `host:port`                      → refuse 400 `bad_request`
  * 2. an address other than the one that was dialled       → refuse 400 `bad_request`
- * 3. a hostname, while nothing is known yet              → wait
+ * 3. nothing is known yet, policies neither              → wait
  * 4. a hostname that is no service of this pod, or a port that it does not have → refuse 503 `no_healthy_upstream`
  * 5. one of the proxy's own ports                         → refuse 503 `self_call`
- * 6. else                                                 → connect; the application sees the client's address,
+ * 6. a policy applies that cannot be enforced             → refuse 401 `policy_not_enforced`
+ * 7. else                                                 → connect; the application sees the client's address,
  *    unless the pod calls itself
  */
 export function decideInbound(pod: LocalPod, request: TunnelRequest, view: View): Verdict {
-  const { remote, local, forwardedHost } = request;
+  const { remote, local } = request;
   const source = sourceOf(remote.ip, request.peer, view);
   const authority = findHostPort(request.authority);
   if (authority === undefined) {
@@ -71,17 +73,28 @@ export function decideInbound(pod: LocalPod, request: TunnelRequest, view: View)
   if (ip !== undefined && ip !== local.ip) {
     return refuse("bad_request", { status: 400, detail: `asked for ${ip} on a session to ${local.ip}`, source });
   }
-  if (ip === undefined && !view.synced) return { kind: "wait" };
+  if (!view.synced) return { kind: "wait" };
   const asked = ip === undefined ? findPort(pod, authority, view) : { port: authority.port, service: undefined };
   if (asked === undefined || asked.port === 0) {
     const detail = `this pod does not serve ${request.authority}`;
     return refuse("no_healthy_upstream", { status: 503, detail, source });
   }
-  if (OWN_PORTS.has(asked.port)) {
-    return refuse("self_call", { status: 503, detail: `port ${asked.port} is the proxy's own`, source });
+  return decidePort(pod, { ...request, ...asked, source }, view);
+}
+
+function decidePort(
+  pod: LocalPod,
+  request: TunnelRequest & { port: number; service: Service | undefined; source: Workload | undefined },
+  view: View,
+): Verdict {
+  const { remote, local, port, forwardedHost, source } = request;
+  if (OWN_PORTS.has(port)) {
+    return refuse("self_call", { status: 503, detail: `port ${port} is the proxy's own`, source });
   }
-  const service = asked.service ?? view.table.findServiceByHostname(forwardedHost ?? "", pod.namespace);
-  const target = { ip: local.ip, port: asked.port };
+  const policy = view.table.findUnenforcedPolicy(pod.namespace, pod.workloadUid);
+  if (policy !== undefined) return refuse("policy_not_enforced", { status: 401, detail: unenforced(policy), source });
+  const service = request.service ?? view.table.findServiceByHostname(forwardedHost ?? "", pod.namespace);
+  const target = { ip: local.ip, port };
   return { kind: "connect", target, sourceIp: spoofed(remote.ip, local.ip), reason: "ok", source, service };
 }
 
@@ -90,9 +103,10 @@ export function decideInbound(pod: LocalPod, request: TunnelRequest, view: View)
  *
  * 1. one of the proxy's own ports                                        → refuse `self_call`
  * 2. nothing is known yet and the source is inside the cluster           → wait
- * 3. source and pod both enrolled for longer than the propagation bound  → refuse `plaintext_refused`
- * 4. both enrolled                                                       → connect `enrolling`
- * 5. else                                                                → connect `source_not_enrolled`
+ * 3. a policy applies that cannot be enforced                            → refuse `policy_not_enforced`
+ * 4. source and pod both enrolled for longer than the propagation bound  → refuse `plaintext_refused`
+ * 5. both enrolled                                                       → connect `enrolling`
+ * 6. else                                                                → connect `source_not_enrolled`
  *
  * A pod that the control plane does not know is enrolled as long as the agent has handed it over (`podSinceMs`).
  */
@@ -109,6 +123,8 @@ export function decidePlaintext(
   const inside = view.clusterRanges.some((range) => cidrContains(range, remote.ip));
   if (!view.synced && inside) return { kind: "wait" };
   const source = view.table.findWorkloadByIp(view.network, remote.ip);
+  const policy = view.table.findUnenforcedPolicy(pod.namespace, pod.workloadUid);
+  if (policy !== undefined) return refuse("policy_not_enforced", { status: 401, detail: unenforced(policy), source });
   const connect = (reason: "source_not_enrolled" | "enrolling"): Verdict => ({
     kind: "connect",
     target,
@@ -125,6 +141,10 @@ export function decidePlaintext(
   if (bothForMs <= view.propagationBoundMs) return connect("enrolling");
   const detail = `${source.uid} and ${pod.workloadUid} are both enrolled, yet ${remote.ip} sent plaintext`;
   return refuse("plaintext_refused", { status: 503, detail, source });
+}
+
+function unenforced({ name }: UnenforcedPolicy): string {
+  return `policy ${name} applies, and this proxy cannot enforce it`;
 }
 
 function ownSinceMs(pod: LocalPod & { readonly podSinceMs: number }, view: View): number | undefined {
@@ -165,7 +185,7 @@ function spoofed(client: IpAddress, pod: IpAddress): IpAddress | undefined {
 
 function refuse(
   reason: FlowReason,
-  rest: { status: 400 | 503; detail: string; source: Workload | undefined },
+  rest: { status: 400 | 401 | 503; detail: string; source: Workload | undefined },
 ): Verdict {
   return { kind: "refuse", reason, ...rest };
 }

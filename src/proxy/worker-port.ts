@@ -7,7 +7,8 @@ import type { ThreadPort } from "./threads.ts";
 export function startWorker(start: ThreadStart): ThreadPort {
   // The same file beside this one, whether the sources run or what was made of them.
   const entry = new URL(`./data-worker${extname(import.meta.filename)}`, import.meta.url);
-  const worker = new Worker(entry, { workerData: start });
+  // Descriptors of namespaces are opened on one thread and closed on another: no thread keeps book of them.
+  const worker = new Worker(entry, { workerData: start, trackUnmanagedFds: false });
   return {
     post: (message) => {
       worker.postMessage(message);
