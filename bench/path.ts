@@ -13,6 +13,7 @@ import { join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Pod } from "#kube";
+import type { LabStatus } from "#lab";
 import { must, run, startLab, type TestLab } from "../test/netns/harness.ts";
 import { enrolled, enterPod, idlePod, label, namespaceObject } from "../test/netns/mesh.ts";
 
@@ -109,10 +110,10 @@ async function proxyPids(lab: TestLab, node: string): Promise<() => number[]> {
     "-o",
     "json",
   ]);
-  const status = JSON.parse(stdout) as { nodes: { name: string; roles: { name: string; pid: number }[] }[] };
-  const role = status.nodes.find(({ name }) => name === node)?.roles.find(({ name }) => name === "proxy");
-  if (role === undefined) throw new Error(`no proxy on ${node}`);
-  return () => descendants(role.pid);
+  const status = JSON.parse(stdout) as LabStatus;
+  const pid = status.nodes.find(({ name }) => name === node)?.roles.find(({ role }) => role === "proxy")?.pid;
+  if (pid === undefined) throw new Error(`no proxy on ${node}`);
+  return () => descendants(pid);
 }
 
 async function haproxyBed(lab: TestLab, folder: string): Promise<Bed> {

@@ -4,6 +4,7 @@ import { after, before, test } from "node:test";
 import { sleep, systemClock } from "#base/clock";
 import type { Packet } from "#capture";
 import type { Pod } from "#kube";
+import type { LabStatus } from "#lab";
 import { eventually, startLab, veil, type TestLab } from "./harness.ts";
 import {
   assertFlawless,
@@ -41,15 +42,7 @@ before(async () => {
 });
 after(() => lab[Symbol.asyncDispose]());
 
-interface LabStatus {
-  readonly nodes: readonly {
-    readonly name: string;
-    readonly roles: readonly { readonly name: string; readonly pid: number }[];
-  }[];
-  readonly control: { readonly roles: readonly { readonly name: string; readonly pid: number }[] };
-}
-
-/** Process ids of a role: of its own process and of those that it has started. */
+/** Process ids of a role, by `veil lab status`. */
 async function pidsOf(role: string, node?: string): Promise<number[]> {
   const { stdout } = await veil("lab", "status", "--name", lab.name, "-o", "json");
   const status = JSON.parse(stdout) as LabStatus;
@@ -57,8 +50,7 @@ async function pidsOf(role: string, node?: string): Promise<number[]> {
     node === undefined ? [status.control, ...status.nodes] : status.nodes.filter(({ name }) => name === node);
   return places
     .flatMap(({ roles }) => roles)
-    .filter(({ name }) => name === role)
-    .map(({ pid }) => pid);
+    .flatMap((one) => (one.role === role && one.pid !== undefined ? [one.pid] : []));
 }
 
 function childrenOf(pid: number): number[] {
