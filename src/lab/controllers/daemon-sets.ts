@@ -81,8 +81,10 @@ export class DaemonSets implements Controller {
     const plan = planDaemons(nodes, all.filter(isActive), hash);
     const labels = { [HASH_LABEL]: hash };
     // The next one would find the ports of the one that is leaving in use.
-    const leaving = all.filter((pod) => pod.metadata?.deletionTimestamp !== undefined).map((pod) => pod.spec?.nodeName);
-    const create = plan.create.filter((node) => !leaving.includes(node));
+    const leaving = new Set(
+      all.filter((pod) => pod.metadata?.deletionTimestamp !== undefined).map((pod) => pod.spec?.nodeName),
+    );
+    const create = plan.create.filter((node) => !leaving.has(node));
     await Promise.all(create.map((node) => this.#pods.create(set, template, { labels, node })));
     await Promise.all(plan.delete.map((pod) => this.#pods.delete(pod)));
     await this.#writeStatus(set, nodes, hash);

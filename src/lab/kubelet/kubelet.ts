@@ -1,5 +1,5 @@
 import { messageOf } from "#base/errors";
-import type { Clock } from "#base/clock";
+import { every, type Clock } from "#base/clock";
 import type { Log } from "#base/log";
 import type { Random } from "#base/random";
 import type { Service } from "#base/service";
@@ -11,6 +11,7 @@ import { EventRecorder } from "./events.ts";
 import { NodeReporter } from "./node-status.ts";
 import { findJsonFile, knownPods, podFiles, removePath } from "./pod-files.ts";
 import type { NodeParts } from "./pod-parts.ts";
+import { trimLog } from "./log-session.ts";
 import { killPodProcesses } from "./pod-processes.ts";
 import { ApiSources } from "./pod-sources.ts";
 import { PodWorker } from "./pod-worker.ts";
@@ -38,6 +39,8 @@ export interface KubeletOptions {
   readonly random: Random;
 }
 
+const TRIM_MS = 10_000;
+
 /**
  * The kubelet of a lab's node: runs the pods that are bound to the node, on the machine's own file system. Pods outlive it:
  * the next one takes them over.
@@ -51,6 +54,7 @@ export class Kubelet implements Service {
   readonly #pods: Informer<Pod>;
   readonly #reporter: NodeReporter;
   readonly #server: KubeletServer;
+  #stopTrimming = (): void => {};
 
   constructor(options: KubeletOptions) {
     this.#options = options;
@@ -102,11 +106,15 @@ export class Kubelet implements Service {
       synced: () => this.#dropUnknown(),
     });
     await this.#pods.start(signal);
+    this.#stopTrimming = every(this.#options.clock, TRIM_MS, () => {
+      for (const worker of this.#workers.values()) for (const file of worker.logs) trimLog(file);
+    });
     log.info({ address, podCidr: this.#options.podCidr, pods: this.#workers.size }, "kubelet is ready");
   }
 
   /** Leaves the pods running. */
   async drain(deadlineMs: number): Promise<void> {
+    this.#stopTrimming();
     await this.#pods.drain(deadlineMs);
     this.#reporter.stop();
     await this.#server.drain(deadlineMs);

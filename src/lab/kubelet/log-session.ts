@@ -1,4 +1,4 @@
-import { createReadStream, statSync } from "node:fs";
+import { createReadStream, statSync, truncateSync } from "node:fs";
 import { open } from "node:fs/promises";
 import type { ServerResponse } from "node:http";
 import { pipeline } from "node:stream/promises";
@@ -8,6 +8,9 @@ import { refuse } from "./refuse.ts";
 
 const FOLLOW_POLL_MS = 100;
 const TAIL_BLOCK_BYTES = 64 * 1024;
+
+/** A container's log is emptied when it has become this long: the lab keeps logs in memory. */
+const MAX_LOG_BYTES = 16 << 20;
 
 /** Options that would need a time beside each line; logs are kept as the container wrote them. */
 const UNSUPPORTED = ["sinceSeconds", "sinceTime", "timestamps"];
@@ -82,6 +85,11 @@ export async function tailStart(file: string, lines: number): Promise<number> {
     end = start;
   }
   return 0;
+}
+
+/** Empties a log that has become too long. The container writes in append mode: it goes on at the new end. */
+export function trimLog(file: string): void {
+  if ((sizeOf(file) ?? 0) > MAX_LOG_BYTES) truncateSync(file);
 }
 
 function sizeOf(file: string): number | undefined {

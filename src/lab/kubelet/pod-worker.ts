@@ -63,6 +63,11 @@ export class PodWorker {
     return this.#files;
   }
 
+  /** The logs that are written to now. */
+  get logs(): string[] {
+    return this.#runners.map((runner) => this.#files.container(runner.name).attempt(runner.facts.attempt).log);
+  }
+
   /** The running container of that name, or the first one. */
   runner(name: string | undefined): ContainerRunner | undefined {
     return name === undefined
