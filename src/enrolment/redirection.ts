@@ -99,8 +99,8 @@ export interface Redirector {
 /** The kernel's nft tables. */
 export const nftRedirector: Redirector = {
   async install(netns, options) {
-    await changeRoutes(netns, ROUTES);
-    if (await isUntouched(netns)) flushConntrack(netns);
+    const [untouched] = await Promise.all([isUntouched(netns), changeRoutes(netns, ROUTES)]);
+    if (untouched) flushConntrack(netns);
     await runNft(captureScript(options), { netns });
   },
   async keep(netns) {

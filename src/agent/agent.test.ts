@@ -1,0 +1,187 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import { request } from "node:http";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { connect, createServer as createTlsServer } from "node:tls";
+import { after, test } from "node:test";
+import { Code, ConnectError, createRouterTransport, type Transport } from "@connectrpc/connect";
+import { FakeClock, systemClock } from "#base/clock";
+import { silentLog } from "#base/log";
+import { CellSet, type MetricTable } from "#base/metrics";
+import { kubeError } from "#kube";
+import { IstioCertificateService, Propagation } from "#proto";
+import { RpcServer, rpcTransport } from "#rpc";
+import { kubeAnnouncer, workloadUid } from "./announcer.ts";
+import { certificateRelayRoutes } from "./certificate-relay.ts";
+import { LocalServing } from "./local-serving.ts";
+import { podFacts } from "./pod-facts.ts";
+import { StatusServer } from "./status-server.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "vt-agent-"));
+after(() => rmSync(folder, { recursive: true }));
+const never = new AbortController().signal;
+const pod = podFacts({ metadata: { uid: "u1", name: "cart-1", namespace: "shop" } });
+
+test("a pod of the API that says little is read with Kubernetes' defaults", () => {
+  assert.deepEqual(podFacts({}), {
+    uid: "",
+    name: "",
+    namespace: "default",
+    serviceAccount: "default",
+    hostNetwork: false,
+    phase: "Pending",
+    labels: {},
+    annotations: {},
+  });
+});
+
+test("the annotation is set and removed for this very pod; one that is gone is no failure", async () => {
+  const patches: unknown[] = [];
+  let failure: Error | undefined;
+  const client = {
+    patch: async (_ref: unknown, at: unknown, { body }: { body: unknown }) => {
+      patches.push([at, body]);
+      if (failure !== undefined) throw failure;
+      return {} as never; // nobody reads it
+    },
+  };
+  const announcer = kubeAnnouncer({ client, controller: createRouterTransport(() => {}), clusterId: "c" });
+  await announcer.announce(pod, true, never);
+  await announcer.announce(pod, false, never);
+  const at = { name: "cart-1", namespace: "shop", signal: never };
+  assert.deepEqual(patches, [
+    [at, { metadata: { uid: "u1", annotations: { "ambient.istio.io/redirection": "enabled" } } }],
+    [at, { metadata: { uid: "u1", annotations: { "ambient.istio.io/redirection": null } } }],
+  ]);
+  for (const code of ["KUBE_NOT_FOUND", "KUBE_CONFLICT"] as const) {
+    failure = kubeError(code, "no such pod");
+    await announcer.announce(pod, true, never);
+  }
+  failure = kubeError("KUBE_UNAVAILABLE", "the api is away");
+  await assert.rejects(announcer.announce(pod, true, never), { code: "KUBE_UNAVAILABLE" });
+});
+
+test("the nodes that do not know yet are told; a controller that is away is a failure of its own", async () => {
+  const asked: unknown[] = [];
+  let away = false;
+  const controller: Transport = createRouterTransport((router) => {
+    router.service(Propagation, {
+      await: ({ uid, hbone }) => {
+        asked.push([uid, hbone]);
+        if (away) throw new ConnectError("gone", Code.Unavailable);
+        return { nodesBehind: ["node7"] };
+      },
+    });
+  });
+  const announcer = kubeAnnouncer({ client: { patch: () => Promise.reject(new Error()) }, controller, clusterId: "c" });
+  assert.deepEqual(await announcer.confirmPlain(pod, never), ["node7"]);
+  assert.deepEqual(asked, [["c//Pod/shop/cart-1", false]]);
+  assert.equal(workloadUid("c", pod), "c//Pod/shop/cart-1");
+  away = true;
+  await assert.rejects(announcer.confirmPlain(pod, never), { code: "AGENT_NO_CONTROLLER", message: /gone/ });
+});
+
+test("requests of another proxy are passed on with its own credentials, and refusals come back as they are", async () => {
+  const seen: (string | null)[] = [];
+  const controller = createRouterTransport((router) => {
+    router.service(IstioCertificateService, {
+      createCertificate: ({ csr }, { requestHeader }) => {
+        seen.push(requestHeader.get("authorization"), requestHeader.get("clusterid"));
+        if (csr !== "good") throw new ConnectError("CA_NOT_ON_NODE: no such pod", Code.PermissionDenied);
+        return { certChain: ["leaf", "roots"] };
+      },
+    });
+  });
+  const path = join(folder, "relay.sock");
+  const routes = certificateRelayRoutes(controller);
+  const server = new RpcServer({ name: "relay", listen: { unix: path }, routes, log: silentLog() });
+  await server.start(never);
+  const { createClient } = await import("@connectrpc/connect");
+  const client = createClient(IstioCertificateService, rpcTransport({ target: `unix://${path}` }));
+  const headers = { authorization: "Bearer its-own", clusterid: "c", "x-other": "stays here" };
+  assert.deepEqual((await client.createCertificate({ csr: "good" }, { headers })).certChain, ["leaf", "roots"]);
+  assert.deepEqual(seen, ["Bearer its-own", "c"]);
+  await assert.rejects(client.createCertificate({ csr: "bad" }), (error: unknown) => {
+    return (
+      error instanceof ConnectError && error.code === Code.PermissionDenied && /CA_NOT_ON_NODE/.test(error.message)
+    );
+  });
+  await server.drain(0);
+});
+
+test("the local certificate is trusted through the written root by its names, and is renewed in time", async () => {
+  const rootFile = join(folder, "sub", "root.pem");
+  const clock = new FakeClock(systemClock().now());
+  const renewed = Promise.withResolvers<void>();
+  const serving = new LocalServing({ rootFile, clock, log: silentLog(), onRenewed: renewed.resolve });
+  assert.throws(() => serving.current());
+  await serving.start(never);
+  assert.equal(statSync(rootFile).mode & 0o777, 0o644);
+  const first = serving.current();
+  assert.equal(await handshake(first, rootFile, "localhost"), "ok");
+  assert.equal(await handshake(first, rootFile, "other"), "ERR_TLS_CERT_ALTNAME_INVALID");
+  await clock.advance(46 * 86_400_000);
+  await renewed.promise;
+  assert.notEqual(serving.current().certPem, first.certPem);
+  await serving.drain(0);
+});
+
+async function handshake(
+  tls: { certPem: string; keyPem: string },
+  rootFile: string,
+  servername: string,
+): Promise<string> {
+  const server = createTlsServer({ cert: tls.certPem, key: tls.keyPem }, (socket) => socket.end());
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const address = server.address();
+  const port = typeof address === "object" ? (address?.port ?? 0) : 0;
+  const outcome = await new Promise<string>((resolve) => {
+    const socket = connect({ host: "127.0.0.1", port, servername, ca: readFileSync(rootFile, "utf8") });
+    socket.once("secureConnect", () => resolve("ok"));
+    socket.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
+  });
+  server.close();
+  return outcome;
+}
+
+test("health says what is missing, metrics and pods are shown, and a taken port is named", async () => {
+  const table: MetricTable = { vt_agent_things: { kind: "counter", help: "Things.", labels: [] } };
+  const cells = new CellSet(table);
+  cells.bind("vt_agent_things", {}).value = 3;
+  const pending = ["informers"];
+  const options = {
+    host: "127.0.0.1",
+    port: 0,
+    sources: [{ table, cells }],
+    pending: () => pending,
+    pods: () => [pod],
+  };
+  const server = new StatusServer(options);
+  await server.start(never);
+  const get = async (path: string): Promise<[number, string]> =>
+    new Promise((resolve, reject) => {
+      request({ host: "127.0.0.1", port: server.port, path, agent: false }, (response) => {
+        let text = "";
+        response.on("data", (part: Buffer) => (text += part.toString()));
+        response.on("end", () => resolve([response.statusCode ?? 0, text]));
+      })
+        .on("error", reject)
+        .end();
+    });
+  assert.deepEqual(await get("/healthz/ready"), [500, "not ready, pending: informers\n"]);
+  pending.pop();
+  assert.deepEqual(await get("/healthz/ready?verbose"), [200, "ready\n"]);
+  assert.deepEqual(await get("/healthz/live"), [200, "ok\n"]);
+  assert.match((await get("/metrics"))[1], /vt_agent_things 3/);
+  assert.match((await get("/pods"))[1], /"cart-1"/);
+  assert.equal((await get("/constructor"))[0], 404);
+  const holder = createServer();
+  await new Promise<void>((resolve) => holder.listen(0, "127.0.0.1", resolve));
+  const taken = holder.address();
+  const port = typeof taken === "object" ? (taken?.port ?? 0) : 0;
+  await assert.rejects(new StatusServer({ ...options, port }).start(never), { code: "AGENT_LISTEN" });
+  holder.close();
+  await server.drain(0);
+});
