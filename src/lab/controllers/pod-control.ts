@@ -27,13 +27,15 @@ export class PodControl {
     });
   }
 
-  /** The pods that an object controls, without those that were deleted. */
+  /** The pods that an object controls; those that were deleted show it, also before the informer does. */
   podsOf(owner: KubeObject): Pod[] {
     const { uid } = owner.metadata ?? {};
     const seen = this.#cluster.pods.list();
     const known = new Set(seen.map((pod) => pod.metadata?.uid));
     const made = [...this.#made.values()].filter((pod) => !known.has(pod.metadata?.uid));
-    return [...seen, ...made].filter((pod) => isOwnedBy(pod, uid) && !this.#deleted.has(pod.metadata?.uid ?? ""));
+    return [...seen, ...made]
+      .filter((pod) => isOwnedBy(pod, uid))
+      .map((pod) => (this.#deleted.has(pod.metadata?.uid ?? "") ? leaving(pod) : pod));
   }
 
   async create(
@@ -75,6 +77,11 @@ export class PodControl {
       if (!isKubeError(error, "KUBE_NOT_FOUND") && !isKubeError(error, "KUBE_CONFLICT")) throw error;
     }
   }
+}
+
+function leaving(pod: Pod): Pod {
+  const { deletionTimestamp = "soon" } = pod.metadata ?? {};
+  return { ...pod, metadata: { ...pod.metadata, deletionTimestamp } };
 }
 
 /** A short name for the contents of a pod template. */
