@@ -6,7 +6,7 @@ import { Propagation } from "#proto";
 import { agentError } from "./errors.ts";
 
 /** How long the controller may take to tell that all nodes know; it is asked again then. */
-export const CONFIRM_MS = 5000;
+const CONFIRM_MS = 5000;
 
 /** Announces enrolment by the pod's annotation, and asks the controller whether everybody knows. */
 export function kubeAnnouncer(options: {

@@ -6,7 +6,7 @@ import type { Service } from "#base/service";
 import { createKeyPair, formatCertificates, formatPrivateKey, issueCertificate, keyPairSigner } from "#x509";
 
 /** Names under which a proxy of the same node reaches the agent. */
-export const LOCAL_NAMES: readonly string[] = ["localhost", "veil-agent.veil-system.svc"];
+const LOCAL_NAMES: readonly string[] = ["localhost", "veil-agent.veil-system.svc"];
 
 const LIFE_MS = 90 * 86_400_000;
 const BACKDATE_MS = 60_000;

@@ -6,7 +6,7 @@ import type { Service } from "#base/service";
 import { agentError } from "./errors.ts";
 
 /** Connections at once; further ones are closed. */
-export const MAX_STATUS_CONNECTIONS = 64;
+const MAX_STATUS_CONNECTIONS = 64;
 
 /** What the agent shows. */
 export interface StatusServerOptions {

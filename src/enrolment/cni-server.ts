@@ -11,7 +11,7 @@ import { enrolmentError } from "./errors.ts";
 /** Longest body of an event. */
 export const MAX_CNI_EVENT_BYTES = 64 * 1024;
 /** Events that are worked on at once; further ones are told to come again. */
-export const MAX_CNI_EVENTS = 256;
+const MAX_CNI_EVENTS = 256;
 
 /** What the plugin tells of a pod that is about to start. */
 export interface CniAddEvent {

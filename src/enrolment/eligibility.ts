@@ -25,7 +25,7 @@ export interface Eligibility {
 }
 
 /** Namespaces whose pods are never enrolled. */
-export const EXCLUDED_NAMESPACES: readonly string[] = ["kube-system", "veil-system"];
+const EXCLUDED_NAMESPACES: ReadonlySet<string> = new Set(["kube-system", "veil-system"]);
 
 /** Label with the values `ambient` and `none`, on pods and namespaces. */
 export const DATAPLANE_MODE_LABEL = "istio.io/dataplane-mode";
@@ -44,7 +44,7 @@ export function decideEligibility(pod: PodFacts, namespaceLabels: Readonly<Recor
   if (pod.phase === "Succeeded" || pod.phase === "Failed") return { eligible: false, reason: "ended" };
   if (pod.hostNetwork) return { eligible: false, reason: "host_network" };
   if (pod.annotations[SIDECAR_ANNOTATION] !== undefined) return { eligible: false, reason: "sidecar" };
-  if (EXCLUDED_NAMESPACES.includes(pod.namespace)) return { eligible: false, reason: "namespace_excluded" };
+  if (EXCLUDED_NAMESPACES.has(pod.namespace)) return { eligible: false, reason: "namespace_excluded" };
   const own = readLabels(pod.labels);
   if (own === "out") return { eligible: false, reason: "pod_opts_out" };
   if (own === "in") return { eligible: true, reason: "pod_label" };

@@ -9,7 +9,7 @@ import { Slots } from "./slots.ts";
 import type { ZdsServer } from "./zds-server.ts";
 
 /** Pods whose rules are read or changed at once; the others wait in order. */
-export const MAX_RULE_CHANGES = 8;
+const MAX_RULE_CHANGES = 8;
 /** How long the CNI plugin's pod may take to appear in the API. */
 export const CNI_POD_MS = 5000;
 /** How long the enrolment of a starting pod may take before the plugin is told to try again. */

@@ -75,7 +75,7 @@ export function keepScript(): string {
 }
 
 /** The transaction that leaves nothing. Idempotent. */
-export function removeScript(): string {
+function removeScript(): string {
   return `add table ${REDIRECTION_TABLE}\ndelete table ${REDIRECTION_TABLE}\n`;
 }
 

@@ -7,9 +7,9 @@ import { enrolmentError } from "./errors.ts";
 import { decodeZdsAck, decodeZdsHello, encodeZdsRequest, type ZdsRequest } from "./zds-codec.ts";
 
 /** How long the proxy may take to answer one message, and to say hello. */
-export const ZDS_ANSWER_MS = 5000;
+const ZDS_ANSWER_MS = 5000;
 /** Answers that may be overdue before the connection is given up. */
-export const MAX_OVERDUE_ANSWERS = 8;
+const MAX_OVERDUE_ANSWERS = 8;
 
 interface Asked {
   readonly settle: (answer: string | Error) => void;

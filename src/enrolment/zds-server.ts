@@ -11,7 +11,7 @@ import { ZdsConnection } from "./zds-connection.ts";
 import type { ZdsRequest } from "./zds-codec.ts";
 
 /** Proxies connected at once; the oldest gives way to a further one. Two are usual during an upgrade. */
-export const MAX_ZDS_CONNECTIONS = 16;
+const MAX_ZDS_CONNECTIONS = 16;
 
 /** A pod as the proxy is told about it. The server holds a descriptor of its own of the namespace. */
 export interface ZdsPod {

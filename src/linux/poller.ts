@@ -8,7 +8,7 @@ import { checkCall, lastErrno, libc } from "./libc.ts";
  */
 
 /** Most descriptors watched at once; one more is refused with `LINUX_SYSCALL`. */
-export const MAX_WATCHED = 1024;
+const MAX_WATCHED = 1024;
 
 const POLLIN = 1;
 const EINTR = 4;

@@ -13,7 +13,7 @@ import { whenReadable } from "./poller.ts";
 /** Longest message that is received; a longer one is `LINUX_SEQPACKET_TRUNCATED`, as ZDS asks. */
 export const MAX_PACKET_BYTES = 1024;
 /** Most descriptors that one message may carry. */
-export const MAX_PACKET_FDS = 4;
+const MAX_PACKET_FDS = 4;
 
 /** One received packet. The receiver owns the descriptors and closes each of them. */
 export interface SeqpacketMessage {
