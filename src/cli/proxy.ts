@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { systemClock } from "#base/clock";
+import { messageOf } from "#base/errors";
 import { parseCidr, type Cidr } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import { systemRandom } from "#base/random";
@@ -103,7 +104,13 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
     },
   });
   const signal = AbortSignal.any([context.signal, stop.signal]);
-  await Promise.race([runRole({ ...context, signal }, services, drainMs), failure]);
+  try {
+    await Promise.race([runRole({ ...context, signal }, services, drainMs), failure]);
+  } catch (error) {
+    // Whatever still runs would keep a process alive that serves nobody: the supervisor starts the next one.
+    context.note(`veil: ${messageOf(error)}\n`);
+    process.exit(1);
+  }
 }
 
 function wholeNumber(text: string): number {

@@ -529,10 +529,15 @@ describe("a data thread", () => {
     assert.deepEqual(rig.network.changed, [`leaf ${identity("client").id}`, "roots"]);
   });
 
-  it("counts sessions that were refused before they asked for anything", () => {
+  it("records and counts sessions that were refused before they asked for anything", async () => {
     const rig = new Rig({ addresses: everything });
-    const remote = new FakeSocket("10.1.0.9:1", "10.1.0.1:15008").remote;
+    const { remote } = new FakeSocket("10.1.0.9:1", "10.1.0.1:15008");
     rig.network.servers[0]?.onRejected?.({ remote, error: new CodedError("X509_TWO_URI_SANS", "two") });
+    await rig.settle();
+    assert.equal(outcome(rig), "refused none wrong_identity");
+    const [record] = rig.records();
+    assert.deepEqual([record?.source.address, record?.destination.address], ["10.1.0.9:1", "10.1.0.1:15008"]);
+    assert.equal(record?.detail, "X509_TWO_URI_SANS: two");
     assert.equal(rig.samples("veil_proxy_tunnels_rejected_total"), 1);
   });
 });

@@ -74,5 +74,6 @@ export function parseForwardedHost(text: string): string | undefined {
 
 /** A new `traceparent` (W3C Trace Context), not sampled. */
 export function newTraceparent(random: Random): string {
-  return `00-${random.hex(16)}-${random.hex(8)}-00`;
+  const hex = random.hex(24); // one call for both: it costs more than all the rest here
+  return `00-${hex.slice(0, 32)}-${hex.slice(32)}-00`;
 }

@@ -11,9 +11,11 @@
  *
  * Whatever fails before 6 answers CONNECT with an error status, or resets the plain connection.
  */
+import type { CodedError } from "#base/errors";
+import { isV6, parseIp } from "#base/ip";
 import type { FlowReason } from "#model/flow";
-import { endCause, plainCause, type Cause } from "./causes.ts";
-import { PACKET_MARK } from "./config.ts";
+import { endCause, plainCause, tunnelCause, type Cause } from "./causes.ts";
+import { INBOUND_PORT, PACKET_MARK } from "./config.ts";
 import { formatBaggage, parseForwardedHost } from "./headers.ts";
 import type { PodSocket, PodTunnel } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
@@ -69,6 +71,25 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
   });
   record.open(facts("ok"), () => handle.bytes);
 }
+
+/** Records a session that was refused before it could ask for anything: no TLS, no identity, a wrong one. */
+export function recordRejected(context: PodContext, remote: SocketAddress, error: CodedError): void {
+  const { flows } = context;
+  flows.cells.bind("veil_proxy_tunnels_rejected_total", { code: error.code }).value++;
+  const { pod } = context;
+  const own = ownWorkload(context);
+  const address = { ip: own?.addresses.find((ip) => isV6(ip) === isV6(remote.ip)) ?? UNSPECIFIED, port: INBOUND_PORT };
+  flows.begin("inbound").refuse({
+    source: { address: remote, workload: undefined, identity: undefined },
+    destination: { address, workload: own, pod, identity: undefined },
+    service: undefined,
+    hboneTarget: undefined,
+    encryption: "none",
+    ...tunnelCause(error),
+  });
+}
+
+const UNSPECIFIED = parseIp("0.0.0.0");
 
 /** Carries one plaintext connection to the application of the pod, or resets it. Owns the socket. Never rejects. */
 export async function carryPlaintext(context: PodContext, socket: PodSocket): Promise<void> {

@@ -3,7 +3,7 @@ import { findCodedError, messageOf } from "#base/errors";
 import type { Netns, TcpListener } from "#linux";
 import { INBOUND_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT } from "./config.ts";
 import { proxyError } from "./errors.ts";
-import { carryPlaintext, carryTunnel } from "./inbound.ts";
+import { carryPlaintext, carryTunnel, recordRejected } from "./inbound.ts";
 import type { PodPool, PodServer, PodSocket } from "./network.ts";
 import { carryOutbound } from "./outbound.ts";
 import { Connections, type PodContext, type ServedPod, type ThreadContext } from "./pod-context.ts";
@@ -44,7 +44,7 @@ export class PodProxy {
 
   /** Listens on the three ports. Throws `PROXY_LISTEN`; then nothing listens, and the descriptor is closed. */
   start(): void {
-    const { network, knowledge, flows, clock } = this.#context;
+    const { network, knowledge, clock } = this.#context;
     try {
       this.#server = network.createServer({
         netns: this.#netns,
@@ -54,8 +54,8 @@ export class PodProxy {
         clock,
         certificate: () => knowledge.certificate(this.pod.identity),
         onTunnel: (tunnel) => void carryTunnel(this.#context, tunnel),
-        onRejected: ({ error }) => {
-          flows.cells.bind("veil_proxy_tunnels_rejected_total", { code: error.code }).value++;
+        onRejected: ({ remote, error }) => {
+          recordRejected(this.#context, remote, error);
         },
       });
       this.#server.start();
