@@ -1,4 +1,6 @@
 import { createHash } from "node:crypto";
+import { create, toBinary } from "@bufbuild/protobuf";
+import { OpenApiDocumentSchema } from "#proto";
 import { apiVersionOf, type Kind } from "./kinds.ts";
 import type { Registry } from "./registry.ts";
 import { builtinSchema } from "./schema/builtin.ts";
@@ -38,6 +40,25 @@ export class OpenApi {
     this.#generation = this.#registry.generation;
     const key = path.replace(/^\/openapi\/v3\/?/, "").replace(/\/$/, "");
     return key === "" ? this.#root() : this.#document(key)?.text;
+  }
+
+  /**
+   * The OpenAPI v2 document in its binary form, the only one that kubectl reads. It names the kinds and leaves their fields open:
+   * kubectl needs it for `kind: List` alone, whose objects the server checks one by one when they arrive.
+   */
+  version2(): Uint8Array {
+    const definitions = this.#registry.kinds().map(({ group, version, kind }) => ({
+      name: `${group === "" ? "core" : group}.${version}.${kind}`,
+      value: {
+        type: { value: ["object"] },
+        vendorExtension: [
+          { name: "x-kubernetes-group-version-kind", value: { yaml: JSON.stringify([{ group, version, kind }]) } },
+        ],
+      },
+    }));
+    const info = { title: "veil apiserver", version: "v1" };
+    const document = { swagger: "2.0", info, paths: {}, definitions: { additionalProperties: definitions } };
+    return toBinary(OpenApiDocumentSchema, create(OpenApiDocumentSchema, document));
   }
 
   #root(): string {

@@ -17,6 +17,9 @@ import type { SubresourceHandler } from "./subresources.ts";
 import type { TokenIssuer } from "./tokens.ts";
 import type { User } from "./user.ts";
 
+/** How many times the cap of a body is read (and dropped) before the connection is given up. */
+const DROPPED_BODIES = 8;
+
 /** The parts that answer requests. */
 export interface RouterParts {
   readonly registry: Registry;
@@ -115,6 +118,10 @@ export class Router {
       response.writeHead(200, { "content-type": "text/plain" }).end("ok");
       return;
     }
+    if (info.path === "/openapi/v2") {
+      response.writeHead(200, { "content-type": OPENAPI_V2_TYPE }).end(this.#parts.openApi.version2());
+      return;
+    }
     const schema = /^\/openapi\/v3(\/|$)/.test(info.path) ? this.#parts.openApi.find(info.path) : undefined;
     if (schema !== undefined) return sendText(response, 200, schema);
     const document = this.#parts.documents[info.path]?.();
@@ -128,6 +135,8 @@ export class Router {
     return internalError(messageOf(error));
   }
 }
+
+const OPENAPI_V2_TYPE = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 function describe(target: { group: string; version: string; plural: string }): string {
   return `${target.plural} in ${target.group === "" ? "" : `${target.group}/`}${target.version}`;
@@ -156,14 +165,20 @@ function refusal(user: User, wanted: Attributes): StatusError {
   return forbidden({ group: wanted.group, resource: wanted.resource.split("/")[0] ?? "", name: wanted.name }, why);
 }
 
+/**
+ * Reads a body up to the cap. A larger one is read to its end and dropped, so that the client hears the refusal; far
+ * beyond the cap the connection is given up.
+ */
 async function readBody(message: IncomingMessage): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let bytes = 0;
   for await (const chunk of message) {
     const buffer = Buffer.isBuffer(chunk) ? chunk : Buffer.from(String(chunk));
     bytes += buffer.length;
-    if (bytes > MAX_BODY_BYTES) throw tooLarge(MAX_BODY_BYTES);
-    chunks.push(buffer);
+    if (bytes <= MAX_BODY_BYTES) chunks.push(buffer);
+    else chunks.length = 0;
+    if (bytes > MAX_BODY_BYTES * DROPPED_BODIES) break;
   }
+  if (bytes > MAX_BODY_BYTES) throw tooLarge(MAX_BODY_BYTES);
   return Buffer.concat(chunks);
 }

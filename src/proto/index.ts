@@ -25,3 +25,4 @@ export {
   type WatchRequest,
 } from "./gen/veil/node_pb.js";
 export { decodeAddress, encodeAddress, MAX_ADDRESS_BYTES } from "./address.ts";
+export { DocumentSchema as OpenApiDocumentSchema } from "./gen/openapi/openapi_pb.js";
