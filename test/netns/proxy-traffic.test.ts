@@ -1,10 +1,12 @@
 import assert from "node:assert/strict";
+import { connect as connectHttp2 } from "node:http2";
 import { after, before, describe, it } from "node:test";
+import { connect as connectTls } from "node:tls";
 import { systemClock } from "#base/clock";
 import { findWords, readTls, startCapture, tcpStreams, type Packet } from "#capture";
 import type { FlowRecord } from "#model/flow";
 import { TestAuthority } from "../../src/x509/testing.ts";
-import { listen, pause, ProxyWorld, say, until, type Pod } from "./proxy-world.ts";
+import { dial, listen, pause, ProxyWorld, say, until, type Pod } from "./proxy-world.ts";
 
 const clock = systemClock();
 const WORDS = "the-words-of-the-client";
@@ -195,6 +197,54 @@ describe("traffic between pods with real redirection", () => {
       assert.equal(await say(client, { ip: client.ip, port }, WORDS), "refused", `own address ${port}`);
       assert.equal(await say(plain, { ip: server.ip, port }, WORDS), "refused", `from another pod ${port}`);
       assert.equal(await say(client, { ip: server.ip, port }, WORDS), "refused", `through a tunnel ${port}`);
+    }
+  });
+
+  it("is refused to whoever dials 15008 without a certificate, with a record", async () => {
+    const { b, plain, server } = world;
+    const since = b.records.length;
+    const socket = connectTls({
+      socket: await dial(plain, server.ip, 15_008),
+      rejectUnauthorized: false,
+      ALPNProtocols: ["h2"],
+    });
+    const ended = new Promise<void>((resolve) => {
+      socket.on("error", () => resolve());
+      socket.on("close", () => resolve());
+    });
+    socket.on("secureConnect", () => socket.write("PRI * HTTP/2.0"));
+    await ended;
+    assert.equal(await recordOf(b.records, since), "inbound refused none wrong_identity");
+    assert.match(b.records[since]?.detail ?? "", /^HBONE_TLS_NO_CERTIFICATE/);
+    assert.match(b.records[since]?.source.address ?? "", new RegExp(`^${plain.ip}:`));
+  });
+
+  it("is refused to a peer with a good certificate that asks for another pod, or for the proxy itself", async () => {
+    const { a, b, client, plain, server, other } = world;
+    const identity = a.certificates.get(client.identity);
+    for (const [authority, status, reason] of [
+      [`${other.ip}:8080`, 400, "bad_request"],
+      [`${server.ip}:15001`, 503, "self_call"],
+      ["unknown.example:80", 503, "no_healthy_upstream"],
+      [`${server.ip}:8080`, 200, ""],
+    ] as const) {
+      const since = b.records.length;
+      const tls = connectTls({
+        socket: await dial(plain, server.ip, 15_008),
+        cert: identity?.chainPem,
+        key: identity?.keyPem,
+        ca: identity?.rootsPem,
+        checkServerIdentity: () => undefined,
+        ALPNProtocols: ["h2"],
+      });
+      const session = connectHttp2("https://peer", { createConnection: () => tls });
+      session.on("error", () => undefined);
+      const stream = session.request({ ":method": "CONNECT", ":authority": authority });
+      stream.on("error", () => undefined);
+      const got = await new Promise((resolve) => stream.once("response", (headers) => resolve(headers[":status"])));
+      assert.equal(got, status, authority);
+      if (reason !== "") assert.equal(await recordOf(b.records, since), `inbound refused none ${reason}`);
+      session.destroy();
     }
   });
 
