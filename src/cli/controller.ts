@@ -1,3 +1,4 @@
+import { hostname } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { findHostPort } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
@@ -9,6 +10,7 @@ const DRAIN_MS = 5000;
 interface Flags {
   readonly kubeconfig?: string;
   readonly namespace: string;
+  readonly podName: string;
   readonly listen: { host: string; port: number };
   readonly metricsListen: { host: string; port: number };
   readonly trustDomain: string;
@@ -25,6 +27,9 @@ export function controllerCommand(context: CliContext): Command {
     .description("watch Kubernetes, own the certificate authority, tell the nodes who is where")
     .option("--kubeconfig <file>", "how to reach Kubernetes (default: the pod's own service account)")
     .option("--namespace <namespace>", "where Veil is installed", "veil-system")
+    .addOption(
+      new Option("--pod-name <name>", "own pod, to tell it from other replicas").default(hostname(), "the host's name"),
+    )
     .addOption(listenOption("--listen <host:port>", "gRPC for agents (TLS)", 15012))
     .addOption(listenOption("--metrics-listen <host:port>", "metrics and health", 15014))
     .option("--trust-domain <name>", "trust domain of all identities", "cluster.local")
@@ -47,11 +52,12 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
   const random = systemRandom;
   const config =
     flags.kubeconfig === undefined ? await inClusterConfig(context.env) : await loadKubeConfig(flags.kubeconfig);
-  const { trustDomain, clusterId, network, clusterDomain, namespace, listen, metricsListen } = flags;
+  const { trustDomain, clusterId, network, clusterDomain, namespace, podName, listen, metricsListen } = flags;
   const controller = createController({
     client: new KubeClient({ config, log, clock, random }),
     cluster: { trustDomain, clusterId, network, clusterDomain },
     namespace,
+    podName,
     listen,
     status: metricsListen,
     ...(flags.nodeAccount !== undefined && { nodeAccounts: flags.nodeAccount }),

@@ -128,7 +128,8 @@ export class Catalog implements Service {
     take: { upserted: (object: T) => void; deleted: (object: T) => void },
   ): Informer<T> {
     const { client, log, clock, random } = this.#options;
-    const informer = new Informer<T>({ client, ref, log, clock, random });
+    // Absence is told on the strength of `connected`: it must not be true before the copy has caught up.
+    const informer = new Informer<T>({ client, ref, log, clock, random, relistAfterFailure: true });
     informer.on({
       upserted: (object) => {
         take.upserted(object);

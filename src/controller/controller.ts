@@ -21,6 +21,7 @@ import { RpcServer } from "#rpc";
 import { ResourceCache, xdsMetrics, XdsServer } from "#xds";
 import { Catalog } from "./catalog.ts";
 import { controllerMetrics } from "./metrics.ts";
+import { Peers, type Peer } from "./peers.ts";
 import { LivePods } from "./pod-directory.ts";
 import { PropagationService } from "./propagation.ts";
 import { StatusServer } from "./status-server.ts";
@@ -32,6 +33,8 @@ export interface ControllerOptions {
   readonly cluster: Cluster;
   /** Namespace of Veil itself, where the authority's Secret is. */
   readonly namespace: string;
+  /** Name of the controller's own pod: pods beside it with the label `app=veil-controller` are its other replicas. */
+  readonly podName: string;
   readonly listen: { readonly host: string; readonly port: number };
   readonly status: { readonly host: string; readonly port: number };
   /** `namespace/name` of the service accounts that act for nodes. Default: those of Veil's agent and of ztunnel. */
@@ -117,13 +120,22 @@ function createServing(
     log: log.child({ component: "xds" }),
   });
   catalog.onFresh(() => xds.recheck());
-  const asked = { client, catalog, cache, server: xds, authenticate, clock, metrics: cells.own };
+  const dnsNames = servingNames(namespace, cluster.clusterDomain);
+  const peers = new Peers({
+    pods: catalog.pods,
+    namespace,
+    self: options.podName,
+    port: options.listen.port,
+    serverName: dnsNames[1],
+    roots: () => authority.trustBundlePem,
+  });
+  const listPeers = (): readonly Peer[] => peers.list();
+  const asked = { client, catalog, cache, server: xds, authenticate, peers: listPeers, clock, metrics: cells.own };
   const propagation = new PropagationService(asked);
   const pods = new LivePods(catalog.pods);
   const caLog = log.child({ component: "ca" });
   const signing = { authority, authenticator, pods, nodeAccounts, clock, log: caLog, cells: cells.ca };
   const certificates = certificateServiceRoutes(signing);
-  const dnsNames = servingNames(namespace, cluster.clusterDomain);
   const onRenewed = (): void => rpc.reload();
   const serving = new ServingCertificate({ authority, dnsNames, clock, random, log, onRenewed });
   const routes = (router: ConnectRouter): void => {
@@ -136,7 +148,7 @@ function createServing(
 }
 
 /** The names under which agents reach the controller. */
-function servingNames(namespace: string, clusterDomain: string): string[] {
+function servingNames(namespace: string, clusterDomain: string): readonly [string, string, string] {
   const short = `veil-controller.${namespace}`;
   return [short, `${short}.svc`, `${short}.svc.${clusterDomain}`];
 }

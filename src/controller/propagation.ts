@@ -1,4 +1,4 @@
-import { Code, ConnectError, type ConnectRouter, type ServiceImpl } from "@connectrpc/connect";
+import { Code, ConnectError, createClient, type ConnectRouter, type ServiceImpl } from "@connectrpc/connect";
 import { deadline, type Clock } from "#base/clock";
 import { messageOf } from "#base/errors";
 import { CellSet } from "#base/metrics";
@@ -7,6 +7,7 @@ import { decodeAddress, Propagation } from "#proto";
 import { TYPE_ADDRESS, type CachedResource, type ResourceCache, type XdsServer } from "#xds";
 import type { Catalog } from "./catalog.ts";
 import { controllerMetrics } from "./metrics.ts";
+import type { Peer } from "./peers.ts";
 
 /** The longest that a caller may wait. */
 export const MAX_AWAIT_MS = 30_000;
@@ -16,6 +17,10 @@ export const MAX_AWAITS = 1024;
 const MAX_QUESTION_BYTES = 64 * 1024;
 /** A pod that has not been published in the wanted state after this time is read again. */
 const REREAD_MS = 500;
+/** What a replica may take for its answer beyond the time it was given. */
+const PEER_MARGIN_MS = 500;
+/** Says that a question comes from another replica: it is answered for this replica's streams alone. */
+const FORWARDED_HEADER = "veil-forwarded";
 
 /** What the propagation service asks. */
 export interface PropagationOptions {
@@ -25,6 +30,8 @@ export interface PropagationOptions {
   readonly server: Pick<XdsServer, "whenAcknowledged" | "nodes">;
   /** Rejects for callers that are no node. */
   readonly authenticate: (headers: Headers) => Promise<unknown>;
+  /** The other replicas, which are asked the same with the caller's own token. Default: none. */
+  readonly peers?: () => readonly Peer[];
   readonly clock: Clock;
   readonly metrics?: CellSet;
 }
@@ -41,6 +48,9 @@ interface Question {
  *     2 wait until that version is published    in the wanted state
  *     3 wait until every stream has acknowledged a response that carried it
  *     4 still so? then that is the answer; else from 2
+ *
+ * Each replica answers for its own streams. The one that is asked by a node asks the others; a replica that cannot be
+ * reached counts as a node that is behind.
  */
 export class PropagationService {
   readonly #options: PropagationOptions;
@@ -55,9 +65,12 @@ export class PropagationService {
   /** Adds the service to a server's routes. */
   readonly routes = (router: ConnectRouter): void => {
     const ask: ServiceImpl<typeof Propagation>["await"] = async (request, context) => {
-      await this.#options.authenticate(context.requestHeader);
-      const nodesBehind = await this.await(request, context.signal);
-      return { nodesBehind: [...nodesBehind] };
+      const { requestHeader, signal } = context;
+      await this.#options.authenticate(requestHeader);
+      const own = this.await(request, signal);
+      const others = requestHeader.has(FORWARDED_HEADER) ? [] : this.#askPeers(request, requestHeader, signal);
+      const nodesBehind = (await Promise.all([own, ...others])).flat();
+      return { nodesBehind: [...new Set(nodesBehind)].toSorted() };
     };
     router.service(Propagation, { await: ask }, { readMaxBytes: MAX_QUESTION_BYTES });
   };
@@ -80,6 +93,22 @@ export class PropagationService {
       bound.clear();
       this.#waiting--;
     }
+  }
+
+  #askPeers(
+    { uid, hbone, timeoutMs }: Question & { readonly timeoutMs: number },
+    headers: Headers,
+    signal: AbortSignal,
+  ): Promise<readonly string[]>[] {
+    const forwarded = { authorization: headers.get("authorization") ?? "", [FORWARDED_HEADER]: "1" };
+    return (this.#options.peers?.() ?? []).map(async ({ name, transport }) => {
+      try {
+        const call = { signal, headers: forwarded, timeoutMs: timeoutMs + PEER_MARGIN_MS };
+        return (await createClient(Propagation, transport).await({ uid, hbone, timeoutMs }, call)).nodesBehind;
+      } catch {
+        return [name]; // whoever is connected there may not know
+      }
+    });
   }
 
   async #settle(question: Question, signal: AbortSignal): Promise<readonly string[]> {

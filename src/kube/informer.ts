@@ -26,6 +26,11 @@ export interface InformerOptions<T extends KubeObject> {
   readonly namespace?: string | undefined;
   readonly labelSelector?: string | undefined;
   readonly fieldSelector?: string | undefined;
+  /**
+   * List again after every failure, not only when the API has forgotten the version: then `connected` says that the copy
+   * has everything that happened meanwhile. Without it, a watch that has been opened again may still be catching up.
+   */
+  readonly relistAfterFailure?: boolean;
   readonly log: Log;
   readonly clock: Clock;
   readonly random: Random;
@@ -119,7 +124,7 @@ export class Informer<T extends KubeObject> implements Service {
       } catch (error) {
         if (signal.aborted) return;
         this.#setConnected(false);
-        if (isKubeError(error, "KUBE_GONE")) version = undefined;
+        if (this.#options.relistAfterFailure === true || isKubeError(error, "KUBE_GONE")) version = undefined;
         this.#log.warn({ error: messageOf(error) }, "lost the api, trying again");
       }
       // A watch that goes on for a while and then ends is normal; one that ends at once, again and again, must not spin.

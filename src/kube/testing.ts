@@ -2,6 +2,7 @@
 import "reflect-metadata";
 import { createServer, type Server } from "node:https";
 import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Socket } from "node:net";
 import { webcrypto } from "node:crypto";
 import { PemConverter, SubjectAlternativeNameExtension, X509CertificateGenerator } from "@peculiar/x509";
 import type { KubeConfig } from "./config.ts";
@@ -27,6 +28,7 @@ export class FakeApi {
   readonly #objects = new Map<string, Stored>();
   readonly #log: { version: number; path: string; type: string; object: Stored }[] = [];
   readonly #watchers = new Set<Watcher>();
+  readonly #sockets = new Set<Socket>();
   readonly #tls: { key: string; cert: string };
   readonly requests: string[] = [];
   /** Answers instead of the store when it returns true. */
@@ -62,6 +64,10 @@ export class FakeApi {
   async listen(): Promise<void> {
     const server = createServer(this.#tls, (request, response) => void this.#answer(request, response));
     this.#server = server;
+    server.on("connection", (socket: Socket) => {
+      this.#sockets.add(socket);
+      socket.on("close", () => this.#sockets.delete(socket));
+    });
     await new Promise<void>((resolve, reject) => {
       server.once("error", reject);
       server.listen(this.#port, "127.0.0.1", resolve);
@@ -75,6 +81,7 @@ export class FakeApi {
     this.#server = undefined;
     this.#watchers.clear();
     server?.closeAllConnections();
+    for (const socket of this.#sockets) socket.destroy(); // those too that have not finished their handshake
     await new Promise<void>((resolve) => {
       if (server === undefined) resolve();
       else server.close(() => resolve());
