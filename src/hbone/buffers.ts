@@ -112,6 +112,9 @@ const SLABS_KEPT = 16;
 /** A block of copied bytes for a tunnel whose socket takes nothing. */
 const LOOSE_BYTES = 16 * 1024;
 
+/** The largest read of a TLS session: one record. */
+export const RECORD_BYTES = 16 * 1024;
+
 /** Counted memory of received bytes. */
 export class Slab {
   readonly bytes: Uint8Array;
@@ -131,6 +134,12 @@ export class Slab {
 }
 
 const freeSlabs: Slab[] = [];
+
+/**
+ * What all sessions of the thread read into that are not busy: nobody may point into it, bytes that stay are copied out
+ * inside the read callback.
+ */
+export const commonSlab = new Slab(allocate(SHARED_BYTES), false);
 
 /** A slab for a session to read into. */
 export function takeSlab(pinner: { pinnedSlabs: number }): Slab {

@@ -1,6 +1,6 @@
 import type { CodedError } from "#base/errors";
 import type { ByteStream } from "#linux";
-import { releaseSlab, takeLoose, type Slab } from "./buffers.ts";
+import { commonSlab, releaseSlab, takeLoose, type Slab } from "./buffers.ts";
 import { hboneError } from "./errors.ts";
 import type { FrameParser } from "./frame-parser.ts";
 import { turn, type Flushable } from "./turn.ts";
@@ -61,7 +61,8 @@ export class Downlink implements Flushable {
       this.#writeInline(slab, offset, count);
       return;
     }
-    if (!idle && (slab.pinner?.pinnedSlabs ?? 0) >= MOST_PINNED_SLABS) this.#copy(slab, offset, count);
+    const pinned = slab.pinner?.pinnedSlabs ?? 0;
+    if (slab === commonSlab || (!idle && pinned >= MOST_PINNED_SLABS)) this.#copy(slab, offset, count);
     else this.#append(slab, offset, count);
     if (idle) turn.addPlain(this);
   }
@@ -69,12 +70,15 @@ export class Downlink implements Flushable {
   #writeInline(slab: Slab, offset: number, count: number): void {
     const stream = this.#stream;
     if (stream === undefined) return;
-    const outcome = stream.write(new Uint8Array(slab.bytes.buffer, slab.bytes.byteOffset + offset, count));
+    const block = slab === commonSlab ? copyToScratch(slab, offset, count) : slab;
+    const start = block === slab ? offset : 0;
+    const outcome = stream.write(new Uint8Array(block.bytes.buffer, block.bytes.byteOffset + start, count));
     if (outcome === "done") {
       this.#host.onDelivered(count);
     } else if (outcome === "pending") {
-      slab.refs++;
-      this.#inFlight = [slab];
+      if (block === scratch) scratch = undefined; // it belongs to the write now
+      block.refs++;
+      this.#inFlight = [block];
       this.#inFlightCount = count;
     } else {
       this.#fail(stream);
@@ -177,4 +181,13 @@ export class Downlink implements Flushable {
   #fail(stream: ByteStream): void {
     this.#host.onDownlinkFailed(stream.error ?? hboneError("HBONE_STREAM_RESET", "the socket takes no more bytes"));
   }
+}
+
+/** Where small frames are copied to be written from: taken by a write that does not end at once. */
+let scratch: Slab | undefined;
+
+function copyToScratch(slab: Slab, offset: number, count: number): Slab {
+  scratch ??= takeLoose(INLINE_BYTES);
+  scratch.bytes.set(slab.bytes.subarray(offset, offset + count));
+  return scratch;
 }

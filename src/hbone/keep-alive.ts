@@ -10,6 +10,8 @@ export interface WatchedSession {
   readonly clock: Clock;
   readonly writer: SessionWriter;
   fail(error: CodedError): void;
+  /** Nothing has come for a while. */
+  becomeQuiet(): void;
 }
 
 const ALIVE = Uint8Array.from([0x76, 0x65, 0x69, 0x6c, 0, 0, 0, 1]);
@@ -57,6 +59,7 @@ export class KeepAlive {
   }
 
   #probe(): void {
+    this.#session.becomeQuiet();
     this.#ping(ALIVE);
     const { pingTimeoutMs } = this.#limits;
     this.#cancel = this.#session.clock.after(pingTimeoutMs, () => {

@@ -167,7 +167,7 @@ test("the session's window bounds what all tunnels together hold", async () => {
   const mega = Buffer.alloc(1 << 20);
   for (let i = 0; i < 16; i++) stream.put(frame(FRAME.DATA, 1 + 2 * (i % 4), mega));
   assert.equal(codeOf(role), "open");
-  assert.ok(session.pinnedSlabs <= 17, `${session.pinnedSlabs} slabs are pinned`);
+  assert.ok(session.intake.pinnedSlabs <= 17, `${session.intake.pinnedSlabs} slabs are pinned`);
   stream.put(frame(FRAME.DATA, 9, [1]));
   assert.equal(codeOf(role), "HBONE_FLOW_CONTROL");
   await nextTurn();
@@ -185,7 +185,7 @@ test("a byte here and there for a stalled tunnel does not hold a slab each", asy
     await nextTurn();
   }
   assert.equal(codeOf(role), "open");
-  assert.ok(session.pinnedSlabs <= 17, `${session.pinnedSlabs} slabs are pinned`);
+  assert.ok(session.intake.pinnedSlabs <= 17, `${session.intake.pinnedSlabs} slabs are pinned`);
 });
 
 test("floods of frames that carry nothing end the session", () => {

@@ -1,7 +1,7 @@
 import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import type { ByteStream, StreamOwner } from "#linux";
-import { retireSlab, SLAB_BYTES, takeSlab, type Slab } from "./buffers.ts";
+import { commonSlab, SLAB_BYTES } from "./buffers.ts";
 import { H2_CODE, h2CodeOf, hboneError } from "./errors.ts";
 import { FrameParser, type FrameSink } from "./frame-parser.ts";
 import {
@@ -15,17 +15,15 @@ import {
   SESSION_WINDOW_BYTES,
 } from "./frames.ts";
 import { HpackDecoder, TABLE_BYTES, type HeaderList } from "./hpack.ts";
+import { Intake } from "./intake.ts";
 import { KeepAlive } from "./keep-alive.ts";
 import type { HboneLimits } from "./limits.ts";
 import { NuisanceGuard } from "./nuisance-guard.ts";
 import { RecentStreams } from "./recent-streams.ts";
 import { readSettings, sendPreface } from "./settings.ts";
-import { turn } from "./turn.ts";
 import { Tunnel, type TunnelSession } from "./tunnel.ts";
 import { SessionWriter } from "./writer.ts";
 
-/** The largest read of a TLS record: with less room the session goes on in another slab. */
-const LEAST_READ_BYTES = 16 * 1024;
 /** How long a closed session waits for the peer's close. */
 const LINGER_MS = 1000;
 
@@ -67,7 +65,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   /** The highest stream that the peer opened (server) or we opened (client). */
   lastStreamId = 0;
   closed = false;
-  pinnedSlabs = 0;
+  readonly intake = new Intake();
   /** The peer lowered its header table: our next header block begins with an update to 0. */
   tableUpdateDue = false;
   readonly #role: SessionRole;
@@ -76,8 +74,6 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   readonly #decoder: HpackDecoder;
   readonly #keepAlive: KeepAlive;
   #stream: ByteStream | undefined;
-  #slab: Slab | undefined;
-  #position = 0;
   #receiveWindow = SESSION_WINDOW_BYTES;
   #used = 0;
   /** The tunnel of the current DATA frame. */
@@ -105,61 +101,38 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   /** Begins: our settings go out, and what the peer sent already (`early`) is taken. */
   start(stream: ByteStream, early: Uint8Array): void {
     this.#stream = stream;
-    this.#slab = takeSlab(this);
     sendPreface(this.writer, this.#role.kind, this.#limits);
     this.writer.attach(stream);
-    stream.start(this, this.#slab.bytes);
-    for (let at = 0; at < early.length && !this.closed; at += SLAB_BYTES) this.#takeEarly(early.subarray(at));
-    this.#keepAlive.start();
-  }
-
-  /** Bytes that came before us lie elsewhere: they are copied to a slab of their own. */
-  #takeEarly(bytes: Uint8Array): void {
-    const count = Math.min(bytes.length, SLAB_BYTES);
-    const reading = this.#slab;
-    const slab = takeSlab(this);
-    slab.bytes.set(bytes.subarray(0, count));
-    this.#slab = slab;
-    this.#parse(0, count);
-    if (this.closed) {
-      if (reading !== undefined) retireSlab(reading); // the other one went with the session
-      return;
+    stream.start(this, commonSlab.bytes);
+    for (let at = 0; at < early.length && !this.closed; at += SLAB_BYTES) {
+      this.intake.takeAside(early.subarray(at), (count) => {
+        this.#parse(0, count);
+      });
     }
-    this.#slab = reading;
-    retireSlab(slab);
+    this.#keepAlive.start();
   }
 
   // From the stream.
 
   onRead(count: number): Uint8Array | undefined {
     this.#keepAlive.heard();
-    const slab = this.#slab;
-    if (slab === undefined) return undefined;
-    const end = this.#position + count;
-    this.#parse(this.#position, end);
-    if (this.closed) return undefined;
-    if (slab.refs === 0 && count < LEAST_READ_BYTES) return undefined; // nothing points into it: the same place again
-    this.#position = end;
-    if (SLAB_BYTES - end < LEAST_READ_BYTES) {
-      if (slab.refs > 0) turn.flushPlain();
-      if (slab.refs > 0) {
-        retireSlab(slab);
-        this.#slab = takeSlab(this);
-      }
-      this.#position = 0;
-    }
-    return this.#slab === undefined || this.closed ? undefined : this.#slab.bytes.subarray(this.#position);
+    this.#parse(this.intake.position, count);
+    return this.closed ? undefined : this.intake.next(count);
   }
 
-  #parse(start: number, end: number): void {
-    const slab = this.#slab;
-    if (slab === undefined) return;
+  #parse(start: number, count: number): void {
     try {
-      this.#parser.push(slab.bytes, start, end);
+      this.#parser.push(this.intake.slab.bytes, start, start + count);
     } catch (error) {
       if (!(error instanceof CodedError)) throw error;
       this.fail(error);
     }
+  }
+
+  /** From the keep-alive, when nothing comes. */
+  becomeQuiet(): void {
+    const buffer = this.intake.quiet();
+    if (buffer !== undefined) this.#stream?.replaceBuffer(buffer);
   }
 
   onEnd(): void {
@@ -210,9 +183,8 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
 
   onData(piece: FrameParser): void {
     const tunnel = this.#current;
-    const slab = this.#slab;
-    if (tunnel === undefined || tunnel.closed || slab === undefined) this.credit(piece.count);
-    else tunnel.receive(slab, piece);
+    if (tunnel === undefined || tunnel.closed) this.credit(piece.count);
+    else tunnel.receive(this.intake.slab, piece);
   }
 
   onPadding(_streamId: number, count: number): void {
@@ -392,8 +364,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     this.#stream?.close();
     const gone = error ?? hboneError("HBONE_SESSION_LOST", "the session has ended");
     for (const tunnel of this.tunnels.values()) tunnel.sessionLost(gone);
-    if (this.#slab !== undefined) retireSlab(this.#slab);
-    this.#slab = undefined;
+    this.intake.close();
     this.#role.onClosed(error);
   }
 }
