@@ -44,7 +44,12 @@ export class LabControllers implements Service {
 
   async start(signal: AbortSignal): Promise<void> {
     const cluster = this.#cluster;
-    await Promise.all(this.#informers().map((informer) => informer.start(signal)));
+    try {
+      await Promise.all(this.#informers().map((informer) => informer.start(signal)));
+    } catch (error) {
+      await this.drain(0);
+      throw error;
+    }
     // Only now: a controller that sees half of the objects would make the other half again.
     this.#controllers = [
       new Scheduler(cluster),

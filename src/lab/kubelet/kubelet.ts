@@ -97,19 +97,24 @@ export class Kubelet implements Service {
   }
 
   async start(signal: AbortSignal): Promise<void> {
-    const { address, log } = this.#options;
-    await this.#server.start();
-    await this.#reporter.start(signal);
+    try {
+      await this.#server.start();
+      await this.#reporter.start(signal);
+      await this.#pods.start(signal);
+    } catch (error) {
+      await this.drain(0);
+      throw error;
+    }
     this.#pods.on({
       upserted: (pod) => this.#take(pod),
       deleted: (pod) => this.#workers.get(pod.metadata?.uid ?? "")?.remove(),
       synced: () => this.#dropUnknown(),
     });
-    await this.#pods.start(signal);
     this.#stopTrimming = every(this.#options.clock, TRIM_MS, () => {
       for (const worker of this.#workers.values()) for (const file of worker.logs) trimLog(file);
     });
-    log.info({ address, podCidr: this.#options.podCidr, pods: this.#workers.size }, "kubelet is ready");
+    const { address, podCidr, log } = this.#options;
+    log.info({ address, podCidr, pods: this.#workers.size }, "kubelet is ready");
   }
 
   /** Leaves the pods running. */

@@ -53,12 +53,18 @@ export class ServiceNetwork implements Role {
 
   /** Resolves when names and addresses of all services that there are now can be used. */
   async start(signal: AbortSignal): Promise<void> {
-    await runCommand(["ip", "address", "replace", `${this.#options.dns}/32`, "dev", "lo"]);
-    await Promise.all([this.#services.start(signal), this.#slices.start(signal)]);
+    try {
+      await runCommand(["ip", "address", "replace", `${this.#options.dns}/32`, "dev", "lo"]);
+      await Promise.all([this.#services.start(signal), this.#slices.start(signal)]);
+      await this.#dns.start();
+      await this.#write();
+    } catch (error) {
+      await this.drain(0);
+      throw error;
+    }
+    // Only now: there is one writer at any time.
     const changed = (): void => this.#change();
     for (const informer of [this.#services, this.#slices]) informer.on({ upserted: changed, deleted: changed });
-    await this.#dns.start();
-    await this.#write();
   }
 
   /** Leaves the rules: connections of pods go on. */
