@@ -9,7 +9,7 @@ import { TYPE_ADDRESS, type ResourceCache } from "#xds";
 import { controllerMetrics } from "./metrics.ts";
 
 /** Changes are collected for this long after the first, then published together. */
-export const BATCH_MS = 2;
+const BATCH_MS = 2;
 /** Problems of objects that are logged at once; what exceeds it is only counted. */
 const MAX_LOGGED_PROBLEMS = 20;
 

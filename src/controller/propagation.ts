@@ -10,9 +10,9 @@ import { controllerMetrics } from "./metrics.ts";
 import type { Peer } from "./peers.ts";
 
 /** The longest that a caller may wait. */
-export const MAX_AWAIT_MS = 30_000;
+const MAX_AWAIT_MS = 30_000;
 /** Calls that may wait at once. */
-export const MAX_AWAITS = 1024;
+const MAX_AWAITS = 1024;
 /** A question is read before its sender is known. */
 const MAX_QUESTION_BYTES = 64 * 1024;
 /** A pod that has not been published in the wanted state after this time is read again. */

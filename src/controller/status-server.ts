@@ -6,7 +6,7 @@ import type { Service } from "#base/service";
 import { fail } from "./errors.ts";
 
 /** One component's metrics. */
-export interface MetricSource {
+interface MetricSource {
   readonly table: MetricTable;
   readonly cells: CellSet;
 }

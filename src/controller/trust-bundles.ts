@@ -10,10 +10,10 @@ import { Informer, isKubeError, resources, type ConfigMap, type KubeClient, type
 import { controllerMetrics } from "./metrics.ts";
 
 /** The ConfigMap's name and key, as workloads and agents expect them. */
-export const TRUST_BUNDLE_NAME = "istio-ca-root-cert";
-export const TRUST_BUNDLE_KEY = "root-cert.pem";
+const TRUST_BUNDLE_NAME = "istio-ca-root-cert";
+const TRUST_BUNDLE_KEY = "root-cert.pem";
 /** Says that the ConfigMap is ours; one without it is left alone. */
-export const MANAGED_LABEL = "veil.dev/managed-by";
+const MANAGED_LABEL = "veil.dev/managed-by";
 const MANAGED_VALUE = "veil-controller";
 
 const WRITERS = 8;

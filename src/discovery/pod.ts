@@ -103,7 +103,7 @@ export function nodeLocality(node: Node | undefined): Workload["locality"] {
 }
 
 /** For messages. */
-export function podName(pod: Pod): string {
+function podName(pod: Pod): string {
   return `Pod ${pod.metadata?.namespace ?? ""}/${pod.metadata?.name ?? ""}`;
 }
 

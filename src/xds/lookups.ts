@@ -2,7 +2,7 @@ import type { CachedResource } from "./cache.ts";
 import { fail } from "./errors.ts";
 
 /** Questions for single resources that may wait at once; further ones are refused. */
-export const MAX_LOOKUPS = 4096;
+const MAX_LOOKUPS = 4096;
 
 /** What a response said, after its receiver took it. */
 export interface Outcome {

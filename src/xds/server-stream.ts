@@ -3,7 +3,7 @@ import type { CacheChange, CachedResource, ResourceCache } from "./cache.ts";
 import { Subscription } from "./subscription.ts";
 
 /** Resource types that one stream may follow; requests for further ones are ignored. */
-export const MAX_TYPES = 16;
+const MAX_TYPES = 16;
 
 /** What a stream is to send next. */
 export interface NextResponse {

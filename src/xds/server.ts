@@ -9,9 +9,9 @@ import { deltaResponse } from "./resource.ts";
 import { ServerStream } from "./server-stream.ts";
 
 /** Streams that one server carries; further ones are refused. */
-export const MAX_STREAMS = 10_000;
+const MAX_STREAMS = 10_000;
 /** Bytes of one request: the versions of 100,000 resources fit. */
-export const MAX_REQUEST_BYTES = 64 * 1024 * 1024;
+const MAX_REQUEST_BYTES = 64 * 1024 * 1024;
 
 /** What an {@link XdsServer} serves, and whom. */
 export interface XdsServerOptions {
