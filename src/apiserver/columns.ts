@@ -38,7 +38,7 @@ export function ageSince(timestamp: string | undefined, nowMs: number): string {
 }
 
 /** A duration in the two largest units that matter: `42s`, `3m5s`, `5h`, `2d3h`, `400d`, `3y`. */
-export function formatDuration(durationMs: number): string {
+function formatDuration(durationMs: number): string {
   const seconds = Math.floor(durationMs / 1000);
   if (seconds < -1) return "<invalid>";
   const found = DURATIONS.find(([below]) => seconds < below);
