@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { closeSync, openSync, readdirSync } from "node:fs";
 import { describe, it } from "node:test";
+import { create, toBinary } from "@bufbuild/protobuf";
 import { FakeClock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
@@ -8,6 +9,7 @@ import { seededRandom } from "#base/random";
 import { parseSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { proxyConfig } from "./config.ts";
+import { WorkloadRequestSchema } from "#proto";
 import { Pods, type Certificates, type PodThreads } from "./pods.ts";
 import type { LocalPod } from "./route.ts";
 import { ZdsClient, type ZdsConnection } from "./zds-client.ts";
@@ -308,8 +310,24 @@ describe("the ZDS client", () => {
     const { client } = await run(rig, [connection]);
     assert.deepEqual(connection.sent, [Uint8Array.of(0x08, 0x01), Uint8Array.of(0x0a, 0x00)]);
     assert.deepEqual(rig.pods.pending(), []);
-    await client.drain();
+    await client.drain(1_000);
     assert.ok(connection.isClosed);
+  });
+
+  it("does not spend the time of a drain on a pod that waits for its certificate", async () => {
+    const add = {
+      case: "add",
+      value: { uid: "u", workloadInfo: { name: "a", namespace: "shop", serviceAccount: "a" } },
+    };
+    const data = toBinary(WorkloadRequestSchema, create(WorkloadRequestSchema, { payload: add } as never));
+    const rig = new Rig();
+    const { client } = await run(rig, [new FakeConnection([{ data, fds: [openSync("/proc/self/ns/net", "r")] }])]);
+    let isDone = false;
+    void client.drain(5_000).then(() => (isDone = true));
+    await rig.clock.advance(200);
+    assert.ok(isDone);
+    await rig.clock.advance(5_000); // the add gives up, and its descriptors
+    await rig.say("del", "u").catch(() => undefined);
   });
 
   it("connects again when the agent is away, or hangs up", async () => {
@@ -317,7 +335,7 @@ describe("the ZDS client", () => {
     const last = new FakeConnection([snapshotSent]);
     const { client } = await run(rig, [new Error("refused"), new FakeConnection([undefined]), last]);
     assert.equal(last.sent.length, 2);
-    await client.drain();
+    await client.drain(1_000);
   });
 
   it("ends a connection with a malformed message, closes the descriptors that came with it, and begins anew", async () => {
@@ -329,6 +347,6 @@ describe("the ZDS client", () => {
     assert.ok(bad.isClosed);
     assert.equal(good.sent.length, 2);
     assert.equal(openFiles(), before);
-    await client.drain();
+    await client.drain(1_000);
   });
 });

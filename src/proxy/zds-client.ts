@@ -25,6 +25,9 @@ export interface ZdsClientParts {
 /** Between two tries to reach the agent: short, because a restarted agent is to find its pods served. */
 const RECONNECT = { initialMs: 20, maxMs: 1_000 } as const;
 
+/** How long the end of a request is waited for when the proxy stops. */
+const PATIENCE_MS = 200;
+
 /**
  * The proxy's end of ZDS: says hello, then does what the agent asks, one request at a time, for ever. A malformed message
  * ends the connection (not the process), and the next one begins with a new snapshot.
@@ -46,11 +49,11 @@ export class ZdsClient implements Service {
     return Promise.resolve();
   }
 
-  /** Takes no more requests. */
-  async drain(): Promise<void> {
+  /** Takes no more requests. A request that waits for a certificate is not waited for: the time belongs to connections. */
+  async drain(deadlineMs: number): Promise<void> {
     this.#stop.abort(new Error("draining"));
     this.#parts.pods.stop();
-    await this.#running;
+    await Promise.race([this.#running, sleep(this.#parts.clock, Math.min(deadlineMs, PATIENCE_MS))]);
   }
 
   async #run(): Promise<void> {
