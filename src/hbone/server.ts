@@ -53,7 +53,7 @@ export interface HboneServerOptions {
   readonly clock: Clock;
   readonly limits?: Partial<HboneLimits> | undefined;
   readonly onTunnel: (tunnel: InboundTunnel) => void;
-  /** A peer that got no session, or lost it because of what it did. */
+  /** A peer that got no session, lost it because of what it did, or asked for something that is no tunnel. */
   readonly onRejected?: ((info: { remote: SocketAddress; error: CodedError }) => void) | undefined;
 }
 
@@ -108,6 +108,7 @@ export class HboneServer {
     const onDone = (result: SecureStream | CodedError): void => {
       if (result instanceof CodedError) reject(result);
       else this.#begin(result, { remote, local, reject });
+      this.#checkEmpty();
     };
     this.#acceptor.accept({ socket, identity, clock: this.#options.clock, timeoutMs, onDone });
   }
@@ -134,12 +135,16 @@ export class HboneServer {
       onTunnel,
       onClosed: () => {
         this.#sessions.delete(session);
-        if (this.#sessions.size === 0) this.#whenEmpty?.();
+        this.#checkEmpty();
       },
     });
     this.#sessions.add(session);
     session.start();
     if (this.#draining) session.drain();
+  }
+
+  #checkEmpty(): void {
+    if (this.#sessions.size === 0 && this.#acceptor.size === 0) this.#whenEmpty?.();
   }
 
   /** Takes no new sessions and tunnels (GOAWAY), waits for the running ones, breaks what is left at the deadline. */
@@ -149,7 +154,7 @@ export class HboneServer {
     for (const session of this.#sessions) session.drain();
     const { clock } = this.#options;
     const error = hboneError("HBONE_DRAINING", "the proxy shuts down");
-    if (this.#sessions.size > 0 && deadlineMs > 0) {
+    if (this.#sessions.size + this.#acceptor.size > 0 && deadlineMs > 0) {
       await new Promise<void>((resolve) => {
         const cancel = clock.after(deadlineMs, resolve);
         this.#whenEmpty = () => {
@@ -240,12 +245,15 @@ class ServerSession implements SessionRole {
     const head = readRequestHead(list);
     if (head instanceof CodedError) {
       this.#reset(streamId, H2_CODE.PROTOCOL_ERROR);
+      this.#options.reject(head);
       return;
     }
     const tunnel = session.addTunnel(streamId);
     if (endStream) tunnel.receiveEnd();
-    if (head.method !== "CONNECT" || head.authority === undefined || findHostPort(head.authority) === undefined) {
+    const wrong = wrongRequest(head);
+    if (wrong !== undefined) {
       this.refuse(tunnel, 400);
+      this.#options.reject(hboneError("HBONE_MALFORMED", wrong, { details: { peer: this.#options.secure.peer } }));
       return;
     }
     this.#options.onTunnel(new ServerTunnel(this, { tunnel, head, options: this.#options }));
@@ -285,6 +293,13 @@ class ServerSession implements SessionRole {
     this.#options.onClosed();
     if (error !== undefined && error.code !== "HBONE_DRAINING") this.#options.reject(error);
   }
+}
+
+/** Why a request is no CONNECT to an address; undefined when it is one. */
+function wrongRequest({ method, authority }: RequestHead): string | undefined {
+  if (method !== "CONNECT") return `the method is "${method}", not CONNECT`;
+  if (authority === undefined) return "a CONNECT request has no :authority";
+  return findHostPort(authority) === undefined ? `the :authority "${authority}" is no host and port` : undefined;
 }
 
 interface ServerTunnelParts {

@@ -214,7 +214,8 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   onReset(streamId: number, code: number): void {
     this.#checkUsed(streamId, "RST_STREAM");
     const tunnel = this.tunnels.get(streamId);
-    if (tunnel === undefined || !tunnel.answered) this.#nuisances.count("RST_STREAM");
+    const early = tunnel === undefined ? !this.resets.has(streamId) : !tunnel.answered;
+    if (early) this.#nuisances.count("RST_STREAM");
     tunnel?.receiveReset(code);
   }
 

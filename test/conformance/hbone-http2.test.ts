@@ -173,6 +173,7 @@ describe("nghttp2 as the client", () => {
       const answer = await request(headers);
       assert.equal(answer.headers[":status"], 400);
     }
+    assert.deepEqual(rejected.splice(0), ["HBONE_MALFORMED", "HBONE_MALFORMED", "HBONE_MALFORMED"]);
     const answer = await request({ ":method": "CONNECT", ":authority": "10.0.0.1:80" });
     assert.equal(answer.headers[":status"], 401);
   });
