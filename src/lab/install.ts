@@ -1,6 +1,6 @@
 import { existsSync, readFileSync } from "node:fs";
 import { parse, stringify } from "yaml";
-import { sleep } from "#base/clock";
+import { sleep, type Clock } from "#base/clock";
 import { messageOf } from "#base/errors";
 import { silentLog } from "#base/log";
 import { systemRandom } from "#base/random";
@@ -135,20 +135,22 @@ export async function waitForNodes(context: LabContext, spec: LabSpec): Promise<
 export async function waitForVeil(context: LabContext, spec: LabSpec): Promise<void> {
   const client = await labClient(context);
   const watchCrashes = crashWatch(context.lab, ["controllers"]);
+  const restartsBefore = new Map<string, number>();
   try {
     await waitUntil(context, async () => {
       watchCrashes();
       const { items } = await client.list(resources.pods, { namespace: VEIL_NAMESPACE, signal: context.signal });
-      const broken = items.find((pod) => restartsOf(pod) >= MAX_RESTARTS && !isPodReady(pod));
-      if (broken !== undefined) throw podFailed(context.lab, broken);
-      const ready = items.filter(isPodReady).length;
+      const waiting = items.filter((pod) => !isPodReady(pod));
+      for (const pod of waiting) {
+        const key = pod.metadata?.uid ?? "";
+        const before = restartsBefore.get(key) ?? restartsOf(pod);
+        restartsBefore.set(key, before);
+        if (restartsOf(pod) - before >= MAX_RESTARTS) throw podFailed(context.lab, pod);
+      }
+      const ready = items.length - waiting.length;
       const wanted = 1 + 2 * spec.nodes;
       if (ready >= wanted) return undefined;
-      const waiting = items.filter((pod) => !isPodReady(pod)).map((pod) => pod.metadata?.name ?? "");
-      return {
-        role: "controllers",
-        why: `${ready} of ${wanted} pods of Veil are ready (waiting: ${waiting.join(", ")})`,
-      };
+      return { role: "controllers", why: `${ready} of ${wanted} pods of Veil are ready` };
     });
   } finally {
     client.close();
@@ -159,15 +161,23 @@ export async function waitForVeil(context: LabContext, spec: LabSpec): Promise<v
 export async function waitForRoles(context: LabContext): Promise<void> {
   const { lab, clock } = context;
   await waitUntil(context, async () => {
-    const status = await labStatus(lab, clock);
-    if (status.ready) return undefined;
-    const control = status.control.roles.map((role) => ({ ...role, where: role.role }));
-    const nodes = status.nodes.flatMap(({ name, roles }) =>
-      roles.map((role) => ({ ...role, where: `${role.role}-${name}` })),
-    );
-    const ill = [...control, ...nodes].find(({ health }) => health !== "ready");
-    return { role: ill?.where ?? "controllers", why: ill?.reason ?? "there is no controller" };
+    const [ill] = await findIll(lab, clock);
+    return ill === undefined ? undefined : { role: ill.log, why: ill.why };
   });
+}
+
+/** The roles that are not ready: where their log is, and what they say. */
+async function findIll(lab: LabLayout, clock: Clock): Promise<{ log: string; why: string }[]> {
+  const { control, nodes, ready } = await labStatus(lab, clock);
+  const places = [
+    ...control.roles.map((role) => ({ role, log: role.role, where: "" })),
+    ...nodes.flatMap(({ name, roles }) =>
+      roles.map((role) => ({ role, log: `kubelet-${name}`, where: ` on ${name}` })),
+    ),
+  ];
+  const ill = places.filter(({ role }) => role.health !== "ready");
+  if (ill.length === 0 && !ready) return [{ log: "controllers", why: "no controller runs" }];
+  return ill.map(({ role, log, where }) => ({ log, why: `${role.role}${where}: ${role.reason ?? role.health}` }));
 }
 
 async function waitUntil(
@@ -178,7 +188,10 @@ async function waitUntil(
   for (;;) {
     const missing = await look();
     if (missing === undefined) return;
-    if (clock.monotonic() > endMs) throw roleFailed(lab, missing.role, missing.why);
+    if (clock.monotonic() > endMs) {
+      const ill = (await findIll(lab, clock)).map(({ why }) => why);
+      throw roleFailed(lab, missing.role, [missing.why, ...ill].join("; "));
+    }
     await sleep(clock, POLL_MS, signal);
   }
 }

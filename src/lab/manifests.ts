@@ -194,6 +194,7 @@ function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
             fromField("POD_NAMESPACE", "metadata.namespace"),
             fromField("INSTANCE_IP", "status.podIP"),
             { name: "NODE_COMPILE_CACHE", value: values.compileCache },
+            { name: "VEIL_NO_INSTALL", value: "1" },
           ],
           readinessProbe: { httpGet: { path: READY_PATH, port: readyPort }, periodSeconds: 1, failureThreshold: 3 },
           volumeMounts: [

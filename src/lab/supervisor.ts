@@ -162,7 +162,8 @@ export class Supervisor implements Service {
     try {
       const child = spawn("/bin/sh", ["-c", NAME_YOURSELF, this.#files.pid(spec.name), ...spec.command], {
         stdio: ["ignore", log, log, ...(spec.inheritsListener ? [listenerFd] : [])],
-        env: { ...this.#options.env, [LAB_VARIABLE]: lab.name },
+        // A role that starts must not change the modules under those that run.
+        env: { ...this.#options.env, [LAB_VARIABLE]: lab.name, VEIL_NO_INSTALL: "1" },
         cwd: "/",
         detached: true,
       });
