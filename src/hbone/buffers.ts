@@ -11,8 +11,8 @@ export const SHARED_BYTES = 64 * 1024;
 export const sharedBuffer = allocate(SHARED_BYTES);
 
 /** Room in front of bulk bytes, for the frame header and what else leaves in the same write. */
-export const HEADROOM_BYTES = 4096;
-export const BULK_BYTES = 1 << 20;
+const HEADROOM_BYTES = 4096;
+const BULK_BYTES = 1 << 20;
 /** How many sockets of a thread may have buffers of their own at a time: 2 MiB each. */
 const BULK_HOLDERS = 16;
 const BULK_KEPT = 8;

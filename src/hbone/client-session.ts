@@ -7,7 +7,7 @@ import { LARGEST_WINDOW } from "./frames.ts";
 import { readResponseHead } from "./heads.ts";
 import { encodeField, type HeaderList } from "./hpack.ts";
 import type { HboneLimits } from "./limits.ts";
-import type { OpenRequest } from "./pool.ts";
+import type { OpenRequest } from "./open-request.ts";
 import { Session, type SessionRole } from "./session.ts";
 import type { SecureStream } from "./tls.ts";
 import type { Tunnel, TunnelHandle, TunnelResult } from "./tunnel.ts";

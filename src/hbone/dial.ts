@@ -4,7 +4,7 @@ import { connectTcp } from "#linux";
 import type { TlsIdentity } from "#model/tls-identity";
 import { hboneError } from "./errors.ts";
 import type { HboneLimits } from "./limits.ts";
-import type { OpenRequest } from "./pool.ts";
+import type { OpenRequest } from "./open-request.ts";
 import { handshakeAsClient, type SecureStream } from "./tls.ts";
 
 /** What is needed to dial a peer's proxy. */

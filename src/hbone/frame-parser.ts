@@ -28,7 +28,7 @@ export interface FrameSink {
 type Stage = "preface" | "header" | "padLength" | "data" | "padding" | "control" | "skip";
 
 /** The largest header block as it is on the wire, over all its frames. */
-export const MAX_BLOCK_BYTES = 64 * 1024;
+const MAX_BLOCK_BYTES = 64 * 1024;
 /** The largest frame that is neither DATA nor part of a header block. */
 const MAX_CONTROL_BYTES = 16 * 1024;
 /** How many CONTINUATION frames one block may have. */

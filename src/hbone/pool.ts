@@ -1,13 +1,13 @@
 import { every, type Clock } from "#base/clock";
 import type { CodedError } from "#base/errors";
 import type { Random } from "#base/random";
-import type { Netns, TcpSocket } from "#linux";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { ClientSession, type ClientTunnel } from "./client-session.ts";
 import { dialSession } from "./dial.ts";
 import { hboneError } from "./errors.ts";
 import { DEFAULT_LIMITS, type HboneLimits } from "./limits.ts";
+import type { OpenRequest } from "./open-request.ts";
 import type { TunnelHandle, TunnelResult } from "./tunnel.ts";
 
 /** What the pool is made of. */
@@ -17,35 +17,6 @@ export interface HbonePoolOptions {
   /** The certificate in force for an identity of this node; undefined refuses with `HBONE_NO_CERTIFICATE`. */
   readonly certificate: (id: SpiffeId) => TlsIdentity | undefined;
   readonly limits?: Partial<HboneLimits> | undefined;
-}
-
-/** One connection that is to go through a tunnel. */
-export interface OpenRequest {
-  readonly netns?: Netns | undefined;
-  readonly mark?: number | undefined;
-  readonly source: SpiffeId;
-  /** Who may answer; empty: nobody. */
-  readonly accepted: readonly SpiffeId[];
-  /** The peer's proxy. */
-  readonly ip: string;
-  readonly port: number;
-  /** Source address of the session. */
-  readonly sourceIp?: string | undefined;
-  /** Where the peer's proxy is to connect, `ip:port` or `host:port`. */
-  readonly authority: string;
-  readonly headers: {
-    readonly baggage: string;
-    readonly forwarded: string;
-    /** Undefined: a random one. */
-    readonly traceparent?: string | undefined;
-  };
-  /** Owned by the tunnel from here on, also when opening fails (it is reset then). */
-  readonly socket: TcpSocket;
-  readonly signal?: AbortSignal | undefined;
-  /** The peer's proxy has answered 200. */
-  readonly onOpen?: ((info: { peer: SpiffeId; responseBaggage: string | undefined }) => void) | undefined;
-  /** Exactly once, never from inside `open`. */
-  readonly onEnd: (result: TunnelResult) => void;
 }
 
 /** Sessions to one peer under one key, and who waits for the next. */

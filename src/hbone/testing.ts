@@ -8,7 +8,8 @@ import { formatSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { TestAuthority } from "../x509/testing.ts";
 import type { HboneLimits } from "./limits.ts";
-import { HbonePool, type OpenRequest } from "./pool.ts";
+import type { OpenRequest } from "./open-request.ts";
+import { HbonePool } from "./pool.ts";
 import { HboneServer, type InboundTunnel } from "./server.ts";
 import type { TunnelResult } from "./tunnel.ts";
 

@@ -1,7 +1,6 @@
 import type { Clock } from "#base/clock";
 import type { ByteStream } from "#linux";
 import { allocate, bulkBuffers, Piece, SHARED_BYTES, sharedBuffer, type BulkHolder } from "./buffers.ts";
-import type { SessionWriter } from "./writer.ts";
 
 /** Less room than this at the end of a bulk buffer: the next read goes to the other one. */
 const LEAST_READ_BYTES = 64 * 1024;
@@ -12,9 +11,21 @@ const SMALL_READS = 32;
 /** How often one socket may get bulk buffers: each return to the shared buffer costs Node a little memory. */
 const MOST_PROMOTIONS = 256;
 
+/** What an uplink needs of its session's sending half. */
+export interface UplinkWriter {
+  readonly peerMaxFrame: number;
+  /** Whether `count` bytes can be gathered now. */
+  takes(count: number): boolean;
+  /** Gathers bytes, copying them. */
+  data(streamId: number, bytes: Uint8Array, count: number): void;
+  /** Bytes (or the end) wait in the uplink. */
+  ready(uplink: Uplink): void;
+  endStream(streamId: number): void;
+}
+
 /** What an uplink needs to know of its tunnel. */
 export interface UplinkHost {
-  readonly writer: SessionWriter;
+  readonly writer: UplinkWriter;
   readonly clock: Clock;
   /** END_STREAM was put on its way. */
   onUplinkEnded(): void;

@@ -4,7 +4,7 @@ import { allocate, SHARED_BYTES, type Piece } from "./buffers.ts";
 import { hboneError } from "./errors.ts";
 import { DEFAULT_MAX_FRAME, DEFAULT_WINDOW, FLAG, FRAME, HEADER_BYTES, putFrameHeader, putUint32 } from "./frames.ts";
 import { turn, type Flushable } from "./turn.ts";
-import type { Uplink } from "./uplink.ts";
+import type { Uplink, UplinkWriter } from "./uplink.ts";
 
 /** At most this many bytes are copied together into one write. */
 const GATHER_BYTES = 512 * 1024;
@@ -20,7 +20,7 @@ const LOOP_COPY_BYTES = 48;
  * Bulk bytes leave straight from their read buffer, with the gathered frames and the frame header in its headroom.
  * The session's stream takes bytes at once (it encrypts them), so buffers are free again when a write returns.
  */
-export class SessionWriter implements Flushable {
+export class SessionWriter implements Flushable, UplinkWriter {
   queued = false;
   /** What the peer lets the session send. */
   sendWindow = DEFAULT_WINDOW;
