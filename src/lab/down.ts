@@ -99,7 +99,7 @@ export function labNetns(lab: LabLayout): string[] {
  * How processes of the lab are told from others. Those of pods have network namespaces without a name: whatever else
  * runs in one of these (a capture, a shell) keeps it alive, so it counts too.
  */
-export function labMarks(lab: LabLayout): Marks {
+function labMarks(lab: LabLayout): Marks {
   const named = labNetns(lab).map((netns) => namespaceKey(netnsPath(netns)));
   const mount = mountMark(lab);
   const ours = new Set([namespaceKey("/proc/self/ns/net"), namespaceKey("/proc/1/ns/net")]);

@@ -23,7 +23,7 @@ export function nodeKubeconfig(node: NodeLayout): string {
 }
 
 /** Where a node's kubelet keeps its state. Its pods' processes are marked with this path: no two kubelets may share it. */
-export function kubeletState(node: NodeLayout): string {
+function kubeletState(node: NodeLayout): string {
   return `${node.folder}/kubelet`;
 }
 

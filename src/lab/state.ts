@@ -75,7 +75,7 @@ export function fileError(what: string, cause: unknown): Error {
 }
 
 /** Reads a JSON file of the lab; undefined when there is none. Throws `LAB_STATE` when `check` does not accept it. */
-export function findJson<T>(file: string, check: (value: unknown) => value is T): T | undefined {
+function findJson<T>(file: string, check: (value: unknown) => value is T): T | undefined {
   let text: string;
   try {
     text = readFileSync(file, "utf8");

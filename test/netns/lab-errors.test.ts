@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -38,6 +38,27 @@ describe("a lab that cannot be made", () => {
       const { code, stderr } = await run([VEIL, "lab", "up", "--name", NAME], { env: { PATH: folder } });
       assert.equal(code, 1);
       assert.match(stderr, /cannot find nsenter\n.*apt-get install.*LAB_COMMAND_MISSING/);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  it("names what the kernel lacks, and leaves nothing", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "vt-lab-path-"));
+    try {
+      const real = (await must(["sh", "-c", "command -v ip"])).trim();
+      // An `ip` on a kernel without bridges.
+      const script = `#!/bin/sh
+lines=$(cat)
+case "$lines" in *bridge*) echo "Error: Unknown device type." >&2; exit 2 ;; esac
+printf '%s\\n' "$lines" | exec ${real} "$@"
+`;
+      writeFileSync(join(folder, "ip"), script, { mode: 0o755 });
+      const env = { PATH: `${folder}:${process.env["PATH"]}` };
+      const { code, stderr } = await run([VEIL, "lab", "up", "--name", NAME], { env });
+      assert.equal(code, 1);
+      assert.match(stderr, /Unknown device type[^]*load the module[^]*LAB_KERNEL/);
+      assert.deepEqual(leftoversOf(NAME), []);
     } finally {
       rmSync(folder, { recursive: true });
     }
