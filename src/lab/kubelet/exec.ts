@@ -18,7 +18,11 @@ export function spawnInContainer(request: ContainerCommand): ChildProcess & {
 } {
   const { process, environment, tty = false } = request;
   const enter = ["-t", String(process.pid), "-m", "-u", "-n", "-p", "--"];
-  const variables = Object.entries({ TERM: "xterm", ...environment }).map(([name, value]) => `${name}=${value}`);
+  // Node's pipes are sockets; a bash that finds one as its input takes itself for a remote login and runs ~/.bashrc, unless
+  // it is told that it is no outermost shell.
+  const variables = Object.entries({ TERM: "xterm", SHLVL: "1", ...environment }).map(
+    ([name, value]) => `${name}=${value}`,
+  );
   const command = tty ? onTerminal(request.command) : request.command;
   return spawn("nsenter", [...enter, "env", "-i", ...variables, ...command], {
     stdio: ["pipe", "pipe", "pipe"],
