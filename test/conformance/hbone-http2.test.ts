@@ -378,6 +378,30 @@ describe("nghttp2 as the server", () => {
     });
   });
 
+  test("a session that died unseen while nobody used it costs a connection nothing", async () => {
+    const { client } = await identities();
+    await startServer({});
+    respond = echoing;
+    let laterMs = 0;
+    const late = { ...clock, monotonic: () => clock.monotonic() + laterMs };
+    const pool = new HbonePool({ clock: late, random: systemRandom, certificate: () => client });
+    assert.equal((await open(pool, Buffer.from("x"))).error, undefined);
+    laterMs = 60_000;
+    let deaths = 0;
+    respond = (stream) => {
+      deaths++;
+      if (deaths === 1) stream.session?.destroy();
+      else echoing(stream);
+    };
+    const bytes = randomBytes(100_000);
+    const result = await open(pool, bytes);
+    assert.equal(result.error, undefined);
+    assert.equal(result.echoed, digest(bytes));
+    assert.equal(deaths, 2);
+    await pool.drain(0);
+    server.close();
+  });
+
   test("our keep-alive is answered by the peer", async () => {
     const { client } = await identities();
     await startServer({});
