@@ -97,7 +97,6 @@ export class Engine {
     this.#admit({ verb: "create", kind, object, old: undefined, context });
     this.#validate(kind, object, { old: undefined, context });
     const stored = transaction.put(key, this.#toStorage(object));
-    kind.rules.afterWrite?.(object, undefined, context);
     return stored;
   }
 
@@ -145,11 +144,9 @@ export class Engine {
     if (object.metadata.deletionTimestamp !== undefined && isFree(object)) {
       transaction.put(key, object);
       transaction.remove(key);
-      kind.rules.afterWrite?.(object, old, context);
       return found;
     }
     const stored = transaction.put(key, object);
-    kind.rules.afterWrite?.(object, old, context);
     return stored;
   }
 
@@ -178,7 +175,6 @@ export class Engine {
     this.#mark(kind, object, how);
     if (isFree(object)) {
       transaction.remove(key);
-      kind.rules.afterWrite?.(object, found.object, context);
       return { object: found, gone: true };
     }
     if (sameJson(object, found.object)) return { object: found, gone: false };

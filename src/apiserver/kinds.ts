@@ -28,14 +28,10 @@ export interface Rules {
     old: Readonly<KubeObject> | undefined,
     context: WriteContext,
   ) => readonly Cause[];
+  /** What the client is to be warned of: it was accepted, and something about it has no effect here. */
+  readonly warnings?: (object: Readonly<KubeObject>) => readonly string[];
   /** How long a deletion is to be graceful; undefined when this kind knows no grace. */
   readonly graceSeconds?: (object: Readonly<KubeObject>) => number | undefined;
-  /** After the object was written (creation, update) or removed. */
-  readonly afterWrite?: (
-    object: Readonly<KubeObject>,
-    old: Readonly<KubeObject> | undefined,
-    context: WriteContext,
-  ) => void;
 }
 
 /** The rules of a kind that has none of its own. */

@@ -1,5 +1,7 @@
+import { X509Certificate } from "node:crypto";
+import { existsSync, readFileSync } from "node:fs";
 import { systemClock } from "#base/clock";
-import { issueClient } from "./pki.ts";
+import { issueClient, RENEW_BEFORE_MS, writeAtomically } from "./pki.ts";
 
 /** For whom and for which server a kubeconfig is. */
 export interface KubeconfigOptions {
@@ -37,4 +39,22 @@ contexts:
     user: ${JSON.stringify(options.user)}
 current-context: veil
 `;
+}
+
+/** Writes a kubeconfig unless the file has one for this server that is good for another month. Making one takes a while. */
+export async function keepKubeconfig(path: string, options: KubeconfigOptions, caPem: string): Promise<void> {
+  if (existsSync(path) && serves(readFileSync(path, "utf8"), options.server, caPem)) return;
+  writeAtomically(path, await createKubeconfig(options));
+}
+
+function serves(text: string, server: string, caPem: string): boolean {
+  const pem = /client-certificate-data: (\S+)/.exec(text)?.[1];
+  if (pem === undefined || !text.includes(`server: ${server}\n`)) return false;
+  try {
+    const certificate = new X509Certificate(Buffer.from(pem, "base64"));
+    const left = certificate.validToDate.getTime() - systemClock().now();
+    return certificate.checkIssued(new X509Certificate(caPem)) && left > RENEW_BEFORE_MS;
+  } catch {
+    return false; // whatever it is, it is written anew
+  }
 }

@@ -18,7 +18,7 @@ const LEAF_DAYS = 365;
 /** Certificates are valid a little earlier than they are made, for clocks that are behind. */
 const BACKDATE_MS = 300_000;
 /** The server's own certificates are made anew when less than this is left. */
-const RENEW_BEFORE_MS = 30 * DAY_MS;
+export const RENEW_BEFORE_MS = 30 * DAY_MS;
 
 /** A certificate with its key, in PEM. */
 export interface CertificateFiles {

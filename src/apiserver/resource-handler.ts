@@ -161,7 +161,8 @@ export class ResourceHandler {
 
   async #decode(request: ResourceRequest, options: WriteOptions): Promise<{ object: KubeObject; warnings: string[] }> {
     const body = await decodeBody(await request.body(), request.message.headers["content-type"] ?? "");
-    return readObject(request.kind, body, options.fieldValidation);
+    const { object, warnings } = readObject(request.kind, body, options.fieldValidation);
+    return { object, warnings: [...warnings, ...(request.kind.rules.warnings?.(object) ?? [])] };
   }
 
   async #patch(request: ResourceRequest): Promise<void> {

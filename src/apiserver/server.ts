@@ -11,18 +11,19 @@ import { Authorizer, type Attributes } from "./authorizer.ts";
 import { DEFAULT_ISSUER, type ServerConfig } from "./config.ts";
 import { serveDefinitions } from "./custom-resources.ts";
 import { Discovery, KUBERNETES_VERSION } from "./discovery.ts";
-import { Engine } from "./engine.ts";
+import { Engine, type Admission } from "./engine.ts";
 import { apiserverError } from "./errors.ts";
+import { refuseEscalation } from "./escalation.ts";
 import { bootstrap } from "./bootstrap.ts";
 import { keepKubernetesService, keepNamespaceObjects, type ControllerParts } from "./controllers.ts";
 import { GarbageCollector } from "./garbage-collector.ts";
 import { finalizeNamespaces } from "./namespace-controller.ts";
 import { evictionAnswer, finalizeAnswer, scaleAnswer } from "./scale.ts";
-import { createKubeconfig } from "./kubeconfig.ts";
+import { keepKubeconfig } from "./kubeconfig.ts";
 import { KubeletProxy } from "./kubelet.ts";
 import { NodeAuthorizer } from "./node-authorizer.ts";
 import { OpenApi } from "./openapi.ts";
-import { openPki, writeAtomically, type Pki } from "./pki.ts";
+import { openPki, type Pki } from "./pki.ts";
 import { Registry } from "./registry.ts";
 import { ResourceHandler } from "./resource-handler.ts";
 import { reviewAnswers } from "./reviews.ts";
@@ -103,10 +104,8 @@ export class ApiServer implements Service {
       front.resolve(await this.#assemble({ config, pki, store }));
       const server = `https://${formatHostPort(advertise.host, advertise.port)}`;
       const groups = ["system:masters"];
-      writeAtomically(
-        this.adminKubeconfig,
-        await createKubeconfig({ dataDir, user: "kubernetes-admin", groups, server }),
-      );
+      const admin = { dataDir, user: "kubernetes-admin", groups, server };
+      await keepKubeconfig(this.adminKubeconfig, admin, pki.caPem);
     } catch (error) {
       await this.drain(0);
       throw error;
@@ -138,7 +137,12 @@ export class ApiServer implements Service {
     const rbac = new Authorizer(store);
     const decide = (user: User, attributes: Attributes): boolean =>
       rbac.allows(user, attributes) || nodes.allows(user, attributes);
-    const engine = new Engine({ store, config, clock, random, admit: nodes.admit });
+    const escalation = refuseEscalation(rbac);
+    const admit: Admission = (request) => {
+      nodes.admit(request);
+      escalation(request);
+    };
+    const engine = new Engine({ store, config, clock, random, admit });
     await bootstrap(engine, registry);
     const resources = new ResourceHandler({ engine, clock, random });
     this.#resources = resources;
@@ -204,6 +208,8 @@ export class ApiServer implements Service {
       rejectUnauthorized: false, // tokens come without a certificate; `authenticate` looks at `authorized`
       minVersion: "TLSv1.2",
       ALPNProtocols: ["http/1.1"],
+      keepAlive: true, // of TCP: a watcher that vanished is noticed
+      keepAliveInitialDelay: 30_000,
       keepAliveTimeout: 120_000,
       requestTimeout: 60_000,
     });

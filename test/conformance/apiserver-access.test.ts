@@ -120,6 +120,34 @@ describe("who may do what", () => {
     assert.match(foreign.message, /different serviceaccount/);
   });
 
+  it("nobody gives what they do not have", async () => {
+    await api.kubectl("create", "serviceaccount", "giver");
+    await api.kubectl("create", "role", "giver", "--verb=create", "--resource=roles,rolebindings,configmaps");
+    await api.kubectl("create", "rolebinding", "giver", "--role=giver", `--serviceaccount=${api.namespace}:giver`);
+    await api.kubectl("create", "role", "secrets", "--verb=get", "--resource=secrets");
+    const as = `--as=system:serviceaccount:${api.namespace}:giver`;
+    await api.kubectl("create", "role", "given", "--verb=create", "--resource=configmaps", as);
+    await api.kubectl("create", "rolebinding", "given", "--role=given", `--serviceaccount=${api.namespace}:other`, as);
+    const role = await api.refused("create", "role", "more", "--verb=get", "--resource=secrets", as);
+    assert.match(role.output, /attempting to grant RBAC permissions not currently held/);
+    const account = `--serviceaccount=${api.namespace}:giver`;
+    for (const target of ["--role=secrets", "--clusterrole=cluster-admin"]) {
+      assert.match(
+        (await api.refused("create", "rolebinding", "more", target, account, as)).output,
+        /not currently held/,
+      );
+    }
+  });
+
+  it("impersonation needs the right to it", async () => {
+    const client = new RawClient(api.kubeconfig, { token: await tokenFor("reader") });
+    const headers = { "impersonate-user": "kubernetes-admin", "impersonate-group": "system:masters" };
+    const { code, body } = await client.call("GET", `${home}/secrets`, { headers });
+    assert.deepEqual([code, body.reason], [403, "Forbidden"]);
+    assert.match(body.message, /cannot impersonate/);
+    client.close();
+  });
+
   it("access reviews agree with what happens", async () => {
     const ask = async (user: string, verb: string, resource: string): Promise<boolean> => {
       const spec = { user, resourceAttributes: { namespace: api.namespace, verb, resource } };

@@ -112,6 +112,10 @@ function validateNames(definition: KubeObject): readonly Cause[] {
 
 /** Defaults, acceptance of the names, and the checks of a CustomResourceDefinition. */
 export const definitionRules: Rules = {
+  warnings: (definition) =>
+    JSON.stringify(definition["spec"] ?? {}).includes('"x-kubernetes-validations"')
+      ? ["spec.versions: veil apiserver does not evaluate x-kubernetes-validations (CEL)"]
+      : [],
   prepareCreate(definition, context) {
     fill(definition);
     delete definition["status"];
