@@ -69,7 +69,7 @@ async function runSupervisor(context: CliContext, { logLevel }: ProxyFlags): Pro
 async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: number }, version: string): Promise<void> {
   const { dieWithParent } = await import("#linux");
   if (!dieWithParent(flags.childOf)) return;
-  const { createProxy, proxyConfig, DEFAULT_CLUSTER_RANGES } = await import("#proxy");
+  const { createProxy, proxyConfig, whenTold, DEFAULT_CLUSTER_RANGES } = await import("#proxy");
   const { node, clusterId, trustDomain, network, agentSocket, zdsSocket, threads } = flags;
   const stop = new AbortController();
   const { env } = context;
@@ -104,6 +104,8 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
     },
   });
   const signal = AbortSignal.any([context.signal, stop.signal]);
+  // Everything is loaded: from here on it takes a word of the supervisor, not the start of a program.
+  if (!(await whenTold(process.stdin, signal))) process.exit(0);
   try {
     await Promise.race([runRole({ ...context, signal }, services, drainMs), failure]);
   } catch (error) {

@@ -1,5 +1,5 @@
 export { DEFAULT_CLUSTER_RANGES, proxyConfig, type ProxyConfig } from "./config.ts";
 export type { Proxy, ProxyOptions } from "./role.ts";
 export { createProxy } from "./start.ts";
-export { supervise, type SupervisorOptions } from "./supervisor.ts";
+export { supervise, whenTold, type SupervisorOptions } from "./supervisor.ts";
 export type { Explanation } from "./why.ts";

@@ -2,39 +2,101 @@ import assert from "node:assert/strict";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { PassThrough } from "node:stream";
 import { describe, it } from "node:test";
-import { systemClock } from "#base/clock";
+import { FakeClock, systemClock, type Clock } from "#base/clock";
 import { silentLog } from "#base/log";
-import { supervise } from "./supervisor.ts";
+import { supervise, whenTold } from "./supervisor.ts";
 
-const clock = systemClock();
+/** A child that writes `+` when it is loaded, waits for the word, writes `!`, then does `work`. */
+const child = (file: string, work: string): string =>
+  `printf + >> ${file}; read word || exit 9; printf ! >> ${file}; ${work}`;
+const UNTIL_TERM = "trap 'exit 7' TERM; while :; do sleep 0.01; done";
+
+async function withFile(body: (file: string, said: () => string) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), "vt-proxy-supervisor-"));
+  const file = join(folder, "said");
+  try {
+    await body(file, () => (existsSync(file) ? readFileSync(file, "utf8") : ""));
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+async function until(what: () => boolean): Promise<void> {
+  const end = performance.now() + 5_000;
+  while (!what()) {
+    assert.ok(performance.now() < end, `not in time: ${what.toString()}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+const run = (script: string, clock: Clock, signal: AbortSignal): Promise<number> =>
+  supervise({ command: "/bin/sh", args: ["-c", script], env: process.env, clock, log: silentLog(), signal });
 
 describe("the supervisor", () => {
-  const run = (script: string, signal: AbortSignal): Promise<number> =>
-    supervise({ command: "/bin/sh", args: ["-c", script], env: process.env, clock, log: silentLog(), signal });
-
-  it("starts a child that died again, until it is told to stop, and passes SIGTERM on", async () => {
-    const folder = mkdtempSync(join(tmpdir(), "vt-proxy-supervisor-"));
-    const file = join(folder, "starts");
-    const starts = (): number => (existsSync(file) ? readFileSync(file, "utf8").length : 0);
-    try {
+  it("replaces a child that died young, until it is told to stop, and passes SIGTERM on", async () => {
+    await withFile(async (file, said) => {
       const stop = new AbortController();
-      // The first two lives end at once; the third waits for SIGTERM and says 7.
-      const script = `printf x >> ${file}; [ $(wc -c < ${file}) -ge 3 ] || exit 1; trap 'exit 7' TERM; while :; do sleep 0.01; done`;
-      const ended = run(script, stop.signal);
-      while (starts() < 3) await new Promise((resolve) => setTimeout(resolve, 10));
-      await new Promise((resolve) => setTimeout(resolve, 100));
+      const thirdStays = `[ $(wc -c < ${file}) -ge 6 ] || exit 1; ${UNTIL_TERM}`;
+      const ended = run(child(file, thirdStays), systemClock(), stop.signal);
+      await until(() => said() === "+!+!+!");
+      await new Promise((resolve) => setTimeout(resolve, 50));
       stop.abort();
       assert.equal(await ended, 7);
-      assert.equal(starts(), 3);
-    } finally {
-      rmSync(folder, { recursive: true, force: true });
-    }
+    });
+  });
+
+  it("has the next child loaded and waiting, and lets it go when the one at work dies", async () => {
+    await withFile(async (file, said) => {
+      const stop = new AbortController();
+      const clock = new FakeClock();
+      const firstEnds = `[ $(wc -c < ${file}) -gt 2 ] && { ${UNTIL_TERM}; }; while [ $(wc -c < ${file}) -lt 3 ]; do sleep 0.01; done; exit 1`;
+      const ended = run(child(file, firstEnds), clock, stop.signal);
+      await until(() => said() === "+!");
+      await clock.advance(3_000);
+      await until(() => said().startsWith("+!+"));
+      // The first has seen that the next is loaded, and ends: the next goes on without being started.
+      await until(() => said() === "+!+!");
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      stop.abort();
+      assert.equal(await ended, 7);
+      assert.equal(said(), "+!+!", "nothing was started twice");
+    });
+  });
+
+  it("ends the child that waits when it is told to stop", async () => {
+    await withFile(async (file, said) => {
+      const stop = new AbortController();
+      const clock = new FakeClock();
+      const ended = run(child(file, UNTIL_TERM), clock, stop.signal);
+      await until(() => said() === "+!");
+      await clock.advance(3_000);
+      await until(() => said() === "+!+");
+      stop.abort();
+      assert.equal(await ended, 7);
+      assert.equal(said(), "+!+", "the one that waited was never told to go");
+    });
   });
 
   it("says when the program is not there", async () => {
     const { signal } = new AbortController();
-    const options = { command: "/no/such/program", args: [], env: {}, clock, log: silentLog(), signal };
+    const options = { command: "/no/such/program", args: [], env: {}, clock: systemClock(), log: silentLog(), signal };
     await assert.rejects(supervise(options), /ENOENT/);
+  });
+});
+
+describe("a child that waits", () => {
+  it("goes when it is told, and leaves when its supervisor is gone or it is stopped", async () => {
+    const told = new PassThrough();
+    told.write("go\n");
+    assert.equal(await whenTold(told, new AbortController().signal), true);
+    const gone = new PassThrough();
+    gone.end();
+    assert.equal(await whenTold(gone.resume(), new AbortController().signal), false);
+    const stop = new AbortController();
+    const waiting = whenTold(new PassThrough(), stop.signal);
+    stop.abort();
+    assert.equal(await waiting, false);
   });
 });

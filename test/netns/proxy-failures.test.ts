@@ -91,6 +91,8 @@ describe("a proxy that is killed", () => {
     it(`(node ${side}) is replaced at once: connections break with a reset, nothing goes in clear, and new ones are served`, async (t) => {
       const node = world[side];
       await node.untilReady();
+      await until("the next process waits", () => node.childPids.length === 2, 10_000);
+      await pause(2_000); // and is loaded
       const socket = await longConnection();
       const end = ending(socket);
       const capture = await startCapture({ netns: "/run/netns/vt-proxy-a", interface: "vt-proxy-ul", clock });
@@ -102,16 +104,17 @@ describe("a proxy that is killed", () => {
       const tookMs = performance.now() - killedAt;
       t.diagnostic(`served again ${Math.round(tookMs)} ms after kill -9`);
       assert.deepEqual(findWords(await capture.stop(), [WORDS]), []);
-      assert.ok(tookMs < 2 * TAKEOVER_MS, `served again after ${Math.round(tookMs)} ms`);
+      assert.ok(tookMs < TAKEOVER_MS, `served again after ${Math.round(tookMs)} ms`);
       await node.untilReady();
     });
   }
 
-  it("leaves no stray child when its supervisor is killed", async () => {
+  it("leaves no stray children when its supervisor is killed", async () => {
     const { b } = world;
-    const child = b.dataPathPid;
+    const children = b.childPids;
+    assert.ok(children.length > 0);
     await b.stopProxy("SIGKILL");
-    await until("the child is gone", () => !isAlive(child), 1_000);
+    await until("the children are gone", () => children.every((child) => !isAlive(child)), 1_000);
     assert.equal(
       await say(world.client, { ip: world.server.ip, port: 8080 }, WORDS),
       "refused",

@@ -1,7 +1,7 @@
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import type { Socket } from "node:net";
-import { tmpdir } from "node:os";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
@@ -311,7 +311,8 @@ export class Node implements AsyncDisposable {
       "10.201.0.0/16",
       ...flags,
     );
-    const child = spawn("ip", args, { stdio: ["ignore", "pipe", "pipe"] });
+    const env = { ...process.env, NODE_COMPILE_CACHE: join(homedir(), ".cache/veil/compile") }; // as the start script does
+    const child = spawn("ip", args, { stdio: ["ignore", "pipe", "pipe"], env });
     this.#proxy = child;
     createInterface({ input: child.stdout }).on("line", (line) => this.records.push(JSON.parse(line)));
     child.stderr.setEncoding("utf8").on("data", (text: string) => (this.log += text));
@@ -331,10 +332,15 @@ export class Node implements AsyncDisposable {
     return this.#proxy?.pid ?? 0;
   }
 
+  /** The supervisor's children: the one that carries the data, then the one that waits to take over. */
+  get childPids(): readonly number[] {
+    const { stdout } = spawnSync("pgrep", ["-P", String(this.proxyPid)], { encoding: "utf8" });
+    return stdout.split("\n").filter(Boolean).map(Number);
+  }
+
   /** The pid of the process that carries the data. */
   get dataPathPid(): number {
-    const { stdout } = spawnSync("pgrep", ["-P", String(this.proxyPid)], { encoding: "utf8" });
-    return Number(stdout.trim().split("\n")[0] ?? 0);
+    return this.childPids[0] ?? 0;
   }
 
   /** kill -9 of the process that carries the data. Resolves, when the next one is ready, with how long that took. */
