@@ -15,8 +15,8 @@ import {
   setPolicy,
   specChanged,
 } from "./metadata.ts";
-import type { ObjectKey, Store, Transaction } from "./store.ts";
-import type { StoredObject } from "./stored-object.ts";
+import type { Store, Transaction } from "./store.ts";
+import type { StoredObject, ObjectKey } from "./stored-object.ts";
 import type { User } from "./user.ts";
 import { validateMeta } from "./validation.ts";
 

@@ -2,7 +2,8 @@ import { serverOptions, type ControllerParts } from "./controllers.ts";
 import type { StoreEvent } from "./event-log.ts";
 import type { KubeObject, OwnerReference } from "./object.ts";
 import { StatusError } from "./status.ts";
-import type { ObjectKey, Transaction } from "./store.ts";
+import type { Transaction } from "./store.ts";
+import type { ObjectKey } from "./stored-object.ts";
 
 const FOREGROUND = "foregroundDeletion";
 const ORPHAN = "orphan";

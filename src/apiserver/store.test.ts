@@ -8,7 +8,8 @@ import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
 import type { StoreEvent } from "./event-log.ts";
 import type { KubeObject } from "./object.ts";
-import { Store, type ObjectKey } from "./store.ts";
+import { Store } from "./store.ts";
+import type { ObjectKey } from "./stored-object.ts";
 
 function key(name: string, namespace = "ns", resource = "pods"): ObjectKey {
   return { resource, namespace, name };

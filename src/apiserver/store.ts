@@ -4,15 +4,7 @@ import { messageOf } from "#base/errors";
 import { apiserverError } from "./errors.ts";
 import { EventLog, type StoreEvent } from "./event-log.ts";
 import type { KubeObject } from "./object.ts";
-import { StoredObject } from "./stored-object.ts";
-
-/** How an object is addressed: `resource` is the plural with its group (`pods`, `deployments.apps`). */
-export interface ObjectKey {
-  readonly resource: string;
-  /** Empty for resources without namespaces. */
-  readonly namespace: string;
-  readonly name: string;
-}
+import { StoredObject, type ObjectKey } from "./stored-object.ts";
 
 /**
  * What a write may do. Everything in one {@link Store.write} sees its own and all earlier changes, and becomes durable

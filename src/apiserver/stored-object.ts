@@ -1,5 +1,12 @@
 import type { KubeObject } from "./object.ts";
-import type { ObjectKey } from "./store.ts";
+
+/** How an object is addressed: `resource` is the plural with its group (`pods`, `deployments.apps`). */
+export interface ObjectKey {
+  readonly resource: string;
+  /** Empty for resources without namespaces. */
+  readonly namespace: string;
+  readonly name: string;
+}
 
 /** One version of an object as it lies in the store: its JSON text, parsed when somebody looks inside. */
 export class StoredObject {

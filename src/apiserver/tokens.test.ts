@@ -5,8 +5,7 @@ import fc from "fast-check";
 import { FakeClock } from "#base/clock";
 import { seededRandom } from "#base/random";
 import type { KubeObject } from "./object.ts";
-import type { ObjectKey } from "./store.ts";
-import { StoredObject } from "./stored-object.ts";
+import { StoredObject, type ObjectKey } from "./stored-object.ts";
 import { TokenIssuer } from "./tokens.ts";
 
 const NOW_MS = Date.UTC(2026, 0, 1);

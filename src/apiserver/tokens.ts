@@ -2,8 +2,7 @@ import { createHash, createPublicKey, sign, verify, type KeyObject } from "node:
 import type { Clock } from "#base/clock";
 import type { Random } from "#base/random";
 import { isRecord, numberAt, recordAt, textAt, textsAt, type KubeObject } from "./object.ts";
-import type { ObjectKey } from "./store.ts";
-import type { StoredObject } from "./stored-object.ts";
+import type { StoredObject, ObjectKey } from "./stored-object.ts";
 import { AUTHENTICATED_GROUP, type User } from "./user.ts";
 
 const MAX_TOKEN_LENGTH = 16_384;
