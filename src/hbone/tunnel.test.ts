@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import type { Socket } from "node:net";
 import { after, describe, test } from "node:test";
+import { bulkBuffers } from "./buffers.ts";
 import { testId, TunnelRig } from "./testing.ts";
 import { socketPath, useSocketPath } from "#linux";
 
@@ -172,6 +173,40 @@ for (const path of ["handles", "public"] as const) {
           rig.results.outbound.map(({ error }) => error),
           [undefined, undefined],
         );
+      });
+    });
+
+    test("a busy socket gets large buffers, and gives them back when it is quiet or its reads are small", async () => {
+      useSocketPath(path);
+      await withRig({ app: echo }, async (rig) => {
+        const socket = rig.dial();
+        const total = 24 << 20;
+        const sent = Buffer.alloc(total);
+        for (let at = 0; at < total; at += 4) sent.writeUInt32BE(at, at);
+        let got = 0;
+        let wrong = 0;
+        socket.on("data", (chunk) => {
+          if (chunk.compare(sent, got, got + chunk.length) !== 0) wrong++;
+          got += chunk.length;
+        });
+        let most = 0;
+        const watch = setInterval(() => {
+          most = Math.max(most, bulkBuffers.holders);
+        }, 1);
+        socket.write(sent);
+        await until("all of it", () => got === total);
+        clearInterval(watch);
+        assert.ok(most > 0, "no socket was busy");
+        await until("the buffers are back", () => bulkBuffers.holders === 0);
+        got = 0;
+        for (let i = 0; i < 100; i++) {
+          socket.write(sent.subarray(i * 40, i * 40 + 40));
+          await until("the echo", () => got === i * 40 + 40);
+        }
+        assert.equal(wrong, 0);
+        socket.end();
+        await until("both results", () => rig.results.outbound.length + rig.results.inbound.length === 2);
+        assert.equal(rig.results.outbound[0]?.error, undefined);
       });
     });
 
