@@ -219,6 +219,7 @@ test("a wildcard client may ask, too, and a question answers even when nothing c
   }
   pair.cache.set(resource("b", "1", ["/10.0.0.2"]));
   assert.equal((await client.find(TYPE_ADDRESS, "/10.0.0.2", soon()))?.name, "b");
+  for (const { removes } of pair.updates) assert.deepEqual(removes, [], "what was never held is not removed");
 });
 
 test("absence is not told while it cannot be known; the question is answered when it can", async () => {
