@@ -81,7 +81,7 @@ export function podPhase(facts: PodFacts): "Pending" | "Running" | "Succeeded" |
 }
 
 /** True when a container has ended and its pod's policy does not want it again. */
-export function isOver(one: ContainerFacts, pod: { restartPolicy: string; stopping: boolean }): boolean {
+function isOver(one: ContainerFacts, pod: { restartPolicy: string; stopping: boolean }): boolean {
   if (one.state.kind !== "ended") return false;
   return pod.stopping || !wantsRestart(pod.restartPolicy, one.state.exitCode);
 }

@@ -1,7 +1,7 @@
 import type { Pod } from "#kube";
 
 /** Where the cluster's names end. */
-export const CLUSTER_DOMAIN = "cluster.local";
+const CLUSTER_DOMAIN = "cluster.local";
 
 /** The text of a pod's /etc/resolv.conf: the cluster's DNS, with the pod's own namespace searched first. */
 export function resolvConf(pod: Pod, dns: string): string {

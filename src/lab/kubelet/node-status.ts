@@ -109,7 +109,7 @@ export class NodeReporter {
 }
 
 /** True when the API shows the node as ready. */
-export function isReady(node: Node): boolean {
+function isReady(node: Node): boolean {
   return node.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True") ?? false;
 }
 

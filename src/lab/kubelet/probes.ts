@@ -80,7 +80,7 @@ async function pause(clock: Clock, delayMs: number, signal: AbortSignal): Promis
 }
 
 /** Asks once. Resolves with why it failed, or with undefined. */
-export async function askOnce(
+async function askOnce(
   probe: Probe,
   target: ProbeTarget,
   options: { clock: Clock; signal: AbortSignal },
@@ -114,7 +114,7 @@ async function ask(probe: Probe, target: ProbeTarget, signal: AbortSignal): Prom
 }
 
 /** A port given by number, or by the name that the container gives it. */
-export function portNumber(container: Container, port: number | string): number {
+function portNumber(container: Container, port: number | string): number {
   const number = typeof port === "number" ? port : Number(port);
   if (Number.isInteger(number)) return number;
   const named = container.ports?.find(({ name }) => name === port)?.containerPort;

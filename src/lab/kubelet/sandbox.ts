@@ -75,7 +75,7 @@ export async function shareMounts(folder: string): Promise<void> {
 }
 
 /** True when the file holds a namespace. */
-export function holdsNamespace(path: string): boolean {
+function holdsNamespace(path: string): boolean {
   try {
     return statfsSync(path).type === NSFS_MAGIC;
   } catch {

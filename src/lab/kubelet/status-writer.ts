@@ -8,7 +8,7 @@ import type { NodeParts } from "./pod-parts.ts";
 const RETRY = { initialMs: 100, maxMs: 5_000 };
 
 /** Names the node's end of a pod's link. */
-export const VETH_ANNOTATION = "veil.dev/veth";
+const VETH_ANNOTATION = "veil.dev/veth";
 
 /** Writes a pod's status, the newest only, one write at a time, again until the API has it or the pod is gone. */
 export class StatusWriter {
