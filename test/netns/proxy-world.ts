@@ -323,7 +323,7 @@ export class Node implements AsyncDisposable {
     return until(
       `proxy of node ${this.name} ready\n${this.log}`,
       async () => (await this.get(15_021, "/healthz/ready")) === "ready\n",
-      10_000,
+      30_000,
     );
   }
 
