@@ -112,7 +112,17 @@ async function receive(socket: Socket, options: { theirs: Plan; slow: boolean; w
   return { bytes, ended };
 }
 
-describe("checksums through two proxies", () => {
+/** Longer runs and other seeds: node … test/conformance/hbone-integrity.test.ts SECONDS SEED */
+const SOAK_MS = Number(process.argv[2] ?? 4) * 1000;
+const FIRST_SEED = Number(process.argv[3] ?? 1);
+
+for (const path of ["handles", "public"] as const) {
+  describe(`checksums through two proxies (${path})`, () => {
+    suite(path);
+  });
+}
+
+function suite(path: "handles" | "public"): void {
   const folder = mkdtempSync(join(tmpdir(), "vt-hbone-integrity-"));
   const children: ChildProcess[] = [];
   const ports = { server: 0, client: 0 };
@@ -166,8 +176,8 @@ describe("checksums through two proxies", () => {
     }
     const target = `127.0.0.1:${(app.address() as AddressInfo).port}`;
     const common = { target, accepted: [testId("server")], peerPort: ports.server };
-    await launch({ ...common, role: "server", path: "handles", listen: ports.server, identity: server });
-    await launch({ ...common, role: "client", path: "handles", listen: ports.client, identity: client });
+    await launch({ ...common, role: "server", path, listen: ports.server, identity: server });
+    await launch({ ...common, role: "client", path, listen: ports.client, identity: client });
   });
 
   after(() => {
@@ -215,8 +225,4 @@ describe("checksums through two proxies", () => {
     await Promise.all(Array.from({ length: 24 }, worker));
     assert.ok(count >= 24, `${count} connections`);
   });
-});
-
-/** Longer runs and other seeds: node … test/conformance/hbone-integrity.test.ts SECONDS SEED */
-const SOAK_MS = Number(process.argv[2] ?? 4) * 1000;
-const FIRST_SEED = Number(process.argv[3] ?? 1);
+}
