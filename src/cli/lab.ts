@@ -150,7 +150,8 @@ function superviseCommand(context: CliContext): Command {
     .description("keep the roles of a lab running (veil lab up starts it)")
     .addOption(nameOption())
     .action(async ({ name }: NameOption) => {
-      const { labLayout, Supervisor } = await import("#lab");
+      const { closeInherited, labLayout, Supervisor } = await import("#lab");
+      closeInherited([LISTENER_FD]);
       const { clock, env } = context;
       const log = context.log("lab-supervisor");
       const supervisor = new Supervisor({

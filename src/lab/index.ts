@@ -14,6 +14,7 @@ export {
   type NodeLayout,
 } from "./layout.ts";
 export { VEIL_NAMESPACE, veilManifests } from "./manifests.ts";
+export { closeInherited } from "./processes.ts";
 export { lineProgress, silentProgress, type Progress } from "./progress.ts";
 export { formatStatus } from "./report.ts";
 export { labStatus, type Health, type LabStatus, type NodeStatus, type RoleStatus } from "./status.ts";

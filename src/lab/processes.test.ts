@@ -66,3 +66,21 @@ test("marked processes are found with their children and killed, others are left
   assert.ok(findProcess(other.pid ?? 0));
   other.kill("SIGKILL");
 });
+
+test("descriptors that came from outside are closed, others are left", async () => {
+  const script = `
+    import { closeInherited } from ${JSON.stringify(new URL("./processes.ts", import.meta.url).href)};
+    import { fstatSync, openSync } from "node:fs";
+    const own = openSync("/dev/null", "r");
+    closeInherited([201]);
+    const open = (fd) => { try { fstatSync(fd); return true; } catch { return false; } };
+    console.log(JSON.stringify([200, 201, own].map(open)));
+  `;
+  const inherit = 'exec 200</dev/null 201</dev/null; exec "$@"';
+  const node = [process.execPath, "--conditions=veil-source", "--input-type=module", "-e", script];
+  const child = spawn("bash", ["-c", inherit, "bash", ...node], { stdio: ["ignore", "pipe", "inherit"] });
+  const said = await new Promise<string>((resolve) =>
+    child.stdout.once("data", (data: Buffer) => resolve(String(data))),
+  );
+  assert.deepEqual(JSON.parse(said), [false, true, true]);
+});

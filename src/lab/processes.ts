@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { closeSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { sleep, type Clock } from "#base/clock";
 
 /** One run of one program: a pid alone may be used again by the kernel. */
@@ -137,5 +137,22 @@ function readProc(path: string): string {
     return readFileSync(`/proc/${path}`, "utf8");
   } catch {
     return ""; // it has ended, or belongs to someone else
+  }
+}
+
+const FIRST_INHERITABLE_FD = 3;
+const O_CLOEXEC = 0o2_000_000;
+
+/**
+ * Closes the descriptors that this process was started with and would pass on, but for standard streams and `keep`. Node
+ * itself stops the first few at its start, and passes none on that it opens; those of higher numbers are left: a pipe of
+ * the shell that started a lab would stay open as long as the lab.
+ */
+export function closeInherited(keep: readonly number[]): void {
+  for (const name of readdirSync("/proc/self/fd")) {
+    const fd = Number(name);
+    const flags = /^flags:\s+([0-7]+)/m.exec(readProc(`self/fdinfo/${name}`))?.[1];
+    if (fd < FIRST_INHERITABLE_FD || keep.includes(fd) || flags === undefined) continue;
+    if ((Number.parseInt(flags, 8) & O_CLOEXEC) === 0) closeSync(fd);
   }
 }
