@@ -304,3 +304,58 @@ test("without a certificate of our own nothing is dialled and nobody is let in",
   assert.deepEqual(rejected, ["HBONE_NO_CERTIFICATE"]);
   await server.drain(0);
 });
+
+/** Extensions of a ClientHello (RFC 8446 §4.1.2), by number. */
+function extensionsOf(record: Buffer): Map<number, Buffer> {
+  let at = 5 + 4 + 2 + 32; // record and handshake headers, version, random
+  at += 1 + record.readUInt8(at); // session ID
+  at += 2 + record.readUInt16BE(at); // suites
+  at += 1 + record.readUInt8(at); // compression
+  const end = at + 2 + record.readUInt16BE(at);
+  at += 2;
+  const found = new Map<number, Buffer>();
+  while (at < end) {
+    const length = record.readUInt16BE(at + 2);
+    found.set(record.readUInt16BE(at), record.subarray(at + 4, at + 4 + length));
+    at += 4 + length;
+  }
+  return found;
+}
+
+test("what the client offers: TLS 1.3 alone, AES-128 first, hybrid key exchange first, ALPN h2, no name, no resumption", async () => {
+  const { client } = await identities();
+  const { promise: hello, resolve } = Promise.withResolvers<Buffer>();
+  const server = createPlain((socket) => {
+    socket
+      .on("error", () => {})
+      .once("data", (data: Buffer) => {
+        resolve(data);
+        socket.destroy();
+      });
+  });
+  await new Promise<void>((listening) => server.listen(0, "127.0.0.1", listening));
+  const pool = new HbonePool({ clock, random: systemRandom, certificate: () => client });
+  pool.open({
+    source: client.id,
+    accepted: [testId("server")],
+    ip: "127.0.0.1",
+    port: (server.address() as AddressInfo).port,
+    authority: "10.0.0.1:80",
+    headers: { baggage: "", forwarded: "" },
+    socket: await someSocket(),
+    onEnd: () => {},
+  });
+  const record = await hello;
+  server.close();
+  const extensions = extensionsOf(record);
+  assert.equal(extensions.has(0), false, "a server name");
+  assert.equal(extensions.has(41), false, "a pre-shared key");
+  assert.equal(extensions.get(16)?.toString("latin1"), "\0\x03\x02h2");
+  assert.equal(extensions.get(43)?.toString("hex"), "020304", "versions");
+  const groups = extensions.get(10)?.subarray(2).toString("hex") ?? "";
+  assert.ok(groups.startsWith("11ec001d"), groups);
+  const suites = record.subarray(5 + 4 + 2 + 32 + 1 + record.readUInt8(5 + 4 + 2 + 32));
+  assert.equal(suites.subarray(2, 6).toString("hex"), "13011302");
+  const shares = extensions.get(51) ?? Buffer.alloc(0);
+  assert.ok(shares.includes(Buffer.from("11ec04c0", "hex")) && shares.includes(Buffer.from("001d0020", "hex")));
+});

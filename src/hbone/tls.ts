@@ -34,7 +34,8 @@ const PROFILE = {
   minVersion: "TLSv1.3",
   maxVersion: "TLSv1.3",
   ciphers: "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384",
-  ecdhCurve: "X25519MLKEM768:X25519:P-256:P-384",
+  // The client sends a key for each group with a star: peers without the hybrid one need no second round.
+  ecdhCurve: "*X25519MLKEM768:*X25519:P-256:P-384",
   secureOptions: constants.SSL_OP_NO_TICKET,
 } as const;
 
