@@ -71,13 +71,25 @@ function mainPid(pod: Pod, container = "main"): number {
   return Number.parseInt(readFileSync(`${folder}/${attempt}.pid`, "utf8"), 10);
 }
 
-async function kubeletPid(node: string): Promise<number> {
+interface RoleRow {
+  readonly role: string;
+  readonly pid?: number;
+}
+
+/** The process of a role, on a node or in the control namespace. */
+async function rolePid(role: string, node?: string): Promise<number> {
   const status = JSON.parse(await must([VEIL, "lab", "status", "--name", lab.name, "-o", "json"])) as {
-    nodes: { name: string; roles: { role: string; pid?: number }[] }[];
+    control: { roles: RoleRow[] };
+    nodes: { name: string; roles: RoleRow[] }[];
   };
-  const pid = status.nodes.find((one) => one.name === node)?.roles.find((one) => one.role === "kubelet")?.pid;
-  assert.ok(pid);
+  const place = node === undefined ? status.control : status.nodes.find((one) => one.name === node);
+  const pid = place?.roles.find((one) => one.role === role)?.pid;
+  assert.ok(pid, `${role} does not run`);
   return pid;
+}
+
+function kubeletPid(node: string): Promise<number> {
+  return rolePid("kubelet", node);
 }
 
 async function gone(pod: Pod): Promise<void> {
@@ -236,6 +248,28 @@ test("a kubelet that is killed again and again loses no pod, adopts what runs an
     const found = await lab.client.get(resources.pods, "keep", NS);
     return found.status?.containerStatuses?.[0]?.restartCount === 1 ? true : undefined;
   });
+});
+
+test("a kubelet that starts while the API is away looks after the pods that it finds", async () => {
+  const pod = await startPod("orphan", ["sleep", "infinity"], { node: "node1" });
+  const [api, kubelet] = [await rolePid("apiserver"), await kubeletPid("node1")];
+  const first = mainPid(pod);
+  await run(["kill", "-STOP", String(api)]);
+  try {
+    await run(["kill", "-9", String(kubelet), String(first)]);
+    await eventually("a new command", () =>
+      mainPid(pod) !== first && existsSync(`/proc/${mainPid(pod)}`) ? true : undefined,
+    );
+  } finally {
+    await run(["kill", "-CONT", String(api)]);
+  }
+  const back = await eventually("the restart in the status", async () => {
+    const found = await lab.client.get(resources.pods, "orphan", NS);
+    return found.status?.containerStatuses?.[0]?.restartCount === 1 ? found : undefined;
+  });
+  assert.equal(back.metadata?.uid, pod.metadata?.uid);
+  await lab.client.delete(resources.pods, { name: "orphan", namespace: NS });
+  await gone(pod);
 });
 
 test("a pod without a command says that it cannot run here", async () => {

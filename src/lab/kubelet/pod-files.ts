@@ -20,6 +20,8 @@ export interface PodFiles {
   readonly manifest: string;
   /** Is there when the pod may run: enrolled, or not to be enrolled. */
   readonly enrolled: string;
+  /** Is there when all volumes have been filled once. */
+  readonly filled: string;
   readonly resolvConf: string;
   readonly hosts: string;
   volume(name: string): string;
@@ -43,6 +45,7 @@ export function podFiles(state: string, uid: string): PodFiles {
     uts: `${state}/uts/${uid}`,
     manifest: `${folder}/pod.json`,
     enrolled: `${folder}/enrolled`,
+    filled: `${folder}/filled`,
     resolvConf: `${folder}/resolv.conf`,
     hosts: `${folder}/hosts`,
     volume: (name) => `${folder}/volumes/${name}`,

@@ -143,7 +143,14 @@ export class PodWorker {
     writeFileWhole(this.#files.manifest, JSON.stringify({ pod: this.#pod, ip: this.#ip }), 0o600);
     writeFileWhole(this.#files.resolvConf, resolvConf(this.#pod, parts.dns));
     writeFileWhole(this.#files.hosts, hostsFile(this.#pod, this.#ip));
-    await Promise.all([this.#makeNetwork(), this.#fillVolumes()]);
+    await Promise.all([this.#makeNetwork(), this.#makeVolumes()]);
+  }
+
+  /** A pod that has run before has its volumes: it must not wait for the API to be looked after. */
+  async #makeVolumes(): Promise<void> {
+    if (findText(this.#files.filled) !== undefined) return this.#refillAfter(0);
+    await this.#fillVolumes();
+    writeFileWhole(this.#files.filled, "");
   }
 
   /** Makes the pod's network and has it enrolled: no process runs in it before both are done. */
@@ -159,14 +166,14 @@ export class PodWorker {
       nodeIp: address,
       veth: this.#veth,
     };
-    const gate = this.#parts.enrolment(this.#pod);
-    gate.catch(() => undefined); // told below, where it is waited for
+    const wasEnrolled = findText(this.#files.enrolled) !== undefined;
+    const gate = wasEnrolled ? undefined : this.#parts.enrolment(this.#pod); // asked while the network is made
+    gate?.catch(() => undefined); // told below, where it is waited for
     const made = await ensureSandbox(plan, () => this.#removeProcesses());
-    if (made) removePath(this.#files.enrolled);
-    if (findText(this.#files.enrolled) !== undefined) return;
-    await (
-      await gate
-    )({ netns: this.#files.netns, ip: this.#ip });
+    if (wasEnrolled && !made) return;
+    removePath(this.#files.enrolled);
+    const enrol = await (gate ?? this.#parts.enrolment(this.#pod));
+    await enrol({ netns: this.#files.netns, ip: this.#ip });
     writeFileWhole(this.#files.enrolled, "");
   }
 
