@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { request } from "node:http";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -126,6 +126,13 @@ test("the local certificate is trusted through the written root by its names, an
   await renewed.promise;
   assert.notEqual(serving.current().certPem, first.certPem);
   await serving.drain(0);
+});
+
+test("a root file that cannot be written is named", async () => {
+  const rootFile = join(folder, "a-file", "root.pem");
+  writeFileSync(join(folder, "a-file"), "");
+  const serving = new LocalServing({ rootFile, clock: new FakeClock(), log: silentLog(), onRenewed: () => {} });
+  await assert.rejects(serving.start(never), { code: "AGENT_ROOT_FILE", message: /root\.pem/ });
 });
 
 async function handshake(

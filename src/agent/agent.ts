@@ -1,6 +1,7 @@
 import { CellSet } from "#base/metrics";
 import type { Service } from "#base/service";
 import {
+  checkRedirection,
   CniServer,
   DEFAULT_TIMES,
   Enrolment,
@@ -79,7 +80,7 @@ export function createAgent(options: AgentOptions): Agent {
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
   const fromCluster = [patient(bundle.informer), xds.client, local.cni, following];
   return {
-    services: [status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
+    services: [preflight, status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
     enrolment,
     ports: () => ({ status: status.port, ztunnel: ztunnel.port() }),
   };
@@ -111,6 +112,13 @@ function createEnrolment(
   });
   return { zds, enrolment, cni };
 }
+
+/** Fails at once, with one sentence, on a machine where no pod could ever be enrolled. */
+const preflight: Service = {
+  name: "redirection check",
+  start: () => checkRedirection(),
+  drain: () => Promise.resolve(),
+};
 
 /** Ends the proxies' streams before the servers that carry them. */
 function endStreams(server: XdsServer): Service {

@@ -6,6 +6,10 @@ export const agentError = defineErrors("agent", {
     when: "the agent cannot serve metrics and health",
     hint: "another process holds the port; stop it, or choose another with --metrics-listen",
   },
+  AGENT_ROOT_FILE: {
+    when: "the root of the port for another ztunnel cannot be written",
+    hint: "make room on that disk or choose another file with --root-file; --ztunnel-listen none does without it",
+  },
   AGENT_NO_ROOTS: {
     when: "the roots that the controller's certificate is checked with are not known yet",
     hint: "none during installation; later look for ConfigMap istio-ca-root-cert in Veil's namespace, and at the controller that publishes it",

@@ -3,6 +3,7 @@ import { dirname } from "node:path";
 import type { Clock } from "#base/clock";
 import type { Log } from "#base/log";
 import type { Service } from "#base/service";
+import { agentError } from "./errors.ts";
 import { createKeyPair, formatCertificates, formatPrivateKey, issueCertificate, keyPairSigner } from "#x509";
 
 /** Names under which a proxy of the same node reaches the agent. */
@@ -77,7 +78,11 @@ export class LocalServing implements Service {
 
 /** Replaces a file so that readers see the old or the new text, never a part. */
 function writeWhole(path: string, text: string): void {
-  mkdirSync(dirname(path), { recursive: true });
-  writeFileSync(`${path}.new`, text, { mode: 0o644 });
-  renameSync(`${path}.new`, path);
+  try {
+    mkdirSync(dirname(path), { recursive: true });
+    writeFileSync(`${path}.new`, text, { mode: 0o644 });
+    renameSync(`${path}.new`, path);
+  } catch (cause) {
+    throw agentError("AGENT_ROOT_FILE", `cannot write ${path}`, { cause, details: { path } });
+  }
 }

@@ -2,6 +2,14 @@ import { defineErrors } from "#base/errors";
 
 /** Failures of enrolment. */
 export const enrolmentError = defineErrors("enrolment", {
+  ENROLMENT_NOT_ROOT: {
+    when: "the agent is not root",
+    hint: "run it as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN as user 0 of its container",
+  },
+  ENROLMENT_KERNEL: {
+    when: "nft or the kernel cannot do what redirection needs",
+    hint: "install nftables; the kernel needs nf_tables with inet, nat, redirect and ct (modules nft_redir, nft_nat, nft_ct)",
+  },
   ENROLMENT_ZDS_MESSAGE: {
     when: "the proxy sent a ZDS message that is malformed, out of order or of another version",
     hint: "check that the program connected to the ZDS socket is a proxy that speaks ZDS version 1",

@@ -18,6 +18,7 @@ export {
 export { enrolmentMetrics } from "./metrics.ts";
 export { directoryFinder, procFinder, type NetnsFinder } from "./pod-netns.ts";
 export {
+  checkRedirection,
   nftRedirector,
   PROXY_PORTS,
   REDIRECTION_TABLE,

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { bytesToIp, parseIp, type IpAddress } from "#base/ip";
+import { enrolmentError } from "./errors.ts";
 import { flushConntrack, inNetns, runCommand, runIpBatch, runNft, type Netns } from "#linux";
 
 /**
@@ -140,6 +141,23 @@ async function isUntouched(netns: Netns): Promise<boolean> {
     ["ip", "ip6"].map((family) => readIfThere(`/proc/thread-self/net/${family}_tables_names`)).join(""),
   );
   return legacy === "" && (await listTables(netns)).length === 0;
+}
+
+/**
+ * Makes sure that this machine can do what redirection needs, by doing it in a namespace that is thrown away at once.
+ * Throws `ENROLMENT_NOT_ROOT`, `ENROLMENT_KERNEL` with nft's own words, or `LINUX_COMMAND`.
+ */
+export async function checkRedirection(): Promise<void> {
+  if (process.getuid?.() !== 0) {
+    throw enrolmentError("ENROLMENT_NOT_ROOT", "only root can change the rules in pods' network namespaces");
+  }
+  const input = captureScript({ inbound: true });
+  const { status, stderr } = await runCommand({ program: "unshare", args: ["--net", "nft", "-f", "-"], input });
+  if (status === 0) return;
+  const [words = ""] = stderr.trim().split("\n", 1);
+  throw enrolmentError("ENROLMENT_KERNEL", `this machine cannot redirect connections: ${words}`, {
+    details: { stderr },
+  });
 }
 
 /** `family name` of every nft table of a namespace. */

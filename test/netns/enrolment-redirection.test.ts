@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, test } from "node:test";
-import { nftRedirector, REDIRECTION_TABLE } from "#enrolment";
+import { checkRedirection, nftRedirector, REDIRECTION_TABLE } from "#enrolment";
 import { systemClock } from "#base/clock";
 import { parseIp } from "#base/ip";
 import { connectTcp, runNft, TcpSocket } from "#linux";
@@ -63,6 +64,20 @@ async function until(condition: () => boolean | Promise<boolean>, what: string):
 async function passedOn(proxy: ChildProcess, direction: "outbound" | "inbound", count: number): Promise<void> {
   await until(async () => (await counts(proxy))[direction] >= count, `${count} ${direction} connections`);
 }
+
+test("this machine can redirect, and one where nft is missing is told so", async () => {
+  await checkRedirection();
+  const path = process.env["PATH"];
+  try {
+    const folder = mkdtempSync("/tmp/vt-enr-");
+    symlinkSync("/usr/bin/unshare", `${folder}/unshare`);
+    process.env["PATH"] = folder;
+    await assert.rejects(checkRedirection(), { code: "ENROLMENT_KERNEL", message: /nft/ });
+    rmSync(folder, { recursive: true });
+  } finally {
+    process.env["PATH"] = path;
+  }
+});
 
 test("a connection that is open already survives the label, on both ends", async () => {
   const { a1, b1 } = world.pods;
