@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import {
   copyPlain,
   HbonePool,
@@ -57,6 +58,9 @@ export interface Network {
   createPool(options: HbonePoolOptions): PodPool;
   createServer(options: Omit<HboneServerOptions, "onTunnel"> & { onTunnel: (tunnel: PodTunnel) => void }): PodServer;
 }
+
+/** All addresses of both families, or of IPv4 where the kernel was started without IPv6. */
+export const ANY_ADDRESS = existsSync("/proc/net/if_inet6") ? "::" : "0.0.0.0";
 
 /** The real one. */
 export const kernelNetwork: Network = {

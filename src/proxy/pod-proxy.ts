@@ -4,7 +4,7 @@ import type { Netns, TcpListener } from "#linux";
 import { INBOUND_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import { carryPlaintext, carryTunnel, recordRejected } from "./inbound.ts";
-import type { PodPool, PodServer, PodSocket } from "./network.ts";
+import { ANY_ADDRESS, type PodPool, type PodServer, type PodSocket } from "./network.ts";
 import { carryOutbound } from "./outbound.ts";
 import { Connections, type PodContext, type ServedPod, type ThreadContext } from "./pod-context.ts";
 
@@ -48,7 +48,7 @@ export class PodProxy {
     try {
       this.#server = network.createServer({
         netns: this.#netns,
-        ip: "::",
+        ip: ANY_ADDRESS,
         port: INBOUND_PORT,
         mark: PACKET_MARK,
         clock,
@@ -87,7 +87,7 @@ export class PodProxy {
 
   #listen(port: number, onConnection: (socket: PodSocket) => void): void {
     const listener = this.#context.network.listenTcp(
-      { netns: this.#netns, ip: "::", port, mark: PACKET_MARK, transparent: true, reusePort: true },
+      { netns: this.#netns, ip: ANY_ADDRESS, port, mark: PACKET_MARK, transparent: true, reusePort: true },
       onConnection,
     );
     this.#listeners.push(listener);

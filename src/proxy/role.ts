@@ -15,6 +15,7 @@ import { proxyError } from "./errors.ts";
 import { HttpService } from "./http.ts";
 import { ABSENT_MS, type Answer } from "./knowledge.ts";
 import type { ThreadSamples } from "./messages.ts";
+import { ANY_ADDRESS } from "./network.ts";
 import { Pods } from "./pods.ts";
 import { Records, type RecordOutput } from "./records.ts";
 import type { View } from "./route.ts";
@@ -80,8 +81,8 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
     new HttpService({ name, ...where, log, handle: async (request) => handle(admin, request) });
   const servers = [
     http("admin", { host: "127.0.0.1", port: options.ports.admin }, handleAdmin),
-    http("metrics", { host: "::", port: options.ports.metrics }, handleMetrics),
-    http("readiness", { host: "::", port: options.ports.ready }, handleReady),
+    http("metrics", { host: ANY_ADDRESS, port: options.ports.metrics }, handleMetrics),
+    http("readiness", { host: ANY_ADDRESS, port: options.ports.ready }, handleReady),
   ];
   const services = [threadService(options, parts), ...servers, parts.xds, parts.certificates, parts.zds];
   return { services, failure: failure.promise };
