@@ -57,6 +57,7 @@ interface Internals {
 
 const HANDLE_MEMBERS = ["readStart", "readStop", "useUserBuffer", "writeBuffer", "writev", "shutdown", "close"];
 const EOF = "EOF";
+const ALREADY = "EALREADY";
 
 function loadInternals(): Internals | string {
   const binding: unknown = Reflect.get(process, "binding");
@@ -217,8 +218,7 @@ export class RawStream implements ByteStream {
     this.#handle.veilStream = this;
     this.#handle.onread = onRead;
     this.replaceBuffer(buffer);
-    this.#reading = true;
-    this.#handle.readStart();
+    this.resume();
   }
 
   pause(): void {
@@ -230,7 +230,11 @@ export class RawStream implements ByteStream {
   resume(): void {
     if (this.#reading || this.closed || this.#ended) return;
     this.#reading = true;
-    this.#handle.readStart();
+    const status = this.#handle.readStart();
+    if (status === 0 || errorName(status) === ALREADY) return; // a TLS session reads since its handshake
+    setImmediate(() => {
+      this.#broken(socketError("read", errorName(status)));
+    });
   }
 
   replaceBuffer(buffer: Uint8Array): void {

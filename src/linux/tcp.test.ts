@@ -201,6 +201,18 @@ for (const path of ["handles", "public"] as const) {
       ours.close();
     });
 
+    scenario("a socket that is closed already is said to be broken, not left waiting", async () => {
+      const { ours, other } = await pair();
+      const owner = new Recorder();
+      const { stream } = ours;
+      other.resetAndDestroy();
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      stream.start(owner, owner.buffer);
+      await until("the error", () => owner.broken !== undefined);
+      assert.equal(owner.broken?.code, "LINUX_SOCKET");
+      ours.close();
+    });
+
     scenario("close is an end for the peer, reset an error; the owner hears nothing after either", async () => {
       for (const call of ["close", "reset"] as const) {
         const { ours, other } = await pair();
