@@ -78,6 +78,22 @@ async function answerers(host: string, count = 12): Promise<Set<string>> {
   return new Set([...stdout.matchAll(/hello from ([^:]+):/g)].map((match) => match[1] ?? ""));
 }
 
+/** Names of servers that the API shows as not ready at any moment until the signal. */
+async function watchUnready(signal: AbortSignal): Promise<string[]> {
+  const at = { namespace: NS, labelSelector: "app=web", signal };
+  const seen: string[] = [];
+  const { resourceVersion } = await lab.client.list(resources.pods, at);
+  try {
+    for await (const { type, object } of lab.client.watch(resources.pods, { ...at, resourceVersion })) {
+      const ready = object.status?.conditions?.some((one) => one.type === "Ready" && one.status === "True");
+      if (type === "MODIFIED" && ready !== true) seen.push(object.metadata?.name ?? "");
+    }
+  } catch (error) {
+    if (!signal.aborted) throw error;
+  }
+  return seen;
+}
+
 test("a service's address leads to all of its ready pods, on both nodes", async () => {
   assert.equal(new Set(servers.map((pod) => pod.spec?.nodeName)).size, 2, "the servers are on different nodes");
   await eventually("answers of both", async () => ((await answerers("web")).size === 2 ? true : undefined));
@@ -153,10 +169,14 @@ test("changes of rules and a killed kubelet cut no connection", async () => {
     nodes: { name: string; roles: { role: string; pid?: number }[] }[];
   };
   const other = status.nodes.find((node) => node.name === "node2")?.roles.find((role) => role.role === "kubelet")?.pid;
+  const stop = new AbortController();
+  const unready = watchUnready(stop.signal);
   await run(["kill", "-9", String(other)]);
   await lab.client.delete(resources.services, { name: "more", namespace: NS });
   const { stdout } = await long;
   assert.equal(stdout.trim(), "12");
+  stop.abort();
+  assert.deepEqual(await unready, [], "the next kubelet takes pods over as ready as they were");
   await eventually("answers of both after the restart", async () =>
     (await answerers("web")).size === 2 ? true : undefined,
   );

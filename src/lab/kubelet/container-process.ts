@@ -87,6 +87,12 @@ export async function adoptProcess(
   return { ...recorded, ended: ended() };
 }
 
+/** True when the command of that attempt runs. */
+export function isStillRunning(container: ContainerFiles, attempt: number): boolean {
+  const recorded = findProcessId(container, attempt);
+  return recorded !== undefined && isRunning(recorded);
+}
+
 /** Asks a command to end. True when it can hear that: the first process of a pid namespace that does not listen for SIGTERM never gets it. */
 export function terminate(target: ProcessId): boolean {
   const status = findText(`/proc/${target.pid}/status`) ?? "";

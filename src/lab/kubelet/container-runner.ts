@@ -6,6 +6,7 @@ import type { Container } from "#kube";
 import type { ContainerPlan } from "./container-plan.ts";
 import {
   adoptProcess,
+  isStillRunning,
   killProcess,
   startProcess,
   terminate,
@@ -23,9 +24,7 @@ export interface RunnerOptions {
   readonly files: ContainerFiles;
   readonly restartPolicy: string;
   /** Where probes are sent. */
-  readonly ip: string;
-  /** True when the API knew the container as ready: taken over as such until a probe says otherwise. */
-  readonly wasReady: boolean;
+  ip(): string;
   readonly clock: Clock;
   readonly random: Random;
   /** Decides all of a start; may wait for what is missing. */
@@ -39,6 +38,8 @@ export interface RunnerOptions {
 interface RunRecord {
   readonly attempt: number;
   readonly startedMs: number;
+  /** Taken over as it was, until a probe says otherwise. */
+  readonly ready: boolean;
   readonly last: ContainerEnd | undefined;
 }
 
@@ -73,6 +74,11 @@ export class ContainerRunner {
     this.#restartBackoff = new Backoff(RESTART, options.random);
     this.#retryBackoff = new Backoff(RETRY, options.random);
     this.#record = readRecord(options.files);
+    const { attempt, startedMs, ready } = this.#record;
+    // What runs is told as running from the first word on: a new kubelet must not make its pods look new.
+    if (attempt > 0 && isStillRunning(options.files, attempt)) {
+      this.#state = { kind: "running", startedMs, started: ready, ready };
+    }
   }
 
   get name(): string {
@@ -164,7 +170,7 @@ export class ContainerRunner {
     try {
       const plan = await options.plan(attempt);
       if (this.#stop.signal.aborted) return undefined;
-      this.#setRecord({ ...this.#record, attempt, startedMs: options.clock.now() });
+      this.#setRecord({ ...this.#record, attempt, startedMs: options.clock.now(), ready: false });
       this.#plan = plan;
       const process = await startProcess(plan, options.clock);
       this.#retryBackoff.reset();
@@ -184,8 +190,9 @@ export class ContainerRunner {
     const options = this.#options;
     this.#process = process;
     const { container } = options;
-    const started = container.startupProbe === undefined || (adopted && options.wasReady);
-    const ready = started && (container.readinessProbe === undefined || (adopted && options.wasReady));
+    const wasReady = adopted && this.#record.ready;
+    const started = container.startupProbe === undefined || wasReady;
+    const ready = started && (container.readinessProbe === undefined || wasReady);
     this.#setState({ kind: "running", startedMs: this.#record.startedMs, started, ready });
     if (this.#stop.signal.aborted) terminate(process); // stop came while it was being started
     const probes = new AbortController();
@@ -222,7 +229,7 @@ export class ContainerRunner {
   async #probe(process: ContainerProcess, signal: AbortSignal): Promise<void> {
     const { container, clock } = this.#options;
     const target: ProbeTarget = {
-      ip: this.#options.ip,
+      ip: this.#options.ip(),
       container,
       exec: (command, abort) => execToEnd({ process, command, environment: this.environment }, abort),
     };
@@ -289,6 +296,8 @@ export class ContainerRunner {
 
   #setState(state: ContainerState): void {
     this.#state = state;
+    const ready = state.kind === "running" && state.ready;
+    if (ready !== this.#record.ready) this.#setRecord({ ...this.#record, ready });
     this.#options.onChange();
   }
 
@@ -303,5 +312,5 @@ function readRecord(files: ContainerFiles): RunRecord {
   if (typeof value === "object" && value !== null && "attempt" in value && typeof value.attempt === "number") {
     return value as RunRecord; // written whole, by this file, on this machine
   }
-  return { attempt: 0, startedMs: 0, last: undefined };
+  return { attempt: 0, startedMs: 0, ready: false, last: undefined };
 }

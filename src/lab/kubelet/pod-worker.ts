@@ -37,7 +37,10 @@ export class PodWorker {
   #ip: IpAddress | undefined;
   #graceMs: number | undefined;
   #gone = false;
-  #runners: ContainerRunner[] = [];
+  #init: ContainerRunner[] = [];
+  #main: ContainerRunner[] = [];
+  /** False while the pod waits for something that all its containers need. */
+  #prepared = false;
   #cancelRefill = (): void => {};
   #waiting = { reason: "ContainerCreating", message: "" };
   readonly done: Promise<void>;
@@ -55,6 +58,10 @@ export class PodWorker {
     this.done = this.#live();
   }
 
+  get #runners(): ContainerRunner[] {
+    return [...this.#init, ...this.#main];
+  }
+
   get pod(): Pod {
     return this.#pod;
   }
@@ -70,9 +77,7 @@ export class PodWorker {
 
   /** The running container of that name, or the first one. */
   runner(name: string | undefined): ContainerRunner | undefined {
-    return name === undefined
-      ? this.#runners.find((one) => this.#isMain(one.name))
-      : this.#runners.find((one) => one.name === name);
+    return name === undefined ? this.#main[0] : this.#runners.find((one) => one.name === name);
   }
 
   /** Takes a newer object. What a pod runs never changes; labels and the wish to end it do. */
@@ -111,7 +116,9 @@ export class PodWorker {
   async #run(): Promise<void> {
     const phase = this.#pod.status?.phase;
     if (phase !== "Succeeded" && phase !== "Failed") {
-      if (await this.#prepare()) await this.#runContainers();
+      const prepared = await this.#prepare();
+      // Also to stop gently what an earlier kubelet has started.
+      if (prepared || this.#runners.some(({ facts }) => facts.state.kind === "running")) await this.#runContainers();
       if (!this.#stop.signal.aborted) await this.#removeProcesses();
       if (!this.#stop.signal.aborted) await this.#releaseNetwork();
     }
@@ -121,6 +128,7 @@ export class PodWorker {
   /** Makes all that containers need, again and again until it is there. False: the pod is to be stopped. */
   async #prepare(): Promise<boolean> {
     const backoff = new Backoff(RETRY, this.#parts.random);
+    this.#makeRunners();
     this.#report();
     while (!this.#stop.signal.aborted) {
       try {
@@ -199,22 +207,23 @@ export class PodWorker {
     });
   }
 
+  #makeRunners(): void {
+    const { spec } = this.#pod;
+    const policy = spec?.restartPolicy ?? "Always";
+    const initPolicy = policy === "Never" ? "Never" : "OnFailure";
+    this.#init = (spec?.initContainers ?? []).map((one) => this.#runner(one, initPolicy));
+    this.#main = (spec?.containers ?? []).map((one) => this.#runner(one, policy));
+  }
+
   async #runContainers(): Promise<void> {
-    const policy = this.#pod.spec?.restartPolicy ?? "Always";
-    const make = (container: Container, restartPolicy: string): ContainerRunner =>
-      this.#runner(container, restartPolicy);
-    const init = (this.#pod.spec?.initContainers ?? []).map((one) =>
-      make(one, policy === "Never" ? "Never" : "OnFailure"),
-    );
-    const main = (this.#pod.spec?.containers ?? []).map((one) => make(one, policy));
-    this.#runners = [...init, ...main];
+    this.#prepared = true;
     const stopAll = this.#stopAll();
-    for (const runner of init) {
+    for (const runner of this.#init) {
       await runner.run();
       const { state } = runner.facts;
       if (this.#stop.signal.aborted || state.kind !== "ended" || state.exitCode !== 0) return this.#report();
     }
-    await Promise.all(main.map((runner) => runner.run()));
+    await Promise.all(this.#main.map((runner) => runner.run()));
     if (this.#stop.signal.aborted) await stopAll;
   }
 
@@ -231,16 +240,11 @@ export class PodWorker {
 
   #runner(container: Container, restartPolicy: string): ContainerRunner {
     const { clock, random, events, address } = this.#parts;
-    const statuses = [
-      ...(this.#pod.status?.containerStatuses ?? []),
-      ...(this.#pod.status?.initContainerStatuses ?? []),
-    ];
     return new ContainerRunner({
       container,
       files: this.#files.container(container.name),
       restartPolicy,
-      ip: this.#ip ?? address,
-      wasReady: statuses.find(({ name }) => name === container.name)?.ready ?? false,
+      ip: () => this.#ip ?? address,
       clock,
       random,
       plan: (attempt) => this.#plan(container, attempt),
@@ -319,25 +323,23 @@ export class PodWorker {
   #podFacts(): PodFacts {
     const { spec } = this.#pod;
     const { address } = this.#parts;
-    const facts = (container: Container): ContainerFacts =>
-      this.#runners.find((one) => one.name === container.name)?.facts ?? {
-        container,
-        attempt: 0,
-        restarts: 0,
-        state: { kind: "waiting", ...this.#waiting },
-        last: undefined,
-      };
     return {
       uid: this.uid,
       startedMs: this.#startedMs,
       podIp: this.#isHostNetwork() ? address : this.#ip,
       hostIp: address,
       veth: this.#ip === undefined ? undefined : this.#veth,
-      init: (spec?.initContainers ?? []).map(facts),
-      containers: (spec?.containers ?? []).map(facts),
+      init: this.#init.map((runner) => this.#containerFacts(runner)),
+      containers: this.#main.map((runner) => this.#containerFacts(runner)),
       restartPolicy: spec?.restartPolicy ?? "Always",
       stopping: this.#stop.signal.aborted,
     };
+  }
+
+  #containerFacts(runner: ContainerRunner): ContainerFacts {
+    const { facts } = runner;
+    if (this.#prepared || facts.attempt > 0) return facts;
+    return { ...facts, state: { kind: "waiting", ...this.#waiting } };
   }
 
   #facts(): DownwardFacts {
@@ -346,10 +348,6 @@ export class PodWorker {
 
   #isHostNetwork(): boolean {
     return this.#pod.spec?.hostNetwork === true;
-  }
-
-  #isMain(name: string): boolean {
-    return this.#pod.spec?.containers.some((container) => container.name === name) ?? false;
   }
 
   #hostname(): string {
