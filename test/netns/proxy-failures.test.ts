@@ -5,7 +5,7 @@ import type { Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
 import { systemClock } from "#base/clock";
 import { findWords, startCapture } from "#capture";
-import { dial, listen, pause, ProxyWorld, readAll, say, until } from "./proxy-world.ts";
+import { dial, listen, netnsPath, pause, ProxyWorld, readAll, say, until } from "./proxy-world.ts";
 
 const clock = systemClock();
 const WORDS = "words-that-nobody-may-read";
@@ -95,7 +95,7 @@ describe("a proxy that is killed", () => {
       await pause(2_000); // and is loaded
       const socket = await longConnection();
       const end = ending(socket);
-      const capture = await startCapture({ netns: "/run/netns/vt-proxy-a", interface: "vt-proxy-ul", clock });
+      const capture = await startCapture({ netns: netnsPath("a"), interface: "vt-proxy-ul", clock });
       const killedAt = performance.now();
       process.kill(node.dataPathPid, "SIGKILL");
       assert.equal(await end, "ECONNRESET", "an end of data would look like a whole answer");
@@ -184,7 +184,7 @@ describe("a pod without a certificate", () => {
     assert.match(await a.get(15_021, "/healthz/ready"), /pending: shop\/plain/);
     const since = a.records.length;
     await world.redirect(plain);
-    const capture = await startCapture({ netns: "/run/netns/vt-proxy-a", interface: "vt-proxy-ul", clock });
+    const capture = await startCapture({ netns: netnsPath("a"), interface: "vt-proxy-ul", clock });
     assert.equal(await say(plain, { ip: server.ip, port: 8080 }, WORDS), "refused");
     assert.deepEqual(findWords(await capture.stop(), [WORDS]), []);
     await until("a record", () => a.records.length > since);

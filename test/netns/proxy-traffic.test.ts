@@ -6,7 +6,7 @@ import { systemClock } from "#base/clock";
 import { findWords, readTls, startCapture, tcpStreams, type Packet } from "#capture";
 import type { FlowRecord } from "#model/flow";
 import { TestAuthority } from "../../src/x509/testing.ts";
-import { dial, listen, pause, ProxyWorld, say, until, type Pod } from "./proxy-world.ts";
+import { dial, listen, netnsPath, pause, ProxyWorld, say, until, type Pod } from "./proxy-world.ts";
 
 const clock = systemClock();
 const WORDS = "the-words-of-the-client";
@@ -26,9 +26,9 @@ function serve(pod: Pod): void {
 /** What is on the wire between the nodes, and on the server's and the client's own links, while `body` runs. */
 async function onTheWire(body: () => Promise<void>): Promise<Packet[]> {
   const places = [
-    { netns: "/run/netns/vt-proxy-a", interface: "vt-proxy-ul" },
-    { netns: "/run/netns/vt-proxy-a", interface: "v-client" },
-    { netns: "/run/netns/vt-proxy-b", interface: "v-server" },
+    { netns: netnsPath("a"), interface: "vt-proxy-ul" },
+    { netns: netnsPath("a"), interface: "v-client" },
+    { netns: netnsPath("b"), interface: "v-server" },
   ];
   const captures = await Promise.all(places.map(async (place) => startCapture({ ...place, clock })));
   await body();

@@ -1,5 +1,5 @@
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import type { Socket } from "node:net";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -39,6 +39,8 @@ import { testWorkload } from "../../src/proxy/testing.ts";
 import { TestAuthority } from "../../src/x509/testing.ts";
 
 const clock = systemClock();
+/** Two runs at once do not meet: namespaces carry the run's process. */
+const PREFIX = `vt-proxy-${process.pid}-`;
 const root = fileURLToPath(new URL("../../", import.meta.url));
 
 /** Runs a program to its end; throws with its output when it fails. */
@@ -107,22 +109,22 @@ export class ProxyWorld implements AsyncDisposable {
       "add",
       "vt-proxy-ul",
       "netns",
-      "vt-proxy-a",
+      netnsOf("a"),
       "type",
       "veth",
       "peer",
       "name",
       "vt-proxy-ul",
       "netns",
-      "vt-proxy-b",
+      netnsOf("b"),
     );
     for (const [node, at, other] of [
       ["a", 1, 2],
       ["b", 2, 1],
     ] as const) {
-      ip("-n", `vt-proxy-${node}`, "addr", "add", `172.31.0.${at}/24`, "dev", "vt-proxy-ul");
-      ip("-n", `vt-proxy-${node}`, "link", "set", "vt-proxy-ul", "up");
-      ip("-n", `vt-proxy-${node}`, "route", "add", `10.201.${other}.0/24`, "via", `172.31.0.${other}`);
+      ip("-n", netnsOf(node), "addr", "add", `172.31.0.${at}/24`, "dev", "vt-proxy-ul");
+      ip("-n", netnsOf(node), "link", "set", "vt-proxy-ul", "up");
+      ip("-n", netnsOf(node), "route", "add", `10.201.${other}.0/24`, "via", `172.31.0.${other}`);
     }
     this.client = makePod("client", "a", "10.201.1.2");
     this.plain = makePod("plain", "a", "10.201.1.3");
@@ -172,15 +174,27 @@ function ip(...args: string[]): void {
   run("ip", ...args);
 }
 
+/** The name of a node's namespace, or of a pod's. */
+function netnsOf(place: string): string {
+  return `${PREFIX}${place}`;
+}
+
+/** The path of a node's namespace (`a`, `b`), or of a pod's (`a-client`). */
+export function netnsPath(place: string): string {
+  return `/run/netns/${netnsOf(place)}`;
+}
+
+/** Those of this run, and those of runs that have ended without. */
 function removeNamespaces(): void {
   for (const line of run("ip", "netns", "list").split("\n")) {
     const [name = ""] = line.split(" ");
-    if (name.startsWith("vt-proxy-")) ip("netns", "del", name);
+    const pid = /^vt-proxy-(\d+)-/.exec(name)?.[1];
+    if (pid !== undefined && (name.startsWith(PREFIX) || !existsSync(`/proc/${pid}`))) ip("netns", "del", name);
   }
 }
 
 function makeNode(node: string, at: number): void {
-  const name = `vt-proxy-${node}`;
+  const name = netnsOf(node);
   ip("netns", "add", name);
   ip("-n", name, "link", "set", "lo", "up");
   ip("-n", name, "link", "add", "pods", "type", "bridge");
@@ -190,11 +204,11 @@ function makeNode(node: string, at: number): void {
 }
 
 function makePod(name: string, node: string, address: string): Pod {
-  const netns = `vt-proxy-${node}-${name}`;
+  const netns = netnsOf(`${node}-${name}`);
   ip("netns", "add", netns);
   ip("-n", netns, "link", "set", "lo", "up");
-  ip("link", "add", "eth0", "netns", netns, "type", "veth", "peer", "name", `v-${name}`, "netns", `vt-proxy-${node}`);
-  ip("-n", `vt-proxy-${node}`, "link", "set", `v-${name}`, "master", "pods", "up");
+  ip("link", "add", "eth0", "netns", netns, "type", "veth", "peer", "name", `v-${name}`, "netns", netnsOf(node));
+  ip("-n", netnsOf(node), "link", "set", `v-${name}`, "master", "pods", "up");
   ip("-n", netns, "addr", "add", `${address}/24`, "dev", "eth0");
   ip("-n", netns, "link", "set", "eth0", "up");
   ip("-n", netns, "route", "add", "default", "via", address.replace(/\d+$/, "1"));
@@ -296,7 +310,7 @@ export class Node implements AsyncDisposable {
     const args = [
       "netns",
       "exec",
-      `vt-proxy-${this.name}`,
+      netnsOf(this.name),
       process.execPath,
       "--conditions=veil-source",
       "--disable-warning=DEP0111",
@@ -363,7 +377,7 @@ export class Node implements AsyncDisposable {
 
   /** A page of the proxy; empty when nobody answers. */
   async get(port: number, path: string): Promise<string> {
-    const netns = openNetns(`/run/netns/vt-proxy-${this.name}`);
+    const netns = openNetns(netnsPath(this.name));
     try {
       const tcp = await connectTcp({ netns, ip: "127.0.0.1", port, timeoutMs: 1_000, clock });
       const socket = tcp.toNetSocket();
