@@ -48,6 +48,12 @@ export class PublicStream implements ByteStream {
     this.#duplex.on("close", () => {
       if (!this.#ended || !this.#duplex.writableFinished) this.#broken(socketError("socket", "it was closed"));
     });
+    if (this.#duplex.destroyed) {
+      // Its events have passed already.
+      setImmediate(() => {
+        this.#broken(socketError("socket", this.#duplex.errored?.message ?? "it was closed"));
+      });
+    }
     this.#duplex.resume();
   }
 
