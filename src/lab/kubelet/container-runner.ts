@@ -74,11 +74,11 @@ export class ContainerRunner {
     this.#restartBackoff = new Backoff(RESTART, options.random);
     this.#retryBackoff = new Backoff(RETRY, options.random);
     this.#record = readRecord(options.files);
-    const { attempt, startedMs, ready } = this.#record;
+    const { attempt, startedMs, ready, last } = this.#record;
     // What runs is told as running from the first word on: a new kubelet must not make its pods look new.
-    if (attempt > 0 && isStillRunning(options.files, attempt)) {
-      this.#state = { kind: "running", startedMs, started: ready, ready };
-    }
+    const running = attempt > 0 && isStillRunning(options.files, attempt);
+    if (running) this.#state = { kind: "running", startedMs, started: ready, ready };
+    else if (last !== undefined) this.#state = last;
   }
 
   get name(): string {

@@ -114,6 +114,7 @@ export class PodWorker {
   }
 
   async #run(): Promise<void> {
+    this.#makeRunners();
     const phase = this.#pod.status?.phase;
     if (phase !== "Succeeded" && phase !== "Failed") {
       const prepared = await this.#prepare();
@@ -128,7 +129,6 @@ export class PodWorker {
   /** Makes all that containers need, again and again until it is there. False: the pod is to be stopped. */
   async #prepare(): Promise<boolean> {
     const backoff = new Backoff(RETRY, this.#parts.random);
-    this.#makeRunners();
     this.#report();
     while (!this.#stop.signal.aborted) {
       try {
