@@ -69,6 +69,7 @@ export class KubeletProxy {
     const done = Promise.withResolvers<void>();
     const upstream = httpsRequest({ host, port, path, agent: this.#agent, timeout: CONNECT_TIMEOUT_MS }, (answer) => {
       upstream.setTimeout(0);
+      response.shouldKeepAlive = false; // see sendText: no request may follow on a stream of any size
       response.writeHead(answer.statusCode ?? 502, { "content-type": answer.headers["content-type"] ?? "text/plain" });
       response.flushHeaders();
       answer.pipe(response);

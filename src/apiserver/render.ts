@@ -113,15 +113,29 @@ function partial(object: Readonly<KubeObject>): unknown {
   return { kind: "PartialObjectMetadata", apiVersion: "meta.k8s.io/v1", metadata: object.metadata };
 }
 
-/** Sends JSON text. */
+/** The last part of an answer is no larger than this, and leaves alone. */
+const LAST_PART_BYTES = 16 * 1024;
+
+/**
+ * Sends JSON text. Of a large answer the last part waits until everything before it has left: Node pauses its parser
+ * when a request comes in while an answer is still being written, and over TLS that fails with "Parse Error: Paused".
+ */
 export function sendText(response: ServerResponse, code: number, text: string): void {
-  const body = Buffer.from(text);
-  response.writeHead(code, {
-    "content-type": "application/json",
+  sendBody(response, { code, text, contentType: "application/json" });
+}
+
+/** The same with another content type. */
+export function sendBody(response: ServerResponse, answer: { code: number; text: string; contentType: string }): void {
+  const body = Buffer.from(answer.text);
+  response.writeHead(answer.code, {
+    "content-type": answer.contentType,
     "content-length": body.length,
     "cache-control": "no-cache, private",
   });
-  response.end(body);
+  const cut = Math.max(0, body.length - LAST_PART_BYTES);
+  const last = (): void => void response.end(body.subarray(cut));
+  if (cut === 0) last();
+  else response.write(body.subarray(0, cut), last); // called when it has left, or never will
 }
 
 /** Sends a Status or any other value. */

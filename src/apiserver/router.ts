@@ -9,10 +9,19 @@ import { impersonate } from "./impersonation.ts";
 import { subjectOf, type Kind } from "./kinds.ts";
 import type { OpenApi } from "./openapi.ts";
 import type { Registry } from "./registry.ts";
-import { sendJson, sendStatus, sendText } from "./render.ts";
+import { sendBody, sendJson, sendStatus, sendText } from "./render.ts";
 import { parseRequest, type RequestInfo, type ResourceTarget } from "./request.ts";
 import type { ResourceHandler } from "./resource-handler.ts";
-import { forbidden, internalError, methodNotAllowed, notServed, StatusError, tooLarge, unavailable } from "./status.ts";
+import {
+  badRequest,
+  forbidden,
+  internalError,
+  methodNotAllowed,
+  notServed,
+  StatusError,
+  tooLarge,
+  unavailable,
+} from "./status.ts";
 import type { SubresourceHandler } from "./subresources.ts";
 import type { TokenIssuer } from "./tokens.ts";
 import type { User } from "./user.ts";
@@ -108,12 +117,8 @@ export class Router {
   #document(info: RequestInfo, message: IncomingMessage, response: ServerResponse): void {
     if (info.verb !== "get" && info.verb !== "head") throw methodNotAllowed({ resource: info.path }, info.verb);
     const found = this.#parts.discovery.find(info.path, message.headers.accept ?? "");
-    if (found !== undefined) {
-      const body = Buffer.from(JSON.stringify(found.body));
-      response.writeHead(200, { "content-type": found.contentType, "content-length": body.length, vary: "Accept" });
-      response.end(body);
-      return;
-    }
+    if (found !== undefined)
+      return sendBody(response, { code: 200, text: JSON.stringify(found.body), contentType: found.contentType });
     if (["/healthz", "/livez", "/readyz"].includes(info.path)) {
       response.writeHead(200, { "content-type": "text/plain" }).end("ok");
       return;
@@ -170,15 +175,20 @@ function refusal(user: User, wanted: Attributes): StatusError {
  * beyond the cap the connection is given up.
  */
 async function readBody(message: IncomingMessage): Promise<Buffer> {
+  const read = Promise.withResolvers<Buffer>();
   const chunks: Buffer[] = [];
   let bytes = 0;
-  for await (const chunk of message) {
-    const buffer = Buffer.isBuffer(chunk) ? chunk : Buffer.from(String(chunk));
-    bytes += buffer.length;
-    if (bytes <= MAX_BODY_BYTES) chunks.push(buffer);
+  message.on("data", (chunk: Buffer) => {
+    bytes += chunk.length;
+    if (bytes <= MAX_BODY_BYTES) chunks.push(chunk);
     else chunks.length = 0;
-    if (bytes > MAX_BODY_BYTES * DROPPED_BODIES) break;
-  }
-  if (bytes > MAX_BODY_BYTES) throw tooLarge(MAX_BODY_BYTES);
-  return Buffer.concat(chunks);
+    if (bytes > MAX_BODY_BYTES * DROPPED_BODIES) message.destroy();
+  });
+  message.once("end", () => {
+    if (bytes > MAX_BODY_BYTES) read.reject(tooLarge(MAX_BODY_BYTES));
+    else read.resolve(Buffer.concat(chunks));
+  });
+  message.once("error", () => read.reject(badRequest("the body ended before its end")));
+  message.once("close", () => read.reject(badRequest("the body ended before its end")));
+  return read.promise;
 }

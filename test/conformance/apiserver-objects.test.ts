@@ -57,6 +57,16 @@ describe("the life of objects", () => {
     assert.equal(body.metadata.deletionTimestamp, undefined);
   });
 
+  it("large objects go back and forth on one connection", async () => {
+    for (let index = 0; index < 60; index++) {
+      const answer = await api.client.call("PUT", `${maps}/large`, {
+        body: { metadata: { name: "large" }, data: { a: `${index}${"x".repeat(60_000 + index * 1000)}` } },
+      });
+      if (index > 0) assert.equal(answer.code, 200);
+      else await create(maps, { metadata: { name: "large" } });
+    }
+  });
+
   it("names are generated", async () => {
     const { metadata } = await create(maps, { metadata: { generateName: "made-" } });
     assert.match(metadata.name, /^made-[a-z0-9]{5}$/);
