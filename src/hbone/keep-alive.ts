@@ -63,8 +63,14 @@ export class KeepAlive {
     this.#ping(ALIVE);
     const { pingTimeoutMs } = this.#limits;
     this.#cancel = this.#session.clock.after(pingTimeoutMs, () => {
-      if (this.#heard) this.start();
-      else this.#session.fail(hboneError("HBONE_PING_TIMEOUT", `nothing came from the peer for ${pingTimeoutMs} ms`));
+      // When this thread was held up, the answer may wait to be read: first a look at the sockets.
+      const judgement = setImmediate(() => {
+        if (this.#heard) this.start();
+        else this.#session.fail(hboneError("HBONE_PING_TIMEOUT", `nothing came from the peer for ${pingTimeoutMs} ms`));
+      });
+      this.#cancel = () => {
+        clearImmediate(judgement);
+      };
     });
   }
 

@@ -40,7 +40,9 @@ async function someSocket(): Promise<TcpSocket> {
   const app = createPlain((socket) => socket.on("error", () => {})).listen(0, "127.0.0.1");
   await once(app, "listening");
   const { port } = app.address() as AddressInfo;
+  const accepted = once(app, "connection");
   const socket = await connectTcp({ ip: "127.0.0.1", port, timeoutMs: 1000, clock });
+  await accepted; // else closing the listener resets it
   app.close();
   return socket;
 }
@@ -108,7 +110,7 @@ describe("hostile TLS clients", () => {
       port: 0,
       certificate: () => identity,
       clock,
-      limits: { handshakeTimeoutMs: 300 },
+      limits: { handshakeTimeoutMs: 1000 },
       onTunnel: (tunnel) => tunnels.push(tunnel),
       onRejected: ({ error }) => rejected.push(error.code),
     });
@@ -198,7 +200,7 @@ describe("hostile TLS servers", () => {
       clock,
       random: systemRandom,
       certificate: () => client,
-      limits: { handshakeTimeoutMs: 300, pingIntervalMs: 100, pingTimeoutMs: 100 },
+      limits: { handshakeTimeoutMs: 1000, pingIntervalMs: 200, pingTimeoutMs: 300 },
     });
     const socket = await someSocket();
     const result = await new Promise<TunnelResult>((resolve) => {
@@ -255,7 +257,7 @@ describe("hostile TLS servers", () => {
     await against(greeter, "HBONE_TLS_HANDSHAKE", "no TLS");
     const mute = createPlain((socket) => {
       socket.on("error", () => {});
-      setTimeout(() => socket.destroy(), 1000);
+      setTimeout(() => socket.destroy(), 3000);
     });
     await against(mute, "HBONE_TLS_TIMEOUT", "silence");
     await against(
@@ -264,7 +266,7 @@ describe("hostile TLS servers", () => {
       "closed at once",
     );
     await against(
-      tlsServer(identity, (socket) => setTimeout(() => socket.destroy(), 1000)),
+      tlsServer(identity, (socket) => setTimeout(() => socket.destroy(), 3000)),
       "HBONE_PING_TIMEOUT",
       "silent after the handshake",
     );

@@ -156,7 +156,10 @@ class Handshake {
     this.#options = options;
     const { clock, timeoutMs } = options;
     this.#cancelTimer = clock.after(timeoutMs, () => {
-      this.failed(hboneError("HBONE_TLS_TIMEOUT", `no TLS handshake within ${timeoutMs} ms`));
+      // When this thread was held up, the handshake may be about to end: first a look at the sockets.
+      setImmediate(() => {
+        this.failed(hboneError("HBONE_TLS_TIMEOUT", `no TLS handshake within ${timeoutMs} ms`));
+      });
     });
   }
 
