@@ -1,4 +1,4 @@
-import type { Clock } from "#base/clock";
+import { sleep, type Clock } from "#base/clock";
 import { messageOf, type CodedError } from "#base/errors";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
@@ -30,6 +30,8 @@ export interface DataThreadsParts {
 
 /** A request that a thread has not answered for so long means that it never will. */
 const ANSWER_MS = 30_000;
+/** How long threads go on after their last connection has ended. */
+const LINGER_MS = 250;
 
 interface Member {
   readonly port: ThreadPort;
@@ -116,6 +118,8 @@ export class DataThreads {
   async drain(deadlineMs: number): Promise<void> {
     this.#isStopping = true;
     await this.#all((seq) => ({ type: "drain", seq, drainMs: deadlineMs })).catch(() => undefined); // they end anyway
+    // The last bytes of the last tunnels are on their way: a session that is cut with unread frames would be reset.
+    await sleep(this.#parts.clock, Math.min(deadlineMs, LINGER_MS));
     await Promise.all(this.#members.map(({ port }) => port.terminate()));
   }
 
