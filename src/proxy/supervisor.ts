@@ -40,7 +40,10 @@ export async function supervise(options: SupervisorOptions): Promise<number> {
     child.go();
     log.info({ child: child.pid }, "data path process at work");
     const standby = new Standby(options);
-    const end = await untilEnded(child, signal);
+    const end = await untilEnded(child, signal).catch((error: unknown) => {
+      standby.stop(); // it could not be started, so the next one could not either
+      throw error;
+    });
     const livedMs = Math.round(clock.monotonic() - startMs);
     if (!signal.aborted) {
       pauseMs = livedMs >= SHORT_LIFE_MS ? 0 : Math.min(LONGEST_PAUSE_MS, Math.max(FIRST_PAUSE_MS, 2 * pauseMs));
