@@ -17,7 +17,7 @@ export class CodedError<Code extends string = string> extends Error {
 }
 
 /** What an operator should know about one code: the text of `docs/errors.md`. */
-export interface ErrorHint {
+interface ErrorHint {
   /** When this happens, one lower-case sentence. */
   readonly when: string;
   /** What to do about it, one lower-case sentence. */

@@ -18,7 +18,7 @@ export interface WhyFacts {
 }
 
 /** One end, as the cluster has it. */
-export interface WhyEnd {
+interface WhyEnd {
   /** `namespace/pod`, or an address. */
   readonly name: string;
   readonly node: string | undefined;

@@ -19,7 +19,7 @@ export interface Captures {
 }
 
 /** Port on which a proxy accepts tunnels. */
-export const TUNNEL_PORT = 15008;
+const TUNNEL_PORT = 15008;
 
 /** What the wire showed of a pair between two moments (microseconds since the epoch). */
 export function observePath(pair: Pair, captures: Captures, phase: { fromUs: number; toUs: number }): DemoPath {

@@ -14,7 +14,7 @@ export const ENROLLED = ["shop", "bank"] as const;
 /** The label that encrypts. */
 export const LABEL = "io.cilium/mtls-enabled=true";
 /** Port of both services. */
-export const PORT = 8080;
+const PORT = 8080;
 
 export const CAST: readonly Cast[] = [
   { namespace: "shop", name: "cart", node: "node1" },

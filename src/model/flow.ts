@@ -48,7 +48,7 @@ export type FlowReason =
   | "drained";
 
 /** One end of a flow. Parts that are not known are undefined. */
-export interface FlowPeer {
+interface FlowPeer {
   /** `ip:port`. */
   readonly address: string;
   readonly workload: string | undefined;
