@@ -50,7 +50,7 @@ function delays(flips: readonly Flip[], packets: readonly Packet[], on: boolean)
 const lab = await startLab("latency");
 try {
   const scene = await buildScene(lab, "latency");
-  const seconds = Math.ceil((TRIALS * 2 * (SETTLE_MS + 1_200)) / 1000) + 10;
+  const seconds = Math.ceil((TRIALS * 2 * (SETTLE_MS + 600)) / 1000) + 10;
   const filter = `tcp and src host ${scene.far.status?.podIP} and (dst port ${LOAD_PORT} or dst port ${TUNNEL_PORT})`;
   const capture = await lab.captureNode("node1", { filter });
   const load = runLoad(await enterPod(lab, scene.far), scene.server, ["--rate", "100", "--seconds", String(seconds)]);

@@ -15,7 +15,9 @@ export const LOAD_PORT = 9000;
 export const TUNNEL_PORT = 15008;
 /** Architecture §3: for this long after a label, plaintext of a stale view may still pass. */
 export const PROPAGATION_BOUND_MS = 10_000;
-export const LABEL = "io.cilium/mtls-enabled";
+/** Longest run of the load. */
+const LOAD_TIMEOUT_MS = 400_000;
+const LABEL = "io.cilium/mtls-enabled";
 const REDIRECTED = "ambient.istio.io/redirection";
 
 /** What the load's client prints at its end. */
@@ -120,7 +122,9 @@ export async function enterPod(lab: TestLab, pod: Pod): Promise<string[]> {
 /** Starts the load's client in a pod; resolves with its result. `words` as `load.ts client` takes them. */
 export async function runLoad(enter: readonly string[], server: Pod, words: readonly string[]): Promise<LoadResult> {
   const target = `${server.status?.podIP}:${LOAD_PORT}`;
-  const stdout = await must([...enter, process.execPath, LOAD, "client", "--target", target, ...words]);
+  const stdout = await must([...enter, process.execPath, LOAD, "client", "--target", target, ...words], {
+    timeoutMs: LOAD_TIMEOUT_MS,
+  });
   return JSON.parse(stdout) as LoadResult; // printed by load.ts
 }
 
