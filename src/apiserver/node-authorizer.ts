@@ -9,6 +9,9 @@ import { nodeOf, type User } from "./user.ts";
 const LEASE_NAMESPACE = "kube-node-lease";
 const WRITE_OWN = new Set(["get", "create", "update", "patch", "delete"]);
 const READ = new Set(["get", "list", "watch"]);
+/** An annotation of ServiceAccounts: with "true" their tokens may write only what belongs to the node they are bound to. */
+const NODE_BOUND_ANNOTATION = "veil.dev/node-bound";
+const NODE_NAME_EXTRA = "authentication.kubernetes.io/node-name";
 const RESTRICTED_LABEL = "node-restriction.kubernetes.io/";
 
 /**
@@ -51,7 +54,7 @@ export class NodeAuthorizer {
 
   /** Refuses, while writing, what the request alone did not show: other nodes' objects in the body, labels, tokens of other pods. */
   readonly admit: Admission = (request) => {
-    const node = nodeOf(request.context.user);
+    const node = nodeOf(request.context.user) ?? this.#boundNode(request.context.user);
     if (node === undefined) return;
     const { kind, object } = request;
     const problem = RESTRICTIONS[resourceOf(kind)]?.(node, request);
@@ -74,6 +77,18 @@ export class NodeAuthorizer {
       textAt(reference, "uid") === pod.object.metadata.uid &&
       textAt(pod.object, "spec", "nodeName") === node
     );
+  }
+
+  /**
+   * The node that a token is bound to, when its account may write for one node only (an agent's, on each node the same account);
+   * empty, which is no node, when the token is bound to none. Undefined: no such account.
+   */
+  #boundNode(user: User): string | undefined {
+    const [, namespace = "", name = ""] = /^system:serviceaccount:([^:]+):([^:]+)$/.exec(user.name) ?? [];
+    if (name === "") return undefined;
+    const account = this.#store.get({ resource: "serviceaccounts", namespace, name });
+    if (account?.object.metadata.annotations?.[NODE_BOUND_ANNOTATION] !== "true") return undefined;
+    return user.extra[NODE_NAME_EXTRA]?.[0] ?? "";
   }
 
   #allowsNode(node: string, wanted: Attributes): boolean {

@@ -86,7 +86,9 @@ function subjectsOf(role: VeilRole): { kind: string; name: string; namespace: st
 
 function accountOf(role: VeilRole): Manifest[] {
   const name = VEIL_ROLES[role].app;
-  const account = manifest(resources.serviceAccounts, { metadata: { name, namespace: VEIL_NAMESPACE } });
+  // Every node's agent has this account: the API lets each write only what is its own node's.
+  const annotations: Record<string, string> = role === "agent" ? { "veil.dev/node-bound": "true" } : {};
+  const account = manifest(resources.serviceAccounts, { metadata: { name, namespace: VEIL_NAMESPACE, annotations } });
   const rules = RULES[role];
   if (rules.length === 0) return [account];
   return [

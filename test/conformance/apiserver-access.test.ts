@@ -320,6 +320,46 @@ describe("a node's credentials", () => {
     assert.deepEqual(body.status.user.extra["authentication.kubernetes.io/node-name"], ["n1"]);
   });
 
+  it("hold for an account that all nodes share: its tokens write for the node they are bound to, and without the mark for all", async () => {
+    const rbac = "/apis/rbac.authorization.k8s.io/v1";
+    const rules = [{ apiGroups: [""], resources: ["pods"], verbs: ["get", "patch"] }];
+    await api.client.call("POST", `${rbac}/clusterroles`, { body: { metadata: { name: "patch-pods" }, rules } });
+    const attempts = async (
+      account: string,
+      annotations: Record<string, string>,
+      bound: boolean,
+    ): Promise<number[]> => {
+      await api.client.call("POST", `${home}/serviceaccounts`, { body: { metadata: { name: account, annotations } } });
+      const subjects = [{ kind: "ServiceAccount", name: account, namespace: api.namespace }];
+      const roleRef = { apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole", name: "patch-pods" };
+      await api.client.call("POST", `${rbac}/clusterrolebindings`, {
+        body: { metadata: { name: account }, roleRef, subjects },
+      });
+      const spec = { serviceAccountName: account, nodeName: "n1", containers: [{ name: "c", image: "i" }] };
+      const pod = await api.client.call("POST", `${home}/pods`, {
+        body: { metadata: { name: `of-${account}` }, spec },
+      });
+      const { name, uid } = pod.body.metadata;
+      const boundObjectRef = { apiVersion: "v1", kind: "Pod", name, uid };
+      const { body } = await api.client.call("POST", `${home}/serviceaccounts/${account}/token`, {
+        body: { spec: { audiences: [], ...(bound && { boundObjectRef }) } },
+      });
+      assert.ok(body.status.token, JSON.stringify(body));
+      const client = new RawClient(api.kubeconfig, { token: body.status.token });
+      const off = { metadata: { annotations: { "ambient.istio.io/redirection": `by-${account}` } } };
+      const seen = await codes(client, [
+        ["PATCH", `${home}/pods/p1`, off],
+        ["PATCH", `${home}/pods/p2`, off],
+      ]);
+      client.close();
+      return seen;
+    };
+    const mark = { "veil.dev/node-bound": "true" };
+    assert.deepEqual(await attempts("agent", mark, true), [200, 403]);
+    assert.deepEqual(await attempts("unbound", mark, false), [403, 403]);
+    assert.deepEqual(await attempts("unmarked", {}, true), [200, 200]);
+  });
+
   it("read Services and EndpointSlices, and change none", async () => {
     assert.deepEqual(
       await codes(one, [
