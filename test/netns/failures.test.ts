@@ -3,7 +3,8 @@ import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 import { sleep, systemClock } from "#base/clock";
 import type { Packet } from "#capture";
-import type { Pod } from "#kube";
+import { resources, type Pod } from "#kube";
+import type { FlowRecord } from "#model/flow";
 import type { LabStatus } from "#lab";
 import { eventually, startLab, veil, type TestLab } from "./harness.ts";
 import {
@@ -141,8 +142,32 @@ async function dialNewServer(name: string): Promise<void> {
     [],
     "an enrolled client spoke in clear to an enrolled server",
   );
+  const reasons = await eventually(`records of the connections to ${name}`, async () => {
+    const found = await reasonsTo(server);
+    return found.length > 0 ? found : undefined; // they are held for a while before they are refused
+  });
+  assert.deepEqual(reasons, ["refused control_plane_unavailable"]);
   const old = await runLoad(enter, scene.server, ["--rate", "20", "--seconds", "1"]);
   assertFlawless(old, 0);
+}
+
+/** What the records of the client's proxy say about connections to a pod, each verdict and reason once. */
+async function reasonsTo(server: Pod): Promise<string[]> {
+  const proxy = await proxyOf("node1");
+  const lines = (await lab.kubectl("-n", "veil-system", "logs", proxy))
+    .split("\n")
+    .filter((line) => line.includes('"outbound"'));
+  const records = lines.map((line) => JSON.parse(line) as FlowRecord); // written by our own proxy
+  const own = records.filter(({ destination }) => destination.address === `${server.status?.podIP}:${LOAD_PORT}`);
+  return [...new Set(own.map(({ verdict, reason }) => `${verdict} ${reason}`))];
+}
+
+async function proxyOf(node: string): Promise<string> {
+  const { items } = await lab.client.list(resources.pods, {
+    namespace: "veil-system",
+    labelSelector: "app=veil-proxy",
+  });
+  return items.find(({ spec }) => spec?.nodeName === node)?.metadata?.name ?? "";
 }
 
 test("with the controller stopped, an old enrolled client does not reach a new enrolled server, and never in clear; also with a restarted proxy", async () => {
