@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { Command, Option } from "commander";
 import type { CliContext } from "./context.ts";
 
@@ -30,15 +31,16 @@ async function play(context: CliContext, flags: DemoFlags): Promise<void> {
     { formatReport, runDemo },
   ] = await Promise.all([import("#lab"), import("#apiserver"), import("#demo")]);
   const { env, signal, clock, program, note, interactive } = context;
-  const kubectl = await ensureKubectl({ env, signal, note });
-  const startMs = clock.monotonic();
   const lab = labLayout(flags.name);
   const labContext = { lab, clock, signal, program, env, progress: lineProgress({ clock, interactive, write: note }) };
   const down = (): Promise<unknown> => takeDown({ ...labContext, signal: new AbortController().signal });
-  await down(); // a demo begins from nothing, also after one that was killed
   let keep = false;
   try {
+    if (existsSync(lab.folder)) await down(); // a demo begins from nothing, also after one that was killed
+    const startMs = clock.monotonic();
     await bringUp(labContext, { nodes: 2 });
+    const upMs = clock.monotonic() - startMs;
+    const kubectl = await ensureKubectl({ env, signal, note });
     const nodes = nodeLayouts(lab, 2).map(({ name, netns }) => ({
       name,
       netns: netnsPath(netns),
@@ -46,13 +48,13 @@ async function play(context: CliContext, flags: DemoFlags): Promise<void> {
     }));
     const cluster = { name: lab.name, kubeconfig: lab.kubeconfig, nodes };
     const played = await runDemo({ lab: cluster, kubectl, program, clock, signal, progress: labContext.progress });
-    const report = { ...played, seconds: Math.round(clock.monotonic() - startMs) / 1000 };
+    const report = { ...played, seconds: Math.round(upMs + played.seconds * 1000) / 1000 };
     context.out(flags.output === "json" ? `${JSON.stringify(report, undefined, 2)}\n` : formatReport(report));
     if (!report.proven) process.exitCode = 1;
     keep = flags.keep === true;
     if (keep) note(nextSteps(program, flags.name));
   } finally {
-    if (!keep) await down();
+    if (!keep && existsSync(lab.folder)) await down();
   }
 }
 

@@ -4,7 +4,7 @@ import { defineErrors, type CodedError } from "#base/errors";
 export const kubeError = defineErrors("kube", {
   KUBE_CONFIG_UNREADABLE: {
     when: "a kubeconfig, or a file that it names, could not be read",
-    hint: "the message names the file; check --kubeconfig, KUBECONFIG and the file's permissions",
+    hint: "the message names the file; check --kubeconfig, KUBECONFIG and the file's permissions; a lab's: eval \"$(veil lab env)\"",
   },
   KUBE_CONFIG_INVALID: {
     when: "a kubeconfig is no YAML, or one of its fields is missing or of the wrong form",
