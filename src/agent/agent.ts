@@ -16,6 +16,7 @@ import { xdsMetrics, type XdsServer } from "#xds";
 import { kubeAnnouncer } from "./announcer.ts";
 import { controllerTransports, createRelay, followTrustBundle } from "./controller-link.ts";
 import { Following } from "./following.ts";
+import { LabelWarnings } from "./label-warnings.ts";
 import type { AgentOptions } from "./options.ts";
 import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
 import { StatusServer } from "./status-server.ts";
@@ -66,6 +67,7 @@ export function createAgent(options: AgentOptions): Agent {
     pods: new Informer({ client, clock, random, log, ref: resources.pods, fieldSelector: `spec.nodeName=${node}` }),
     namespaces: new Informer({ client, clock, random, log, ref: resources.namespaces }),
     enrolment,
+    warnings: new LabelWarnings({ client, node, clock, log }),
   });
   const status = new StatusServer({
     ...options.status,

@@ -1,12 +1,14 @@
 import type { Service } from "#base/service";
 import type { Enrolment } from "#enrolment";
 import type { Informer, Namespace, Pod } from "#kube";
+import type { LabelWarnings } from "./label-warnings.ts";
 import { podFacts } from "./pod-facts.ts";
 
 interface FollowingParts {
   readonly pods: Informer<Pod>;
   readonly namespaces: Informer<Namespace>;
   readonly enrolment: Enrolment;
+  readonly warnings: LabelWarnings;
 }
 
 /** Tells enrolment what the API knows of this node's pods, from the first complete picture on. */
@@ -25,13 +27,19 @@ export class Following implements Service {
   }
 
   async start(signal: AbortSignal): Promise<void> {
-    const { pods, namespaces, enrolment } = this.#parts;
+    const { pods, namespaces, enrolment, warnings } = this.#parts;
     namespaces.on({
-      upserted: ({ metadata }) => enrolment.setNamespace(metadata?.name ?? "", metadata?.labels ?? {}),
+      upserted: ({ metadata }) => {
+        warnings.look("Namespace", metadata);
+        enrolment.setNamespace(metadata?.name ?? "", metadata?.labels ?? {});
+      },
       deleted: ({ metadata }) => enrolment.setNamespace(metadata?.name ?? "", undefined),
     });
     pods.on({
-      upserted: (pod) => enrolment.upsertPod(podFacts(pod)),
+      upserted: (pod) => {
+        warnings.look("Pod", pod.metadata);
+        enrolment.upsertPod(podFacts(pod));
+      },
       deleted: (pod) => enrolment.removePod(podFacts(pod).uid),
     });
     await Promise.all([namespaces.start(signal), pods.start(signal)]);

@@ -60,6 +60,14 @@ test("a pair without labels is told which command enrols it", () => {
   assert.match(formatAnswer(answer), /NOT encrypted/);
 });
 
+test("a label whose value means nothing is named, with the values that do", () => {
+  const { because } = answerWhy({ ...base, sourceNamespace: { "io.cilium/mtls-enabled": "yes" } });
+  assert.match(
+    because,
+    /shop\/a has no label .*; label io\.cilium\/mtls-enabled=yes \(it can be true or false\) means nothing/,
+  );
+});
+
 test("what stands in the way is named: opt-out, host network, an agent that has not finished", () => {
   const labelled = { ...base, sourceNamespace: MESH, destinationNamespace: MESH };
   const source = pod("a", { redirected: true });

@@ -1,4 +1,4 @@
-import { decideEligibility, type Eligibility } from "#enrolment";
+import { decideEligibility, misreadLabels, type Eligibility } from "#enrolment";
 import type { Pod } from "#kube";
 import type { FlowRecord } from "#model/flow";
 import type { Explanation } from "#proxy";
@@ -25,6 +25,8 @@ interface WhyEnd {
   /** Why it is (not) to be enrolled. */
   readonly labels: Eligibility["reason"] | "no_pod";
   readonly wanted: boolean;
+  /** Labels of it or of its namespace that were meant to enrol and mean nothing. */
+  readonly misread: readonly string[];
   /** True when its connections are redirected. */
   readonly enrolled: boolean;
 }
@@ -100,7 +102,7 @@ interface Ends {
 
 function destinationOf({ destination, destinationNamespace, address }: WhyFacts): WhyEnd {
   if (destination !== undefined) return endOf(destination, destinationNamespace ?? {});
-  return { name: address, node: undefined, labels: "no_pod", wanted: false, enrolled: false };
+  return { name: address, node: undefined, labels: "no_pod", wanted: false, misread: [], enrolled: false };
 }
 
 function endOf(pod: Pod, namespaceLabels: Readonly<Record<string, string>>): WhyEnd {
@@ -109,14 +111,25 @@ function endOf(pod: Pod, namespaceLabels: Readonly<Record<string, string>>): Why
   const facts = { uid, name, namespace, labels, annotations, serviceAccount: "", ...where };
   const { eligible, reason } = decideEligibility(facts, namespaceLabels);
   const enrolled = annotations[REDIRECTED] === "enabled";
-  return { name: `${namespace}/${name}`, node: pod.spec?.nodeName, labels: reason, wanted: eligible, enrolled };
+  const misread = [...misreadLabels(labels), ...misreadLabels(namespaceLabels)];
+  return {
+    name: `${namespace}/${name}`,
+    node: pod.spec?.nodeName,
+    labels: reason,
+    wanted: eligible,
+    misread,
+    enrolled,
+  };
 }
 
 /** What the cluster's objects alone say against encryption; undefined when nothing does. */
 function reasonOf({ source, destination }: Ends): string | undefined {
   const ends = [source, destination];
   const unwanted = ends.find(({ wanted }) => !wanted);
-  if (unwanted !== undefined) return `${unwanted.name} ${WORDS[unwanted.labels]}`;
+  if (unwanted !== undefined) {
+    const misread = unwanted.misread.map((label) => `; label ${label} means nothing`).join("");
+    return `${unwanted.name} ${WORDS[unwanted.labels]}${misread}`;
+  }
   const waiting = ends.find(({ enrolled }) => !enrolled);
   if (waiting === undefined) return undefined;
   return `${waiting.name} ${WORDS[waiting.labels]}, but its connections are not redirected yet: see its node's agent`;

@@ -57,6 +57,19 @@ export function bypassesInbound(pod: PodFacts): boolean {
   return pod.annotations[BYPASS_INBOUND_ANNOTATION] === "true";
 }
 
+/**
+ * Enrolment labels whose value means nothing, each as `label=value (what it can be)`: they enrol nobody, and somebody thinks that they
+ * do.
+ */
+export function misreadLabels(labels: Readonly<Record<string, string>>): string[] {
+  const meanings = { [DATAPLANE_MODE_LABEL]: ["ambient", "none"], [MTLS_LABEL]: ["true", "false"] };
+  return Object.entries(meanings).flatMap(([label, values]) => {
+    const value = labels[label];
+    if (value === undefined || values.includes(value)) return [];
+    return [`${label}=${value} (it can be ${values.join(" or ")})`];
+  });
+}
+
 function readLabels(labels: Readonly<Record<string, string>>): "in" | "out" | undefined {
   const mode = labels[DATAPLANE_MODE_LABEL];
   const mtls = labels[MTLS_LABEL];

@@ -2,6 +2,7 @@ export { CniServer, type CniAddEvent, type CniServerOptions } from "./cni-server
 export {
   DATAPLANE_MODE_LABEL,
   decideEligibility,
+  misreadLabels,
   MTLS_LABEL,
   REDIRECTION_ANNOTATION,
   type Eligibility,
