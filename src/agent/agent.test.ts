@@ -1,7 +1,5 @@
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { request } from "node:http";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect, createServer as createTlsServer } from "node:tls";
@@ -9,7 +7,6 @@ import { after, test } from "node:test";
 import { Code, ConnectError, createRouterTransport, type Transport } from "@connectrpc/connect";
 import { FakeClock, systemClock } from "#base/clock";
 import { silentLog } from "#base/log";
-import { CellSet, type MetricTable } from "#base/metrics";
 import { kubeError } from "#kube";
 import { IstioCertificateService, Propagation } from "#proto";
 import { RpcServer, rpcTransport } from "#rpc";
@@ -17,7 +14,6 @@ import { kubeAnnouncer, workloadUid } from "./announcer.ts";
 import { certificateRelayRoutes } from "./certificate-relay.ts";
 import { LocalServing } from "./local-serving.ts";
 import { podFacts } from "./pod-facts.ts";
-import { StatusServer } from "./status-server.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "vt-agent-"));
 after(() => rmSync(folder, { recursive: true }));
@@ -152,43 +148,3 @@ async function handshake(
   server.close();
   return outcome;
 }
-
-test("health says what is missing, metrics and pods are shown, and a taken port is named", async () => {
-  const table: MetricTable = { vt_agent_things: { kind: "counter", help: "Things.", labels: [] } };
-  const cells = new CellSet(table);
-  cells.bind("vt_agent_things", {}).value = 3;
-  const pending = ["informers"];
-  const options = {
-    host: "127.0.0.1",
-    port: 0,
-    sources: [{ table, cells }],
-    pending: () => pending,
-    pods: () => [pod],
-  };
-  const server = new StatusServer(options);
-  await server.start(never);
-  const get = async (path: string): Promise<[number, string]> =>
-    new Promise((resolve, reject) => {
-      request({ host: "127.0.0.1", port: server.port, path, agent: false }, (response) => {
-        let text = "";
-        response.on("data", (part: Buffer) => (text += part.toString()));
-        response.on("end", () => resolve([response.statusCode ?? 0, text]));
-      })
-        .on("error", reject)
-        .end();
-    });
-  assert.deepEqual(await get("/healthz/ready"), [500, "not ready, pending: informers\n"]);
-  pending.pop();
-  assert.deepEqual(await get("/healthz/ready?verbose"), [200, "ready\n"]);
-  assert.deepEqual(await get("/healthz/live"), [200, "ok\n"]);
-  assert.match((await get("/metrics"))[1], /vt_agent_things 3/);
-  assert.match((await get("/pods"))[1], /"cart-1"/);
-  assert.equal((await get("/constructor"))[0], 404);
-  const holder = createServer();
-  await new Promise<void>((resolve) => holder.listen(0, "127.0.0.1", resolve));
-  const taken = holder.address();
-  const port = typeof taken === "object" ? (taken?.port ?? 0) : 0;
-  await assert.rejects(new StatusServer({ ...options, port }).start(never), { code: "AGENT_LISTEN" });
-  holder.close();
-  await server.drain(0);
-});

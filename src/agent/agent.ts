@@ -12,6 +12,7 @@ import {
 } from "#enrolment";
 import { CertificateManager, identityMetrics, istioIssuer } from "#identity";
 import { Informer, resources } from "#kube";
+import { PageServer, statusPages } from "#rpc";
 import { xdsMetrics, type XdsServer } from "#xds";
 import { kubeAnnouncer } from "./announcer.ts";
 import { controllerTransports, createRelay, followTrustBundle } from "./controller-link.ts";
@@ -19,7 +20,6 @@ import { Following } from "./following.ts";
 import { LabelWarnings } from "./label-warnings.ts";
 import type { AgentOptions } from "./options.ts";
 import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
-import { StatusServer } from "./status-server.ts";
 
 /** An agent that was put together but not started: its services in the order of their start. */
 export interface Agent {
@@ -69,16 +69,16 @@ export function createAgent(options: AgentOptions): Agent {
     enrolment,
     warnings: new LabelWarnings({ client, node, clock, log }),
   });
-  const status = new StatusServer({
-    ...options.status,
+  const pages = statusPages({
     sources: [
       { table: enrolmentMetrics, cells: cells.own },
       { table: xdsMetrics, cells: cells.xds },
       { table: identityMetrics, cells: cells.ids },
     ],
     pending: () => [...(following.started ? [] : ["informers"]), ...(xds.client.warm ? [] : ["controller"])],
-    pods: () => enrolment.list(),
+    more: { "/pods": () => enrolment.list() },
   });
+  const status = new PageServer({ name: "status", ...options.status, log, handle: pages });
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
   const fromCluster = [patient(bundle.informer), xds.client, local.cni, following];
   return {

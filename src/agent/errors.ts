@@ -2,10 +2,6 @@ import { defineErrors } from "#base/errors";
 
 /** Failures of the agent as a whole; those of its parts are in their components. */
 export const agentError = defineErrors("agent", {
-  AGENT_LISTEN: {
-    when: "the agent cannot serve metrics and health",
-    hint: "another process holds the port; stop it, or choose another with --metrics-listen",
-  },
   AGENT_ROOT_FILE: {
     when: "the root of the port for another ztunnel cannot be written",
     hint: "make room on that disk or choose another file with --root-file; --ztunnel-listen none does without it",

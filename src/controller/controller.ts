@@ -17,14 +17,13 @@ import {
 } from "#ca";
 import type { Cluster } from "#discovery";
 import type { KubeClient } from "#kube";
-import { RpcServer } from "#rpc";
+import { PageServer, RpcServer, statusPages } from "#rpc";
 import { ResourceCache, xdsMetrics, XdsServer } from "#xds";
 import { Catalog } from "./catalog.ts";
 import { controllerMetrics } from "./metrics.ts";
 import { Peers, type Peer } from "./peers.ts";
 import { LivePods } from "./pod-directory.ts";
 import { PropagationService } from "./propagation.ts";
-import { StatusServer } from "./status-server.ts";
 import { TrustBundles } from "./trust-bundles.ts";
 
 /** What a controller is made of. */
@@ -74,8 +73,7 @@ export function createController(options: ControllerOptions): Controller {
   const bundles = new TrustBundles({ ...shared, authority, log: log.child({ component: "trust bundles" }) });
   const { serving, rpc } = createServing(options, { cells, cache, catalog, authority });
   const started = new Started();
-  const status = new StatusServer({
-    ...options.status,
+  const pages = statusPages({
     sources: [
       { table: xdsMetrics, cells: cells.xds },
       { table: caMetrics, cells: cells.ca },
@@ -83,6 +81,7 @@ export function createController(options: ControllerOptions): Controller {
     ],
     pending: () => started.pending,
   });
+  const status = new PageServer({ name: "status", ...options.status, log, handle: pages });
   return {
     services: [
       status,

@@ -50,10 +50,6 @@ export const proxyError = defineErrors("proxy", {
     when: "a data thread ended or answered nothing",
     hint: "the process ends and its supervisor starts the next one; report the trace that the log shows",
   },
-  PROXY_PORT_IN_USE: {
-    when: "one of the proxy's ports on the node (15000, 15020, 15021) is taken",
-    hint: "another proxy or ztunnel runs on this node; stop it or choose other ports",
-  },
   PROXY_FLAG: {
     when: "an option of veil proxy is wrong",
     hint: "the message names the option; veil proxy --help shows all",

@@ -6,11 +6,11 @@ import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
 import type { Address } from "#model/workload";
 import { AuthorizationSchema, encodeAddress } from "#proto";
+import { textPage } from "#rpc";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION } from "#xds";
 import { Addresses, ADDRESSES_PER_MESSAGE } from "./addresses.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
 import { endCause, plainCause, tunnelCause } from "./causes.ts";
-import { HttpService, text } from "./http.ts";
 import type { ToThread } from "./messages.ts";
 import { Records } from "./records.ts";
 import { RecordQueue } from "./record-queue.ts";
@@ -355,10 +355,10 @@ describe("pages for operators", () => {
   };
 
   it("show readiness as upstream does", async () => {
-    assert.deepEqual(await handleReady(parts(), get("/healthz/ready")), text(200, "ready"));
+    assert.deepEqual(await handleReady(parts(), get("/healthz/ready")), textPage(200, "ready"));
     assert.deepEqual(
       await handleReady(parts(["a", "b"]), get("/healthz/ready")),
-      text(500, "not ready, pending: a, b"),
+      textPage(500, "not ready, pending: a, b"),
     );
     assert.equal((await handleReady(parts(), get("/"))).status, 404);
   });
@@ -382,22 +382,6 @@ describe("pages for operators", () => {
     await handleAdmin(admin, get("/quitquitquit", "POST"));
     assert.equal(admin.quits, 1);
     assert.equal((await handleAdmin(admin, get("/nothing"))).status, 404);
-  });
-
-  it("are served, and a taken port is said", async () => {
-    const service = (port: number) =>
-      new HttpService({
-        name: "test",
-        host: "127.0.0.1",
-        port,
-        log: silentLog(),
-        handle: () => Promise.resolve(text(200, "yes")),
-      });
-    const first = service(0);
-    await first.start(new AbortController().signal);
-    assert.equal(await (await fetch(`http://127.0.0.1:${first.port}/`)).text(), "yes\n");
-    await assert.rejects(service(first.port).start(new AbortController().signal), { code: "PROXY_PORT_IN_USE" });
-    await first.drain();
   });
 });
 

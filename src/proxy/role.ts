@@ -6,13 +6,12 @@ import type { Random } from "#base/random";
 import type { Service } from "#base/service";
 import { CertificateWatcher } from "#identity";
 import { connectSeqpacket } from "#linux";
-import { rpcTransport } from "#rpc";
+import { PageServer, rpcTransport } from "#rpc";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, xdsMetrics } from "#xds";
 import { Addresses } from "./addresses.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
 import type { ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
-import { HttpService } from "./http.ts";
 import { ABSENT_MS, type Answer } from "./knowledge.ts";
 import type { ThreadSamples } from "./messages.ts";
 import { ANY_ADDRESS } from "./network.ts";
@@ -77,8 +76,8 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
       records: parts.records,
     },
   };
-  const http = (name: string, where: { host: string; port: number }, handle: typeof handleAdmin): HttpService =>
-    new HttpService({ name, ...where, log, handle: async (request) => handle(admin, request) });
+  const http = (name: string, where: { host: string; port: number }, handle: typeof handleAdmin): PageServer =>
+    new PageServer({ name, ...where, log, handle: async (request) => handle(admin, request) });
   const servers = [
     http("admin", { host: "127.0.0.1", port: options.ports.admin }, handleAdmin),
     http("metrics", { host: ANY_ADDRESS, port: options.ports.metrics }, handleMetrics),

@@ -1,2 +1,3 @@
+export { jsonPage, PageServer, readyPage, statusPages, textPage, type Page, type PageRequest } from "./page-server.ts";
 export { RpcServer, type RpcListen, type RpcServerOptions } from "./server.ts";
 export { rpcTransport, type RpcTransportOptions } from "./transport.ts";

@@ -1,0 +1,131 @@
+import { createServer, type IncomingMessage, type Server } from "node:http";
+import { messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import { renderMetrics, type CellSet, type MetricTable } from "#base/metrics";
+import type { Service } from "#base/service";
+import { rpcError } from "./errors.ts";
+
+/** A request without a body. */
+export interface PageRequest {
+  readonly method: string;
+  readonly path: string;
+  readonly query: URLSearchParams;
+}
+
+/** An answer. */
+export interface Page {
+  readonly status: number;
+  readonly contentType: string;
+  readonly body: string;
+}
+
+/** Where a server listens and who answers. */
+export interface PageServerOptions {
+  readonly name: string;
+  readonly host: string;
+  readonly port: number;
+  readonly handle: (request: PageRequest) => Promise<Page>;
+  readonly log: Log;
+}
+
+/** Longest time for the head of a request, and connections at once: these servers are for operators and probes. */
+const HEAD_TIMEOUT_MS = 5_000;
+const MAX_HTTP_CONNECTIONS = 64;
+
+/** A small HTTP server for operators and probes: readiness, metrics, admin. Plain HTTP, bounded, no bodies read. */
+export class PageServer implements Service {
+  readonly name: string;
+  readonly #parts: PageServerOptions;
+  #server: Server | undefined;
+
+  constructor(parts: PageServerOptions) {
+    this.name = parts.name;
+    this.#parts = parts;
+  }
+
+  /** The port that is served, after `start`. */
+  get port(): number {
+    const address = this.#server?.address();
+    return typeof address === "object" ? (address?.port ?? 0) : 0;
+  }
+
+  /** Rejects with `RPC_LISTEN` when the port is taken. */
+  async start(signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    const { host, port, name } = this.#parts;
+    const server = createServer({ headersTimeout: HEAD_TIMEOUT_MS }, (request, response) => {
+      void this.#answer(request).then(({ status, contentType, body }) => {
+        response.writeHead(status, { "content-type": contentType }).end(body);
+      });
+    });
+    server.maxConnections = MAX_HTTP_CONNECTIONS;
+    this.#server = server;
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", (cause) => {
+        reject(rpcError("RPC_LISTEN", `cannot serve ${name} on ${host}:${port}`, { cause, details: { host, port } }));
+      });
+      server.listen(port, host, resolve);
+    });
+  }
+
+  async drain(): Promise<void> {
+    const server = this.#server;
+    if (server === undefined) return;
+    await new Promise<void>((resolve) => {
+      server.close(() => {
+        resolve();
+      });
+      server.closeAllConnections();
+    });
+  }
+
+  async #answer(request: IncomingMessage): Promise<Page> {
+    try {
+      const url = new URL(request.url ?? "/", "http://localhost");
+      return await this.#parts.handle({ method: request.method ?? "GET", path: url.pathname, query: url.searchParams });
+    } catch (error) {
+      this.#parts.log.warn({ server: this.name, error: messageOf(error) }, "request failed");
+      return textPage(500, messageOf(error));
+    }
+  }
+}
+
+/** A plain answer. */
+export function textPage(status: number, body: string): Page {
+  return { status, contentType: "text/plain; charset=utf-8", body: `${body}\n` };
+}
+
+/** A JSON answer. */
+export function jsonPage(status: number, body: unknown): Page {
+  return { status, contentType: "application/json", body: `${JSON.stringify(body, undefined, 2)}\n` };
+}
+
+/** What the pages of a role show. */
+export interface StatusPages {
+  /** Metrics; names are unique across all tables. */
+  readonly sources: readonly { readonly table: MetricTable; readonly cells: CellSet }[];
+  /** What is not ready yet; empty when everything is. */
+  readonly pending: () => readonly string[];
+  /** Further pages by path, shown as JSON. */
+  readonly more?: Readonly<Record<string, () => unknown>>;
+}
+
+/** Answers `/metrics` (Prometheus), `/healthz/ready` (200, or 500 with what is pending), `/healthz/live`, and what the role adds. */
+export function statusPages({ sources, pending, more = {} }: StatusPages): (request: PageRequest) => Promise<Page> {
+  const table: MetricTable = Object.assign({}, ...sources.map((source) => source.table)) as MetricTable; // made of tables
+  const pages: Readonly<Record<string, () => Page | Promise<Page>>> = {
+    "/healthz/live": () => textPage(200, "ok"),
+    "/healthz/ready": () => readyPage(pending()),
+    "/metrics": async () => {
+      const samples = sources.flatMap(({ cells }) => cells.snapshot());
+      return { status: 200, ...(await renderMetrics(table, samples)) };
+    },
+    ...Object.fromEntries(Object.entries(more).map(([path, show]) => [path, () => jsonPage(200, show())])),
+  };
+  return async ({ path }) => pages[path]?.() ?? textPage(404, `there is ${Object.keys(pages).join(", ")}`);
+}
+
+/** 200, or 500 with what is pending, in upstream's words. */
+export function readyPage(pending: readonly string[]): Page {
+  return pending.length === 0 ? textPage(200, "ready") : textPage(500, `not ready, pending: ${pending.join(", ")}`);
+}
