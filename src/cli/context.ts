@@ -10,6 +10,8 @@ export interface CliContext {
   readonly clock: Clock;
   /** Absolute path of the program's start script, for starting other roles with it. */
   readonly program: string;
+  /** This very command, for starting it again as a child: program and arguments as they were given. */
+  readonly self: { readonly command: string; readonly args: readonly string[]; readonly pid: number };
   /** Writes to standard output: what was asked for. */
   readonly out: (text: string) => void;
   /** Writes to standard error: progress and remarks. */

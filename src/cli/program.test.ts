@@ -15,6 +15,7 @@ function build(): { program: Command; said: () => string } {
     signal: new AbortController().signal,
     clock: systemClock(),
     program: "/veil",
+    self: { command: "/node", args: [], pid: 1 },
     out: write,
     note: write,
     interactive: false,

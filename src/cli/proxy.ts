@@ -53,10 +53,10 @@ export function proxyCommand(context: CliContext, version: string): Command {
 /** The parent: starts the process that does the work, again and again. */
 async function runSupervisor(context: CliContext, { logLevel }: ProxyFlags): Promise<void> {
   const { supervise } = await import("#proxy");
-  const [, ...args] = process.argv;
+  const { command, args, pid } = context.self;
   const code = await supervise({
-    command: process.execPath,
-    args: [...process.execArgv, ...args, "--child-of", String(process.pid)],
+    command,
+    args: [...args, "--child-of", String(pid)],
     env: context.env,
     clock: context.clock,
     log: context.log("proxy-supervisor", logLevel),

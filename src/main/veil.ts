@@ -26,6 +26,7 @@ const context: CliContext = {
   signal: stop.signal,
   clock: systemClock(),
   program: fileURLToPath(new URL("bin/veil", root)),
+  self: { command: process.execPath, args: [...process.execArgv, ...process.argv.slice(1)], pid: process.pid },
   out: (text) => void process.stdout.write(text),
   note: (text) => void process.stderr.write(text),
   interactive: process.stderr.isTTY,
