@@ -81,9 +81,11 @@ export async function removeNetns(netns: string): Promise<void> {
 }
 
 async function ensureNetns(netns: string): Promise<void> {
-  if (holdsNamespace(netnsPath(netns))) return;
-  await removeNetns(netns); // a file without a namespace: whoever made it was killed in between
-  await runCommand(["ip", "netns", "add", netns]);
+  if (!holdsNamespace(netnsPath(netns))) {
+    await removeNetns(netns); // a file without a namespace: whoever made it was killed in between
+    await runCommand(["ip", "netns", "add", netns]);
+  }
+  // Also in one that was there: whoever made it may have been killed before it came to this.
   using handle = openNetns(netnsPath(netns));
   inNetns(handle, () => {
     for (const [name, value] of Object.entries(SYSCTLS)) writeFileSync(`/proc/sys/${name}`, value);

@@ -60,6 +60,16 @@ describe("a lab whose up or down was killed", () => {
     });
   }
 
+  it("gets back the settings of a namespace whose maker was killed before it had made them", async () => {
+    await must([VEIL, "lab", "up", "--name", NAME]);
+    const forward = ["ip", "netns", "exec", `veil-${NAME}-node1`, "sysctl", "-n", "net.ipv4.ip_forward"];
+    await must([...forward.slice(0, -2), "-w", "net.ipv4.ip_forward=0"]);
+    assert.equal((await must(forward)).trim(), "0");
+    await must([VEIL, "lab", "up", "--name", NAME]);
+    assert.equal((await must(forward)).trim(), "1");
+    await down();
+  });
+
   it("makes the second of two commands wait for the first", async () => {
     const up = run([VEIL, "lab", "up", "--name", NAME]);
     await sleep(clock, 400);
