@@ -1,6 +1,7 @@
 import { createClient, type Transport } from "@connectrpc/connect";
 import { CodedError, messageOf } from "#base/errors";
-import { REDIRECTION_ANNOTATION, type Announcer, type PodFacts } from "#enrolment";
+import { REDIRECTION_ANNOTATION } from "#model/redirection";
+import type { Announcer, PodFacts } from "#enrolment";
 import { isKubeError, resources, type KubeClient } from "#kube";
 import { Propagation } from "#proto";
 import { agentError } from "./errors.ts";

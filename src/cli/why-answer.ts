@@ -1,6 +1,7 @@
 import { decideEligibility, misreadLabels, type Eligibility } from "#enrolment";
 import type { Pod } from "#kube";
 import type { FlowRecord } from "#model/flow";
+import { REDIRECTION_ANNOTATION } from "#model/redirection";
 import type { Explanation } from "#proxy";
 
 /** What is known about both ends. */
@@ -46,7 +47,6 @@ export interface WhyAnswer {
   readonly connections: readonly FlowRecord[];
 }
 
-const REDIRECTED = "ambient.istio.io/redirection";
 const WORDS: Readonly<Record<WhyEnd["labels"], string>> = {
   pod_label: "is enrolled by its own label",
   namespace_label: "is enrolled by its namespace's label",
@@ -110,7 +110,7 @@ function endOf(pod: Pod, namespaceLabels: Readonly<Record<string, string>>): Why
   const where = { hostNetwork: pod.spec?.hostNetwork === true, phase: pod.status?.phase ?? "" };
   const facts = { uid, name, namespace, labels, annotations, serviceAccount: "", ...where };
   const { eligible, reason } = decideEligibility(facts, namespaceLabels);
-  const enrolled = annotations[REDIRECTED] === "enabled";
+  const enrolled = annotations[REDIRECTION_ANNOTATION] === "enabled";
   const misread = [...misreadLabels(labels), ...misreadLabels(namespaceLabels)];
   return {
     name: `${namespace}/${name}`,

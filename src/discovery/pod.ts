@@ -1,11 +1,9 @@
 import { findIp, type IpAddress } from "#base/ip";
 import type { Node, Pod } from "#kube";
+import { REDIRECTION_ANNOTATION } from "#model/redirection";
 import type { ServicePort, Workload } from "#model/workload";
 import { podUid, type Cluster, type Problem } from "./cluster.ts";
 import type { ServiceFacts } from "./service.ts";
-
-/** Set by the agent when connections of the pod are captured; only then can it be reached through HBONE. */
-const REDIRECTION_ANNOTATION = "ambient.istio.io/redirection";
 
 const CANONICAL_NAME_LABELS = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
 const CANONICAL_REVISION_LABELS = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];

@@ -31,8 +31,6 @@ const EXCLUDED_NAMESPACES: ReadonlySet<string> = new Set(["kube-system", "veil-s
 export const DATAPLANE_MODE_LABEL = "istio.io/dataplane-mode";
 /** Label with the values `true` and `false`, on pods and namespaces. */
 export const MTLS_LABEL = "io.cilium/mtls-enabled";
-/** Set by the agent once the pod's connections are redirected; the controller then publishes the pod as HBONE. */
-export const REDIRECTION_ANNOTATION = "ambient.istio.io/redirection";
 const SIDECAR_ANNOTATION = "sidecar.istio.io/status";
 const BYPASS_INBOUND_ANNOTATION = "ambient.istio.io/bypass-inbound-capture";
 

@@ -1,7 +1,8 @@
 import { deadline } from "#base/clock";
 import { messageOf } from "#base/errors";
 import type { Service } from "#base/service";
-import { decideEligibility, REDIRECTION_ANNOTATION, type Eligibility, type PodFacts } from "./eligibility.ts";
+import { REDIRECTION_ANNOTATION } from "#model/redirection";
+import { decideEligibility, type Eligibility, type PodFacts } from "./eligibility.ts";
 import type { EnrolmentState, EnrolmentTools, EnrolmentWish } from "./enrolment-state.ts";
 import { enrolmentError } from "./errors.ts";
 import { PodEnrolment } from "./pod-enrolment.ts";

@@ -4,7 +4,6 @@ export {
   decideEligibility,
   misreadLabels,
   MTLS_LABEL,
-  REDIRECTION_ANNOTATION,
   type Eligibility,
   type PodFacts,
 } from "./eligibility.ts";

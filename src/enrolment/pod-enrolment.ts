@@ -4,7 +4,8 @@ import { CodedError, messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import type { Cell } from "#base/metrics";
 import type { Netns } from "#linux";
-import { bypassesInbound, REDIRECTION_ANNOTATION, type PodFacts } from "./eligibility.ts";
+import { REDIRECTION_ANNOTATION } from "#model/redirection";
+import { bypassesInbound, type PodFacts } from "./eligibility.ts";
 import {
   STEPS,
   type EnrolmentState,
