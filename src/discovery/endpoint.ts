@@ -85,5 +85,6 @@ export function endpointWorkload(
     locality: { region: "", zone: "", subzone: "" },
     hostNetwork: true,
     capacity: 1,
+    applicationTunnel: undefined,
   };
 }

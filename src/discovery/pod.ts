@@ -87,6 +87,7 @@ export function podWorkload(pod: Pod, around: PodSurroundings): Workload | undef
     locality: around.locality,
     hostNetwork: pod.spec?.hostNetwork === true,
     capacity: 1,
+    applicationTunnel: undefined,
   };
 }
 

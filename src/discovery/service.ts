@@ -76,6 +76,7 @@ export function meshService(
       }),
       subjectAltNames: [],
       waypoint: undefined,
+      weightedWaypoints: [],
       loadBalancing: loadBalancing(service),
       ipFamilies: ipFamilies(service),
       canonical: true,

@@ -22,6 +22,16 @@ export interface ServicePort {
   readonly targetPort: number;
 }
 
+/**
+ * How a workload that is a proxy itself (a waypoint) takes what is tunnelled to it. `proxy`: with a PROXY protocol header
+ * in front, which says who called and where to.
+ */
+export interface ApplicationTunnel {
+  readonly protocol: "none" | "proxy";
+  /** Where its application listens for all of it; 0: on the port that was asked for. */
+  readonly port: number;
+}
+
 /** One workload: a pod, or a WorkloadEntry. */
 export interface Workload {
   readonly kind: "workload";
@@ -54,6 +64,7 @@ export interface Workload {
   readonly hostNetwork: boolean;
   /** Weight for load balancing; 0 is never chosen. */
   readonly capacity: number;
+  readonly applicationTunnel: ApplicationTunnel | undefined;
 }
 
 /** A virtual address of a service; `length` is set for a prefix. */
@@ -73,6 +84,8 @@ export interface Service {
   readonly ports: readonly ServicePort[];
   readonly subjectAltNames: readonly string[];
   readonly waypoint: GatewayAddress | undefined;
+  /** Waypoints that share the service's connections, by weight. Without any (of a weight above 0) `waypoint` counts. */
+  readonly weightedWaypoints: readonly { readonly waypoint: GatewayAddress; readonly weight: number }[];
   readonly loadBalancing: {
     readonly mode: "unspecified" | "strict" | "failover" | "passthrough";
     readonly routingPreference: readonly ("region" | "zone" | "subzone" | "node" | "cluster" | "network")[];

@@ -16,16 +16,14 @@ const port: fc.Arbitrary<ServicePort> = fc.record({
   servicePort: fc.integer({ min: 1, max: 65535 }),
   targetPort: fc.integer({ min: 0, max: 65535 }),
 });
-const gateway: fc.Arbitrary<GatewayAddress | undefined> = fc.option(
-  fc.record({
-    destination: fc.oneof(
-      fc.record({ kind: fc.constant("hostname" as const), namespace: label, hostname: label }),
-      fc.record({ kind: fc.constant("address" as const), network: label, address: ip }),
-    ),
-    hboneMtlsPort: fc.integer({ min: 0, max: 65535 }),
-  }),
-  { nil: undefined },
-);
+const someGateway: fc.Arbitrary<GatewayAddress> = fc.record({
+  destination: fc.oneof(
+    fc.record({ kind: fc.constant("hostname" as const), namespace: label, hostname: label }),
+    fc.record({ kind: fc.constant("address" as const), network: label, address: ip }),
+  ),
+  hboneMtlsPort: fc.integer({ min: 0, max: 65535 }),
+});
+const gateway = fc.option(someGateway, { nil: undefined });
 const text = fc.string({ unit: "grapheme", maxLength: 12 });
 
 const workload: fc.Arbitrary<Workload> = fc.record({
@@ -57,6 +55,13 @@ const workload: fc.Arbitrary<Workload> = fc.record({
   locality: fc.record({ region: text, zone: text, subzone: text }),
   hostNetwork: fc.boolean(),
   capacity: fc.integer({ min: 0, max: 2 ** 32 - 1 }),
+  applicationTunnel: fc.option(
+    fc.record({
+      protocol: fc.constantFrom("none" as const, "proxy" as const),
+      port: fc.integer({ min: 0, max: 65535 }),
+    }),
+    { nil: undefined },
+  ),
 });
 
 const service: fc.Arbitrary<Service> = fc.record({
@@ -70,6 +75,7 @@ const service: fc.Arbitrary<Service> = fc.record({
   ports: fc.array(port, { maxLength: 3 }),
   subjectAltNames: fc.array(text, { maxLength: 3 }),
   waypoint: gateway,
+  weightedWaypoints: fc.array(fc.record({ waypoint: someGateway, weight: fc.nat(100) }), { maxLength: 2 }),
   loadBalancing: fc.record({
     mode: fc.constantFrom("unspecified" as const, "strict" as const, "failover" as const, "passthrough" as const),
     routingPreference: fc.array(fc.constantFrom("region" as const, "node" as const, "network" as const)),
@@ -145,6 +151,8 @@ test("each kind of bad address has its own code and names the object", () => {
     ["ADDRESS_IDENTITY", ofWorkload({ tunnelProtocol: 1, namespace: "a/b" }), /"u"/],
     ["ADDRESS_IDENTITY", ofWorkload({ tunnelProtocol: 1, namespace: "a", trustDomain: "TD" }), /TD/],
     ["ADDRESS_GATEWAY", ofWorkload({ waypoint: { hboneMtlsPort: 1 } }), /waypoint/],
+    ["ADDRESS_GATEWAY", ofService({ weightedWaypoints: [{ weight: 1 }] }), /weighted_waypoints\[0\]/],
+    ["ADDRESS_ENUM", ofWorkload({ applicationTunnel: { protocol: 7 as 0 } }) /* likewise */, /application_tunnel.*7/],
     ["ADDRESS_ENUM", ofWorkload({ tunnelProtocol: 7 as 0 }) /* a value of a later version */, /tunnel_protocol.*7/],
     ["ADDRESS_ENUM", ofService({ loadBalancing: { routingPreference: [0] } }), /routing_preference/],
     ["ADDRESS_LEGACY_TUNNEL", ofWorkload({ tunnelProtocol: 2 }), /LEGACY/],

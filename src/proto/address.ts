@@ -5,6 +5,7 @@ import { formatSpiffeId, parseWorkloadIdentity } from "#model/spiffe-id";
 import type { Address, GatewayAddress, NetworkAddress, Service, ServicePort, Workload } from "#model/workload";
 import {
   AddressSchema,
+  ApplicationTunnelSchema,
   GatewayAddressSchema,
   IPFamilies,
   LoadBalancing_HealthPolicy,
@@ -19,6 +20,7 @@ import {
   Service_Visibility,
   ServiceSchema,
   TunnelProtocol,
+  WeightedWaypointSchema,
   WorkloadSchema,
   WorkloadStatus,
   type GatewayAddress as WireGateway,
@@ -72,6 +74,7 @@ const DEFAULT_SERVICE_ACCOUNT = "default";
 
 const WORKLOAD_TYPES: readonly Workload["workloadType"][] = ["deployment", "cronjob", "pod", "job"];
 const MODES: readonly Service["loadBalancing"]["mode"][] = ["unspecified", "strict", "failover", "passthrough"];
+const TUNNELS = ["none", "proxy"] as const;
 const FAMILIES: readonly Service["ipFamilies"][] = ["automatic", "ipv4", "ipv6", "dual"];
 const SCOPES = ["region", "zone", "subzone", "node", "cluster", "network"] as const;
 const FIRST_SCOPE: number = LoadBalancing_Scope.REGION;
@@ -140,6 +143,12 @@ function wireWorkload(workload: Workload): WireWorkload {
     ...(hasLocality(workload) && { locality: create(LocalitySchema, workload.locality) }),
     networkMode: workload.hostNetwork ? NetworkMode.HOST_NETWORK : NetworkMode.STANDARD,
     ...(workload.capacity !== 1 && { capacity: workload.capacity }),
+    ...(workload.applicationTunnel && {
+      applicationTunnel: create(ApplicationTunnelSchema, {
+        protocol: TUNNELS.indexOf(workload.applicationTunnel.protocol),
+        port: workload.applicationTunnel.port,
+      }),
+    }),
   });
 }
 
@@ -158,6 +167,9 @@ function wireService(service: Service): WireService {
     ports: service.ports.map(wirePort),
     subjectAltNames: [...service.subjectAltNames],
     ...(service.waypoint && { waypoint: wireGateway(service.waypoint) }),
+    weightedWaypoints: service.weightedWaypoints.map(({ waypoint, weight }) =>
+      create(WeightedWaypointSchema, { destination: wireGateway(waypoint), weight }),
+    ),
     ...(!plain && {
       loadBalancing: create(LoadBalancingSchema, {
         mode: MODES.indexOf(mode),
@@ -207,8 +219,8 @@ function modelWorkload(wire: WireWorkload): Workload {
     tunnelProtocol: modelTunnel(wire.tunnelProtocol, at),
     trustDomain: wire.trustDomain || DEFAULT_TRUST_DOMAIN,
     serviceAccount: wire.serviceAccount || DEFAULT_SERVICE_ACCOUNT,
-    waypoint: modelGateway(wire.waypoint, `${at}: waypoint`),
-    networkGateway: modelGateway(wire.networkGateway, `${at}: network_gateway`),
+    waypoint: wire.waypoint && modelGateway(wire.waypoint, `${at}: waypoint`),
+    networkGateway: wire.networkGateway && modelGateway(wire.networkGateway, `${at}: network_gateway`),
     node: wire.node,
     canonicalName: wire.canonicalName,
     canonicalRevision: wire.canonicalRevision,
@@ -226,6 +238,10 @@ function modelWorkload(wire: WireWorkload): Workload {
     },
     hostNetwork: pick([false, true], wire.networkMode, `${at}: network_mode`),
     capacity: wire.capacity ?? 1,
+    applicationTunnel: wire.applicationTunnel && {
+      protocol: pick(TUNNELS, wire.applicationTunnel.protocol, `${at}: application_tunnel.protocol`),
+      port: checkPort(wire.applicationTunnel.port, `${at}: application_tunnel.port`),
+    },
   };
   if (workload.tunnelProtocol === "hbone") checkIdentity(workload, at);
   return workload;
@@ -268,7 +284,11 @@ function modelService(wire: WireService): Service {
     addresses: wire.addresses.map((address, i) => modelNetworkAddress(address, `${at}: addresses[${i}]`)),
     ports: wire.ports.map((port) => modelPort(port, `${at}: ports`)),
     subjectAltNames: wire.subjectAltNames,
-    waypoint: modelGateway(wire.waypoint, `${at}: waypoint`),
+    waypoint: wire.waypoint && modelGateway(wire.waypoint, `${at}: waypoint`),
+    weightedWaypoints: wire.weightedWaypoints.map(({ destination = create(GatewayAddressSchema), weight }, i) => ({
+      waypoint: modelGateway(destination, `${at}: weighted_waypoints[${i}]`),
+      weight,
+    })),
     loadBalancing: {
       mode: pick(MODES, balancing?.mode ?? LoadBalancing_Mode.UNSPECIFIED_MODE, `${at}: load_balancing.mode`),
       routingPreference: (balancing?.routingPreference ?? []).map((scope) =>
@@ -291,8 +311,7 @@ function modelNetworkAddress(wire: WireNetworkAddress, at: string): NetworkAddre
   return { network: wire.network, address, length };
 }
 
-function modelGateway(wire: WireGateway | undefined, at: string): GatewayAddress | undefined {
-  if (wire === undefined) return undefined;
+function modelGateway(wire: WireGateway, at: string): GatewayAddress {
   const { destination } = wire;
   const hboneMtlsPort = checkPort(wire.hboneMtlsPort, `${at}.hbone_mtls_port`);
   if (destination.case === "hostname") {

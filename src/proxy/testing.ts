@@ -32,6 +32,7 @@ export function testWorkload(name: string, ip: string, more: Partial<Workload> =
     locality: { region: "", zone: "", subzone: "" },
     hostNetwork: false,
     capacity: 1,
+    applicationTunnel: undefined,
     ...more,
   };
 }
@@ -48,6 +49,7 @@ export function testService(name: string, vip: string | undefined, more: Partial
     ports: [{ servicePort: 80, targetPort: 8080 }],
     subjectAltNames: [],
     waypoint: undefined,
+    weightedWaypoints: [],
     loadBalancing: { mode: "unspecified", routingPreference: [], allowUnhealthy: false },
     ipFamilies: "automatic",
     canonical: true,
