@@ -2,7 +2,15 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { defineErrors, messageOf } from "#base/errors";
 import { bytesToIp, ipToBytes, isV6, type IpAddress } from "#base/ip";
 import { formatSpiffeId, parseWorkloadIdentity } from "#model/spiffe-id";
-import type { Address, GatewayAddress, NetworkAddress, Service, ServicePort, Workload } from "#model/workload";
+import type {
+  Address,
+  ApplicationTunnel,
+  GatewayAddress,
+  NetworkAddress,
+  Service,
+  ServicePort,
+  Workload,
+} from "#model/workload";
 import {
   AddressSchema,
   ApplicationTunnelSchema,
@@ -23,6 +31,7 @@ import {
   WeightedWaypointSchema,
   WorkloadSchema,
   WorkloadStatus,
+  type ApplicationTunnel as WireApplicationTunnel,
   type GatewayAddress as WireGateway,
   type NetworkAddress as WireNetworkAddress,
   type Port as WirePort,
@@ -219,8 +228,8 @@ function modelWorkload(wire: WireWorkload): Workload {
     tunnelProtocol: modelTunnel(wire.tunnelProtocol, at),
     trustDomain: wire.trustDomain || DEFAULT_TRUST_DOMAIN,
     serviceAccount: wire.serviceAccount || DEFAULT_SERVICE_ACCOUNT,
-    waypoint: wire.waypoint && modelGateway(wire.waypoint, `${at}: waypoint`),
-    networkGateway: wire.networkGateway && modelGateway(wire.networkGateway, `${at}: network_gateway`),
+    waypoint: findGateway(wire.waypoint, `${at}: waypoint`),
+    networkGateway: findGateway(wire.networkGateway, `${at}: network_gateway`),
     node: wire.node,
     canonicalName: wire.canonicalName,
     canonicalRevision: wire.canonicalRevision,
@@ -238,10 +247,8 @@ function modelWorkload(wire: WireWorkload): Workload {
     },
     hostNetwork: pick([false, true], wire.networkMode, `${at}: network_mode`),
     capacity: wire.capacity ?? 1,
-    applicationTunnel: wire.applicationTunnel && {
-      protocol: pick(TUNNELS, wire.applicationTunnel.protocol, `${at}: application_tunnel.protocol`),
-      port: checkPort(wire.applicationTunnel.port, `${at}: application_tunnel.port`),
-    },
+    applicationTunnel:
+      wire.applicationTunnel && modelApplicationTunnel(wire.applicationTunnel, `${at}: application_tunnel`),
   };
   if (workload.tunnelProtocol === "hbone") checkIdentity(workload, at);
   return workload;
@@ -253,6 +260,10 @@ function checkIdentity(workload: Workload, at: string): void {
   } catch (error) {
     throw fail("ADDRESS_IDENTITY", `${at} has no usable identity: ${messageOf(error)}`, { cause: error });
   }
+}
+
+function modelApplicationTunnel({ protocol, port }: WireApplicationTunnel, at: string): ApplicationTunnel {
+  return { protocol: pick(TUNNELS, protocol, `${at}.protocol`), port: checkPort(port, `${at}.port`) };
 }
 
 function modelServices(wire: WireWorkload, at: string): Workload["services"] {
@@ -284,7 +295,7 @@ function modelService(wire: WireService): Service {
     addresses: wire.addresses.map((address, i) => modelNetworkAddress(address, `${at}: addresses[${i}]`)),
     ports: wire.ports.map((port) => modelPort(port, `${at}: ports`)),
     subjectAltNames: wire.subjectAltNames,
-    waypoint: wire.waypoint && modelGateway(wire.waypoint, `${at}: waypoint`),
+    waypoint: findGateway(wire.waypoint, `${at}: waypoint`),
     weightedWaypoints: wire.weightedWaypoints.map(({ destination = create(GatewayAddressSchema), weight }, i) => ({
       waypoint: modelGateway(destination, `${at}: weighted_waypoints[${i}]`),
       weight,
@@ -309,6 +320,10 @@ function modelNetworkAddress(wire: WireNetworkAddress, at: string): NetworkAddre
     throw fail("ADDRESS_PREFIX", `${at} has the prefix length ${length}`, { details: { field: at } });
   }
   return { network: wire.network, address, length };
+}
+
+function findGateway(wire: WireGateway | undefined, at: string): GatewayAddress | undefined {
+  return wire && modelGateway(wire, at);
 }
 
 function modelGateway(wire: WireGateway, at: string): GatewayAddress {
