@@ -240,11 +240,7 @@ function modelWorkload(wire: WireWorkload): Workload {
     authorizationPolicies: wire.authorizationPolicies,
     healthy: pick([true, false], wire.status, `${at}: status`),
     clusterId: wire.clusterId,
-    locality: {
-      region: wire.locality?.region ?? "",
-      zone: wire.locality?.zone ?? "",
-      subzone: wire.locality?.subzone ?? "",
-    },
+    locality: modelLocality(wire),
     hostNetwork: pick([false, true], wire.networkMode, `${at}: network_mode`),
     capacity: wire.capacity ?? 1,
     applicationTunnel:
@@ -264,6 +260,10 @@ function checkIdentity(workload: Workload, at: string): void {
 
 function modelApplicationTunnel({ protocol, port }: WireApplicationTunnel, at: string): ApplicationTunnel {
   return { protocol: pick(TUNNELS, protocol, `${at}.protocol`), port: checkPort(port, `${at}.port`) };
+}
+
+function modelLocality({ locality }: WireWorkload): Workload["locality"] {
+  return { region: locality?.region ?? "", zone: locality?.zone ?? "", subzone: locality?.subzone ?? "" };
 }
 
 function modelServices(wire: WireWorkload, at: string): Workload["services"] {
