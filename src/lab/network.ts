@@ -1,4 +1,5 @@
 import { writeFileSync } from "node:fs";
+import { ipToBytes, parseIp } from "#base/ip";
 import { inNetns, openNetns } from "#linux";
 import { runCommand, runIp, tryCommand } from "./commands.ts";
 import {
@@ -98,15 +99,26 @@ async function ensurePort(lab: LabLayout, end: { netns: string; port: string; ad
     await tryCommand(["ip", "link", "delete", port], "", lab.switchNetns); // half a port, when the last try was killed
     await tryCommand(["ip", "link", "delete", UNDERLAY_INTERFACE], "", netns);
     await runIp(lab.switchNetns, [
-      `link add ${port} mtu ${UNDERLAY_MTU} type veth peer name ${UNDERLAY_INTERFACE} mtu ${UNDERLAY_MTU} netns ${netns}`,
+      `link add ${port} mtu ${UNDERLAY_MTU} type veth peer name ${UNDERLAY_INTERFACE} mtu ${UNDERLAY_MTU} address ${hardwareAddress(address)} netns ${netns}`,
       `link set ${port} master ${BRIDGE} up`,
     ]);
     await runIp(netns, [
       "link set lo up",
+      // Kept there too, the address outlives the link, and with it the routes to the node's pods that name it as source.
+      `address replace ${address}/32 dev lo`,
       `link set ${UNDERLAY_INTERFACE} up`,
       `address add ${address}/24 dev ${UNDERLAY_INTERFACE}`,
     ]);
   }
+}
+
+/** The same for the same address, so that neighbours find a link that was made again. Locally administered (RFC 9542). */
+function hardwareAddress(ip: string): string {
+  const tail =
+    Buffer.from(ipToBytes(parseIp(ip)))
+      .toString("hex")
+      .match(/../g) ?? [];
+  return ["02", "00", ...tail].join(":");
 }
 
 async function hasLink(netns: string, link: string): Promise<boolean> {

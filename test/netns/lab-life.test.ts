@@ -127,8 +127,14 @@ describe("a lab's life", () => {
   });
 
   it("gets its links and namespaces back when they were removed", async () => {
-    await must(["ip", "-n", `veil-${NAME}-switch`, "link", "delete", "node2"]);
-    await must([VEIL, "lab", "up", "--name", NAME]);
+    const env = { KUBECONFIG: lab.kubeconfig };
+    const pod = await must([VEIL, "kubectl", "get", "pod", "sleeper", "-o", "jsonpath={.status.podIP}"], { env });
+    for (const port of ["node1", "node2"]) {
+      await must(["ip", "-n", `veil-${NAME}-switch`, "link", "delete", port]);
+      await must([VEIL, "lab", "up", "--name", NAME]);
+      // Nothing listens in the pod: a refusal is its answer.
+      for (const node of ["node1", "node2"]) assert.match(await dial(node, pod), /refused/);
+    }
     assert.ok(await reachable("node1", "172.20.0.12"));
     assertReady(await status());
   });
@@ -183,8 +189,26 @@ describe("a lab's life", () => {
   }
 
   async function reachable(node: string, address: string): Promise<boolean> {
+    return (await dial(node, address)) === "";
+  }
+
+  /** Says what a connection from the node to a kubelet's port failed with. */
+  async function dial(node: string, address: string): Promise<string> {
     const script = `exec 3<>/dev/tcp/${address}/10250`;
-    return (await veil("lab", "exec", "--name", NAME, node, "--", "timeout", "3", "bash", "-c", script)).code === 0;
+    const { code, stderr } = await veil(
+      "lab",
+      "exec",
+      "--name",
+      NAME,
+      node,
+      "--",
+      "timeout",
+      "3",
+      "bash",
+      "-c",
+      script,
+    );
+    return code === 0 ? "" : stderr || `exit code ${code}`;
   }
 
   async function podPid({ kubeconfig }: { kubeconfig: string }): Promise<string> {
