@@ -1,9 +1,10 @@
 import { availableParallelism } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
-import { systemClock } from "#base/clock";
+import { sleep, systemClock } from "#base/clock";
 import { messageOf } from "#base/errors";
 import { parseCidr, type Cidr } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
+import type { AccessFormat } from "#model/access-log";
 import { systemRandom } from "#base/random";
 import { runRole, type CliContext } from "./context.ts";
 
@@ -21,6 +22,7 @@ interface ProxyFlags {
   readonly metricsPort: number;
   readonly readyPort: number;
   readonly logLevel: LogLevel;
+  readonly logFormat: AccessFormat;
   /** Set in the process that does the work: the pid of its supervisor. */
   readonly childOf: number | undefined;
 }
@@ -43,6 +45,12 @@ export function proxyCommand(context: CliContext, version: string): Command {
     .option("--metrics-port <port>", "metrics", wholeNumber, 15_020)
     .option("--ready-port <port>", "readiness", wholeNumber, 15_021)
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
+    .addOption(
+      new Option("--log-format <format>", "how access records are written")
+        .env("LOG_FORMAT")
+        .choices(["plain", "json"])
+        .default("plain"),
+    )
     .addOption(new Option("--child-of <pid>").argParser(wholeNumber).hideHelp())
     .action(async (flags: ProxyFlags) => {
       if (flags.childOf === undefined) await runSupervisor(context, flags);
@@ -69,13 +77,14 @@ async function runSupervisor(context: CliContext, { logLevel }: ProxyFlags): Pro
 async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: number }, version: string): Promise<void> {
   const { dieWithParent } = await import("#linux");
   if (!dieWithParent(flags.childOf)) return;
-  const { createProxy, proxyConfig, whenTold, DEFAULT_CLUSTER_RANGES } = await import("#proxy");
+  const { createProxy, LineOutput, proxyConfig, whenTold, DEFAULT_CLUSTER_RANGES } = await import("#proxy");
   const { node, clusterId, trustDomain, network, agentSocket, zdsSocket, threads } = flags;
   const stop = new AbortController();
   const { env } = context;
   // Workers and listeners keep the process alive, not a timer that nobody waits for any more.
   const clock = systemClock({ unref: true });
   const drainMs = flags.drain * 1000;
+  const output = new LineOutput(STANDARD_OUTPUT, clock);
   const { services, failure } = await createProxy({
     config: proxyConfig({
       node,
@@ -83,6 +92,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
       trustDomain,
       network,
       clusterRanges: flags.clusterRanges ?? DEFAULT_CLUSTER_RANGES,
+      accessFormat: flags.logFormat,
     }),
     agentSocket,
     zdsSocket,
@@ -98,7 +108,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
     clock,
     random: systemRandom,
     log: context.log("proxy", flags.logLevel),
-    output: process.stdout,
+    output,
     quit: () => {
       stop.abort(new Error("asked to quit"));
     },
@@ -108,12 +118,17 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
   if (!(await whenTold(process.stdin, signal))) process.exit(0);
   try {
     await Promise.race([runRole({ ...context, signal }, services, drainMs), failure]);
+    await Promise.race([output.whenEmpty(), sleep(clock, LAST_WORDS_MS)]);
   } catch (error) {
     // Whatever still runs would keep a process alive that serves nobody: the supervisor starts the next one.
     context.note(`veil: ${messageOf(error)}\n`);
     process.exit(1);
   }
 }
+
+const STANDARD_OUTPUT = 1;
+/** How long the end waits for a reader of the access log. */
+const LAST_WORDS_MS = 2_000;
 
 function wholeNumber(text: string): number {
   if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("It is no whole number.");

@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { V1Pod } from "@kubernetes/client-node";
 import { sleep, type Clock } from "#base/clock";
+import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import type { Progress } from "#lab";
 import { demoError } from "./errors.ts";
@@ -127,8 +128,8 @@ async function waitForEnrolment(kubectl: Kubectl, options: DemoOptions): Promise
 /** The access records of all proxies, by the logs of their pods; lines that are none are left out. */
 async function accessRecords(kubectl: Kubectl): Promise<FlowRecord[]> {
   const text = await kubectl.run("logs", "-n", "veil-system", "-l", "app=veil-proxy", "--tail=-1", "--prefix=false");
-  const records = text.split("\n").filter((line) => line.startsWith("{") && line.includes('"direction"'));
-  return records.map((line) => JSON.parse(line) as FlowRecord).toSorted((a, b) => a.timeMs - b.timeMs); // written by our own proxy
+  const records = text.split("\n").flatMap((line) => findAccessRecord(line) ?? []);
+  return records.toSorted((a, b) => a.timeMs - b.timeMs);
 }
 
 function placesOf(pods: ReadonlyMap<string, V1Pod>, lab: DemoLab): Place[] {

@@ -48,11 +48,13 @@ export type FlowReason =
   | "drained";
 
 /** One end of a flow. Parts that are not known are undefined. */
-interface FlowPeer {
+export interface FlowPeer {
   /** `ip:port`. */
   readonly address: string;
   readonly workload: string | undefined;
   readonly namespace: string | undefined;
+  /** Id of its cluster. */
+  readonly cluster: string | undefined;
   readonly identity: SpiffeId | undefined;
 }
 
@@ -66,6 +68,8 @@ export interface FlowRecord {
   readonly reason: FlowReason;
   /** Free text that names the cause, for example the TLS error. Empty when there is none. */
   readonly detail: string;
+  /** 32 hex digits that both ends' records of a tunnel share (W3C Trace Context); undefined for plaintext. */
+  readonly traceId: string | undefined;
   readonly source: FlowPeer;
   readonly destination: FlowPeer & {
     readonly service: string | undefined;

@@ -1,4 +1,5 @@
 import { parseCidr, type Cidr } from "#base/ip";
+import type { AccessFormat } from "#model/access-log";
 
 /** Where pods' outbound connections are redirected to. */
 export const OUTBOUND_PORT = 15001;
@@ -25,6 +26,8 @@ export interface ProxyConfig {
   readonly holdMs: number;
   /** How long one TCP connect may take. */
   readonly dialMs: number;
+  /** How access records are written. Default: text, as upstream does. */
+  readonly accessFormat: AccessFormat;
 }
 
 /** Private and shared address space: what a cluster's own ranges are made of when nobody says. */
@@ -46,6 +49,7 @@ export function proxyConfig(given: Partial<ProxyConfig> & { readonly node: strin
     propagationBoundMs: 10_000,
     holdMs: 5_000,
     dialMs: 10_000,
+    accessFormat: "plain",
     ...given,
   };
 }

@@ -3,6 +3,7 @@ import { describe, it } from "node:test";
 import { FakeClock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import { seededRandom } from "#base/random";
+import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import { parseSpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
@@ -93,7 +94,7 @@ class Rig {
   records(): FlowRecord[] {
     return this.posted
       .flatMap((message) => (message.type === "records" ? message.lines : []))
-      .map((line) => JSON.parse(line));
+      .flatMap((line) => findAccessRecord(line) ?? []);
   }
 
   asked(): string[] {

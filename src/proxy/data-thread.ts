@@ -1,6 +1,7 @@
 import { findCodedError, messageOf } from "#base/errors";
 import type { Clock } from "#base/clock";
 import type { Random } from "#base/random";
+import { formatLost } from "#model/access-log";
 import type { ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import { Knowledge } from "./knowledge.ts";
@@ -44,12 +45,17 @@ export class DataThread {
         post({ type: "ask", name });
       },
     });
-    this.#records = new RecordQueue((lines) => {
-      post({ type: "records", lines });
-    });
-    this.#flows = new FlowLog(clock, (line) => {
+    const format = config.accessFormat;
+    this.#records = new RecordQueue(
+      (lines) => {
+        post({ type: "records", lines });
+      },
+      (count) => formatLost(format, count, clock.now()),
+    );
+    const write = (line: string): void => {
       this.#records.push(line);
-    });
+    };
+    this.#flows = new FlowLog(clock, write, format);
     this.#context = { config, clock, random, network, knowledge: this.#knowledge, flows: this.#flows };
   }
 
@@ -61,6 +67,9 @@ export class DataThread {
         return;
       case "certificateDrop":
         this.#knowledge.dropCertificate(message.id);
+        return;
+      case "accessLevel":
+        this.#flows.level = message.level;
         return;
       case "recordsTaken":
         this.#records.taken();

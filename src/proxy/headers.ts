@@ -77,3 +77,10 @@ export function newTraceparent(random: Random): string {
   const hex = random.hex(24); // one call for both: it costs more than all the rest here
   return `00-${hex.slice(0, 32)}-${hex.slice(32)}-00`;
 }
+
+const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$/i;
+
+/** The trace id in a `traceparent`; undefined when it is not of its 55 characters. */
+export function findTraceId(traceparent: string | undefined): string | undefined {
+  return TRACEPARENT.exec(traceparent ?? "")?.[1]?.toLowerCase();
+}

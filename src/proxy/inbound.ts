@@ -16,7 +16,7 @@ import { isV6, parseIp } from "#base/ip";
 import type { FlowReason } from "#model/flow";
 import { endCause, plainCause, tunnelCause, type Cause } from "./causes.ts";
 import { INBOUND_PORT, PACKET_MARK } from "./config.ts";
-import { formatBaggage, parseForwardedHost } from "./headers.ts";
+import { findTraceId, formatBaggage, newTraceparent, parseForwardedHost } from "./headers.ts";
 import type { PodSocket, PodTunnel } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
 import type { Facts, Party } from "./record.ts";
@@ -33,6 +33,7 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
   const forwardedHost = parseForwardedHost(headers.get("forwarded") ?? "");
   const request: TunnelRequest = { peer, remote, local, authority, forwardedHost };
   const verdict = await settle(context, (view) => decideInbound(context.pod, request, view));
+  const traceId = findTraceId(headers.get("traceparent")) ?? findTraceId(newTraceparent(context.random));
   const facts = (reason: FlowReason, detail = ""): Facts => ({
     source: { address: remote, workload: verdict.source, identity: peer },
     destination: podParty(context, local, true),
@@ -41,6 +42,7 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
     encryption: "mutual_tls",
     reason,
     detail,
+    traceId,
   });
   const refuse = (status: number, { reason, detail }: Cause): void => {
     record.refuse(facts(reason, detail));

@@ -1,4 +1,5 @@
 export { DEFAULT_CLUSTER_RANGES, proxyConfig, type ProxyConfig } from "./config.ts";
+export { LineOutput } from "./line-output.ts";
 export type { Proxy, ProxyOptions } from "./role.ts";
 export { createProxy } from "./start.ts";
 export { supervise, whenTold, type SupervisorOptions } from "./supervisor.ts";

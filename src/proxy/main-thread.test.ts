@@ -161,7 +161,7 @@ describe("data threads", () => {
       ports,
       clock,
       ask: (name) => Promise.resolve(name === "/10.1.0.9" ? "absent" : "unavailable"),
-      records: (more) => lines.push(...more),
+      records: async (more) => void lines.push(...more),
       failed: (error) => failures.push(error),
     });
     threads.start();
@@ -214,7 +214,7 @@ describe("data threads", () => {
     one.handlers?.message({ type: "ask", name: "/10.1.0.9" });
     one.handlers?.message({ type: "records", lines: ["{}"] });
     await turn();
-    assert.deepEqual(one.posted, [{ type: "recordsTaken" }, { type: "answer", name: "/10.1.0.9", answer: "absent" }]);
+    assert.deepEqual(one.posted, [{ type: "answer", name: "/10.1.0.9", answer: "absent" }, { type: "recordsTaken" }]);
     assert.deepEqual(lines, ["{}"]);
   });
 
@@ -246,29 +246,40 @@ describe("data threads", () => {
 });
 
 describe("access records on the main thread", () => {
-  it("are written a line each, and the last thousand are kept", () => {
+  it("are written a line each, and the last thousand are kept", async () => {
     const written: string[] = [];
-    const records = new Records({ write: (chunk) => written.push(chunk), writableLength: 0 });
-    records.take(['{"a":1}', '{"b":2}']);
+    const records = new Records({
+      write: (chunk) => written.push(chunk),
+      waitingBytes: 0,
+      whenEmpty: () => assert.fail("waited"),
+    });
+    await records.take(['{"a":1}', '{"b":2}']);
     assert.deepEqual(written, ['{"a":1}\n{"b":2}\n']);
-    for (let i = 0; i < 1_500; i++) records.take([`line ${i}`]);
+    for (let i = 0; i < 1_500; i++) await records.take([`line ${i}`]);
     assert.deepEqual(records.newest(["line"], 3), ["line 1499", "line 1498", "line 1497"]);
     assert.deepEqual(records.newest(["line"], 5_000).length, 1_000);
     assert.deepEqual(records.newest(["line", "9"], 1), ["line 1499"]);
     assert.deepEqual(records.newest(['"a"'], 1), []);
   });
 
-  it("are dropped and counted, not piled up, while nobody reads", () => {
-    const output = { write: () => assert.fail("written"), writableLength: 9 * 1024 * 1024 };
-    const records = new Records(output);
-    records.take(["one", "two"]);
-    assert.equal(records.dropped, 2);
+  it("let the data threads wait while nobody reads", async () => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const records = new Records({ write: () => {}, waitingBytes: 9 * 1024 * 1024, whenEmpty: () => promise });
+    let taken = false;
+    const taking = records.take(["one", "two"]).then(() => (taken = true));
+    await turn();
+    assert.equal(taken, false);
     assert.deepEqual(records.newest([], 1), ["two"], "kept for explanations all the same");
+    resolve();
+    await taking;
   });
 
   it("leave a data thread in batches, one at a time, at most ten thousand waiting", async () => {
     const batches: (readonly string[])[] = [];
-    const queue = new RecordQueue((lines) => batches.push(lines));
+    const queue = new RecordQueue(
+      (lines) => batches.push(lines),
+      (count) => `${count} lost`,
+    );
     queue.push("1");
     queue.push("2");
     await turn();
@@ -279,7 +290,11 @@ describe("access records on the main thread", () => {
     assert.equal(queue.dropped, 2);
     queue.taken();
     await turn();
-    assert.equal(batches[1]?.length, 10_000);
+    assert.equal(batches[1]?.length, 10_001);
+    assert.equal(batches[1]?.at(-1), "2 lost", "nothing is dropped without a word");
+    queue.push("y");
+    queue.flush();
+    assert.deepEqual(batches[2], ["y"], "said once");
   });
 });
 
@@ -317,7 +332,8 @@ describe("explanations", () => {
   });
 
   it("show the newest connections from that pod, not those to it", () => {
-    const record = (name: string) => JSON.stringify({ source: { workload: name, namespace: "shop" } });
+    const record = (name: string) =>
+      `2026-01-01T00:00:00.000Z\tinfo\taccess\tconnection complete\tsrc.workload="${name}" src.namespace="shop"`;
     const answer = explain(
       parts({ records: { newest: () => [record("server"), record("client")] } }),
       "shop/client",

@@ -1,4 +1,5 @@
 import type { CellSet } from "#base/metrics";
+import type { AccessLevel } from "#model/access-log";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import type { ProxyConfig } from "./config.ts";
@@ -39,6 +40,8 @@ export type ToThread =
   | { readonly type: "answer"; readonly name: string; readonly answer: Answer }
   | { readonly type: "collect"; readonly seq: number }
   | { readonly type: "drain"; readonly seq: number; readonly drainMs: number }
+  /** How loud a line of the access log must be to be written. */
+  | { readonly type: "accessLevel"; readonly level: AccessLevel }
   /** The records of the last `records` message have been taken: the next may come. */
   | { readonly type: "recordsTaken" };
 
@@ -55,5 +58,5 @@ export type FromThread =
     }
   /** A connection is held: who is `name`? Answered by `answer`. */
   | { readonly type: "ask"; readonly name: string }
-  /** Access records, one JSON object each. The next batch comes after `recordsTaken`. */
+  /** Lines of the access log. The next batch comes after `recordsTaken`. */
   | { readonly type: "records"; readonly lines: readonly string[] };

@@ -16,7 +16,7 @@ import type { FlowReason } from "#model/flow";
 import type { SpiffeId } from "#model/spiffe-id";
 import { endCause, plainCause, tunnelCause, type Cause } from "./causes.ts";
 import { PACKET_MARK } from "./config.ts";
-import { formatBaggage, formatForwarded, newTraceparent } from "./headers.ts";
+import { findTraceId, formatBaggage, formatForwarded, newTraceparent } from "./headers.ts";
 import type { PodSocket } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
 import type { ConnectionRecord, Facts } from "./record.ts";
@@ -82,6 +82,7 @@ function openTunnel({ context, socket, record, to }: Outbound, route: Extract<Ro
   const own = ownWorkload(context);
   let isOpen = false;
   const client = socket.remote;
+  const traceparent = newTraceparent(random);
   const facts = (reason: FlowReason, peer: SpiffeId | undefined): Facts => ({
     source: podParty(context, client, true),
     destination: { address: route.target, workload: route.destination.workload, identity: peer },
@@ -89,6 +90,7 @@ function openTunnel({ context, socket, record, to }: Outbound, route: Extract<Ro
     hboneTarget: route.authority,
     encryption: "mutual_tls",
     reason,
+    traceId: findTraceId(traceparent),
   });
   const handle = pool.open({
     netns,
@@ -103,7 +105,7 @@ function openTunnel({ context, socket, record, to }: Outbound, route: Extract<Ro
           ? `k8s.cluster.name=${config.clusterId},k8s.namespace.name=${pod.namespace}`
           : formatBaggage(own),
       forwarded: formatForwarded(client, route.destination.service),
-      traceparent: newTraceparent(random),
+      traceparent,
     },
     socket,
     onOpen: ({ peer }) => {

@@ -1,4 +1,4 @@
-/** Records that wait for the main thread; beyond that the newest are dropped and counted. */
+/** Lines that wait for the main thread; beyond that the newest are dropped, counted, and missed by name. */
 const MAX_WAITING_RECORDS = 10_000;
 
 /**
@@ -7,14 +7,18 @@ const MAX_WAITING_RECORDS = 10_000;
  */
 export class RecordQueue {
   readonly #send: (lines: readonly string[]) => void;
+  readonly #formatLost: (count: number) => string;
   #waiting: string[] = [];
   #isSending = false;
   #isScheduled = false;
   #dropped = 0;
+  /** How many of those no line tells of yet. */
+  #untold = 0;
 
-  /** `send` gets a batch; the reader answers with {@link taken}. */
-  constructor(send: (lines: readonly string[]) => void) {
+  /** `send` gets a batch; the reader answers with {@link taken}. `formatLost` makes the line that stands for dropped ones. */
+  constructor(send: (lines: readonly string[]) => void, formatLost: (count: number) => string) {
     this.#send = send;
+    this.#formatLost = formatLost;
   }
 
   /** How many lines were dropped. */
@@ -26,6 +30,7 @@ export class RecordQueue {
   push(line: string): void {
     if (this.#waiting.length >= MAX_WAITING_RECORDS) {
       this.#dropped++;
+      this.#untold++;
       return;
     }
     this.#waiting.push(line);
@@ -40,9 +45,16 @@ export class RecordQueue {
 
   /** Hands over what waits, whether the last batch has been read or not: the thread ends. */
   flush(): void {
+    const lines = this.#take();
+    if (lines.length > 0) this.#send(lines);
+  }
+
+  #take(): string[] {
     const lines = this.#waiting;
     this.#waiting = [];
-    if (lines.length > 0) this.#send(lines);
+    if (this.#untold > 0) lines.push(this.#formatLost(this.#untold));
+    this.#untold = 0;
+    return lines;
   }
 
   /** Once per turn of the event loop: connections that end together share a batch. */
@@ -53,9 +65,7 @@ export class RecordQueue {
       this.#isScheduled = false;
       if (this.#waiting.length === 0) return; // flushed meanwhile
       this.#isSending = true;
-      const lines = this.#waiting;
-      this.#waiting = [];
-      this.#send(lines);
+      this.#send(this.#take());
     });
   }
 }

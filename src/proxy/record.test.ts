@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { FakeClock } from "#base/clock";
+import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import { parseSpiffeId } from "#model/spiffe-id";
 import { FlowLog, type Facts } from "./record.ts";
@@ -26,7 +27,10 @@ const facts: Facts = {
 function newLog(): { log: FlowLog; records: FlowRecord[]; clock: FakeClock; total: (name: string) => number } {
   const clock = new FakeClock(1_000);
   const records: FlowRecord[] = [];
-  const log = new FlowLog(clock, (line) => records.push(JSON.parse(line)));
+  const log = new FlowLog(clock, (line) => {
+    const record = findAccessRecord(line);
+    if (record !== undefined) records.push(record);
+  });
   const total = (name: string): number =>
     log.snapshot().reduce((sum, sample) => sum + (sample.name === name ? sample.value : 0), 0);
   return { log, records, clock, total };
@@ -48,16 +52,19 @@ describe("ConnectionRecord", () => {
         encryption: "mutual_tls",
         reason: "ok",
         detail: "",
+        traceId: undefined,
         source: {
           address: "10.1.0.1:4000",
           workload: "client",
           namespace: "shop",
+          cluster: "Kubernetes",
           identity: "spiffe://cluster.local/ns/shop/sa/client",
         },
         destination: {
           address: "10.1.0.2:15008",
           workload: "server",
           namespace: "shop",
+          cluster: "Kubernetes",
           identity: "spiffe://cluster.local/ns/shop/sa/server",
           service: "web.shop.svc.cluster.local",
           hboneTarget: "10.1.0.2:8080",
@@ -108,7 +115,7 @@ describe("ConnectionRecord", () => {
     assert.equal(total("istio_tcp_connections_opened_total"), 0);
     const failed = log.snapshot().find(({ name }) => name === "istio_tcp_connections_failed_total");
     assert.equal(failed?.labels["response_flags"], "DENY");
-    assert.equal(failed?.labels["connection_security_policy"], "unknown");
+    assert.equal(failed?.labels["connection_security_policy"], "mutual_tls");
   });
 
   it("counts plaintext by its reason", () => {

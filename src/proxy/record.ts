@@ -1,6 +1,14 @@
 import type { Clock } from "#base/clock";
 import { formatHostPort } from "#base/ip";
 import { CellSet, type Cell } from "#base/metrics";
+import {
+  accessLevel,
+  accessPasses,
+  formatAccess,
+  formatOpened,
+  type AccessFormat,
+  type AccessLevel,
+} from "#model/access-log";
 import type { Encryption, FlowReason, FlowRecord } from "#model/flow";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { Service, Workload } from "#model/workload";
@@ -28,6 +36,8 @@ export interface Facts {
   readonly encryption: Encryption;
   readonly reason: FlowReason;
   readonly detail?: string;
+  /** 32 hex digits; see {@link FlowRecord.traceId}. */
+  readonly traceId?: string | undefined;
 }
 
 /** Bytes as the pod sees them: `sent` left it, `received` came to it. */
@@ -54,13 +64,16 @@ export class FlowLog {
   readonly cells: CellSet;
   readonly #clock: Clock;
   readonly #write: (line: string) => void;
+  readonly #format: AccessFormat;
+  #level: AccessLevel = "info";
   readonly #open = new Set<ConnectionRecord>();
   readonly #bound = new Map<string, Cells>();
 
-  /** `write` gets each record as one line of JSON, without the line's end. */
-  constructor(clock: Clock, write: (line: string) => void) {
+  /** `write` gets each record as one line of the access log, without the line's end. */
+  constructor(clock: Clock, write: (line: string) => void, format: AccessFormat = "plain") {
     this.#clock = clock;
     this.#write = write;
+    this.#format = format;
     this.cells = new CellSet(proxyMetrics);
   }
 
@@ -91,10 +104,23 @@ export class FlowLog {
     if (this.#open.delete(record)) this.#sockets(record.direction).value--;
   }
 
+  /** How loud a line must be to be written; the default is `info`: one line for each connection. */
+  set level(level: AccessLevel) {
+    this.#level = level;
+  }
+
   /** For {@link ConnectionRecord} only: finishes and writes the record. */
-  write(record: Omit<FlowRecord, "timeMs" | "durationMs">, startMs: number): void {
-    const durationMs = Math.round((this.#clock.monotonic() - startMs) * 1000) / 1000;
-    this.#write(JSON.stringify({ timeMs: this.#clock.now(), ...record, durationMs } satisfies FlowRecord));
+  write(started: Omit<FlowRecord, "timeMs" | "durationMs">, startMs: number): void {
+    const durationMs = this.#clock.monotonic() - startMs;
+    const record: FlowRecord = { ...started, timeMs: this.#clock.now(), durationMs };
+    if (accessPasses(this.#level, accessLevel(record))) this.#write(formatAccess(this.#format, record));
+  }
+
+  /** For {@link ConnectionRecord} only: says that a connection is forwarded from now on, when somebody wants to know. */
+  announce(direction: FlowRecord["direction"], facts: Facts): void {
+    if (this.#level !== "debug") return;
+    const started = toRecord(direction, facts, { verdict: "forwarded", bytes: { sent: 0, received: 0 } });
+    this.#write(formatOpened(this.#format, { ...started, timeMs: this.#clock.now(), durationMs: 0 }));
   }
 
   /** The cells of a forwarded connection; sets of labels that come again are looked up once. */
@@ -147,6 +173,7 @@ export class ConnectionRecord {
     this.#cells = this.#log.bind(this.direction, facts);
     this.#cells.opened.value++;
     this.#log.opened(this);
+    this.#log.announce(this.direction, facts);
     if (facts.encryption === "plaintext") {
       const labels = { direction: this.direction, reason: facts.reason };
       this.#log.cells.bind("veil_proxy_plaintext_total", labels).value++;
@@ -184,10 +211,7 @@ export class ConnectionRecord {
   refuse(facts: Facts): void {
     if (this.#isClosed || this.#facts !== undefined) return;
     this.#isClosed = true;
-    this.#log.cells.bind(
-      "istio_tcp_connections_failed_total",
-      trafficLabels(this.direction, { ...facts, encryption: "none" }),
-    ).value++;
+    this.#log.cells.bind("istio_tcp_connections_failed_total", trafficLabels(this.direction, facts)).value++;
     this.#log.cells.bind("veil_proxy_refused_total", { direction: this.direction, reason: facts.reason }).value++;
     const bytes = { sent: 0, received: 0 };
     this.#log.write(
@@ -209,6 +233,7 @@ function toRecord(
     encryption: facts.encryption,
     reason: facts.reason,
     detail: facts.detail ?? "",
+    traceId: facts.traceId,
     source: peerOf(facts.source),
     destination: { ...peerOf(facts.destination), service: service?.hostname, hboneTarget: facts.hboneTarget },
     bytesSent: end.bytes.sent,
@@ -221,6 +246,7 @@ function peerOf({ address, workload, pod, identity }: Party): FlowRecord["source
     address: formatHostPort(address.ip, address.port),
     workload: workload?.name ?? pod?.name,
     namespace: workload?.namespace ?? pod?.namespace,
+    cluster: workload?.clusterId,
     identity,
   };
 }

@@ -13,10 +13,11 @@ import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admi
 import type { ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import { ABSENT_MS, type Answer } from "./knowledge.ts";
+import type { RecordOutput } from "./line-output.ts";
 import type { ThreadSamples } from "./messages.ts";
 import { ANY_ADDRESS } from "./network.ts";
 import { Pods } from "./pods.ts";
-import { Records, type RecordOutput } from "./records.ts";
+import { Records } from "./records.ts";
 import type { View } from "./route.ts";
 import { DataThreads, type ThreadPort } from "./threads.ts";
 import { ZdsClient } from "./zds-client.ts";
@@ -36,7 +37,7 @@ export interface ProxyOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
-  /** Where access records go. */
+  /** Where the access log goes. */
   readonly output: RecordOutput;
   /** Asked by `POST /quitquitquit`. */
   readonly quit: () => void;
@@ -106,9 +107,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     ports,
     clock,
     ask: async (name) => ask(xds, name, { clock, holdMs: config.holdMs }),
-    records: (lines) => {
-      records.take(lines);
-    },
+    records: async (lines) => records.take(lines),
     failed,
   });
   const addresses = new Addresses({ spread: async (change, synced) => threads.addresses(change, synced), clock, log });
@@ -217,7 +216,7 @@ function pending({ addresses, pods }: Parts): readonly string[] {
 }
 
 async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadSamples> {
-  const { threads, xdsCells, pods, records, addresses } = parts;
+  const { threads, xdsCells, pods, addresses } = parts;
   const plain = (name: string, value: number, labels = {}): ThreadSamples[number] => ({ name, labels, value });
   return [
     ...(await threads.collect()),
@@ -227,7 +226,6 @@ async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadS
     plain("workload_manager_pending_proxy_count", pods.list().filter(({ served }) => !served).length),
     plain("workload_manager_proxies_started_total", pods.started),
     plain("workload_manager_proxies_stopped_total", pods.stopped),
-    plain("veil_proxy_records_dropped_total", records.dropped),
     plain("veil_proxy_addresses", addresses.table.size),
   ];
 }

@@ -1,5 +1,6 @@
 import { sleep, type Clock } from "#base/clock";
 import { messageOf, type CodedError } from "#base/errors";
+import type { AccessLevel } from "#model/access-log";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { proxyError } from "./errors.ts";
@@ -22,8 +23,8 @@ export interface DataThreadsParts {
   readonly clock: Clock;
   /** Answers who a name is. Never rejects. */
   readonly ask: (name: string) => Promise<Answer>;
-  /** Takes access records, one JSON object each. */
-  readonly records: (lines: readonly string[]) => void;
+  /** Takes lines of the access log; resolves when the next may come. */
+  readonly records: (lines: readonly string[]) => Promise<void>;
   /** A thread ended or does not answer: the process cannot go on. */
   readonly failed: (error: CodedError) => void;
 }
@@ -108,6 +109,11 @@ export class DataThreads {
     await Promise.all(users.map((member) => this.#request(member, (seq) => ({ type: "certificate", seq, identity }))));
   }
 
+  /** How loud a line of the access log must be from now on. */
+  setAccessLevel(level: AccessLevel): void {
+    for (const { port } of this.#members) port.post({ type: "accessLevel", level });
+  }
+
   /** What was counted, of all threads together. */
   async collect(): Promise<ThreadSamples> {
     const answers = await this.#all((seq) => ({ type: "collect", seq }));
@@ -163,8 +169,9 @@ export class DataThreads {
       this.#pending.get(message.seq)?.(message);
       this.#pending.delete(message.seq);
     } else if (message.type === "records") {
-      this.#parts.records(message.lines);
-      port.post({ type: "recordsTaken" });
+      void this.#parts.records(message.lines).then(() => {
+        port.post({ type: "recordsTaken" });
+      });
     } else void this.#answer(port, message.name);
   }
 

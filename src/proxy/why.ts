@@ -1,4 +1,5 @@
 import { findHostPort, findIp, formatHostPort } from "#base/ip";
+import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import type { TlsIdentity } from "#model/tls-identity";
 import type { Workload } from "#model/workload";
@@ -113,12 +114,9 @@ function lastConnections(
   { records }: WhyParts,
   { namespace, name, destination }: { namespace: string; name: string; destination: string },
 ): readonly FlowRecord[] {
-  const lines = records.newest(
-    [`"workload":"${name}"`, `"namespace":"${namespace}"`, destination],
-    4 * SHOWN_CONNECTIONS,
-  );
+  const lines = records.newest([name, namespace, destination], 4 * SHOWN_CONNECTIONS);
   return lines
-    .map((line) => JSON.parse(line) as FlowRecord) // written by our own data threads
+    .flatMap((line) => findAccessRecord(line) ?? [])
     .filter(({ source }) => source.workload === name && source.namespace === namespace)
     .slice(0, SHOWN_CONNECTIONS);
 }

@@ -4,7 +4,7 @@ import { after, before, test } from "node:test";
 import { sleep, systemClock } from "#base/clock";
 import type { Packet } from "#capture";
 import { resources, type Pod } from "#kube";
-import type { FlowRecord } from "#model/flow";
+import { findAccessRecord } from "#model/access-log";
 import type { LabStatus } from "#lab";
 import { eventually, startLab, veil, type TestLab } from "./harness.ts";
 import {
@@ -162,10 +162,8 @@ async function dialNewServer(name: string): Promise<void> {
 /** What the records of the client's proxy say about connections to a pod, each verdict and reason once. */
 async function reasonsTo(server: Pod): Promise<string[]> {
   const proxy = await proxyOf("node1");
-  const lines = (await lab.kubectl("-n", "veil-system", "logs", proxy))
-    .split("\n")
-    .filter((line) => line.includes('"outbound"'));
-  const records = lines.map((line) => JSON.parse(line) as FlowRecord); // written by our own proxy
+  const lines = (await lab.kubectl("-n", "veil-system", "logs", proxy)).split("\n");
+  const records = lines.flatMap((line) => findAccessRecord(line) ?? []).filter((one) => one.direction === "outbound");
   const own = records.filter(({ destination }) => destination.address === `${server.status?.podIP}:${LOAD_PORT}`);
   return [...new Set(own.map(({ verdict, reason }) => `${verdict} ${reason}`))];
 }

@@ -191,13 +191,15 @@ describe("traffic between pods with real redirection", () => {
   });
 
   it("refuses a call to the proxy's own ports, from inside the pod and from another", async () => {
-    const { client, server, plain } = world;
+    const { b, client, server, plain } = world;
+    const since = b.records.length;
     for (const port of [15_001, 15_006]) {
       assert.equal(await say(client, { ip: "127.0.0.1", port }, WORDS), "refused", `loopback ${port}`);
       assert.equal(await say(client, { ip: client.ip, port }, WORDS), "refused", `own address ${port}`);
       assert.equal(await say(plain, { ip: server.ip, port }, WORDS), "refused", `from another pod ${port}`);
       assert.equal(await say(client, { ip: server.ip, port }, WORDS), "refused", `through a tunnel ${port}`);
     }
+    await until("the records of the other node", () => b.records.length >= since + 4);
   });
 
   it("is refused to whoever dials 15008 without a certificate, with a record", async () => {

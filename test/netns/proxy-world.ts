@@ -21,6 +21,7 @@ import {
   type SeqpacketListener,
   type TcpListener,
 } from "#linux";
+import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import { formatSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
@@ -328,7 +329,10 @@ export class Node implements AsyncDisposable {
     const env = { ...process.env, NODE_COMPILE_CACHE: join(homedir(), ".cache/veil/compile") }; // as the start script does
     const child = spawn("ip", args, { stdio: ["ignore", "pipe", "pipe"], env });
     this.#proxy = child;
-    createInterface({ input: child.stdout }).on("line", (line) => this.records.push(JSON.parse(line)));
+    createInterface({ input: child.stdout }).on("line", (line) => {
+      const record = findAccessRecord(line);
+      if (record !== undefined) this.records.push(record);
+    });
     child.stderr.setEncoding("utf8").on("data", (text: string) => (this.log += text));
     await this.untilReady();
   }

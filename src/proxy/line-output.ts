@@ -1,0 +1,81 @@
+import { constants, openSync, write } from "node:fs";
+import type { Clock } from "#base/clock";
+
+/** Where lines are written to. It never blocks: whoever reads may stall. */
+export interface RecordOutput {
+  write(text: string): void;
+  /** Bytes that were given and not written yet. */
+  readonly waitingBytes: number;
+  /** Resolves when everything that was given is written. */
+  whenEmpty(): Promise<void>;
+}
+
+/** A pipe that takes nothing now is tried again after this, doubled up to the second. */
+const FIRST_RETRY_MS = 1;
+const LAST_RETRY_MS = 64;
+
+/**
+ * Writes to a descriptor without ever waiting for its reader, as a write to standard output would: one that stalls would hold
+ * the event loop, or a thread of the pool, and then also the end of the process. What nobody can read any more (EPIPE) is
+ * gone. Bounded by whoever gives: see {@link waitingBytes}.
+ */
+export class LineOutput implements RecordOutput {
+  readonly #fd: number;
+  readonly #clock: Clock;
+  #waiting: Buffer[] = [];
+  #waitingBytes = 0;
+  #isWriting = false;
+  #onEmpty: (() => void)[] = [];
+
+  /** Pipes and files are opened anew; a socket, which cannot be, is used as it is. */
+  constructor(fd: number, clock: Clock) {
+    this.#fd = reopen(fd);
+    this.#clock = clock;
+  }
+
+  get waitingBytes(): number {
+    return this.#waitingBytes;
+  }
+
+  write(text: string): void {
+    const bytes = Buffer.from(text);
+    this.#waiting.push(bytes);
+    this.#waitingBytes += bytes.length;
+    if (!this.#isWriting) this.#next();
+  }
+
+  async whenEmpty(): Promise<void> {
+    if (this.#waitingBytes === 0) return;
+    await new Promise<void>((resolve) => this.#onEmpty.push(resolve));
+  }
+
+  #next(): void {
+    const bytes = Buffer.concat(this.#waiting);
+    this.#waiting = [];
+    this.#isWriting = bytes.length > 0;
+    if (this.#isWriting) this.#writeAll(bytes);
+    else for (const resolve of this.#onEmpty.splice(0)) resolve();
+  }
+
+  #writeAll(bytes: Buffer, retryMs = FIRST_RETRY_MS): void {
+    write(this.#fd, bytes, (error, written) => {
+      if (error?.code === "EAGAIN") {
+        this.#clock.after(retryMs, () => this.#writeAll(bytes, Math.min(2 * retryMs, LAST_RETRY_MS)));
+        return;
+      }
+      const done = error === null ? written : bytes.length;
+      this.#waitingBytes -= done;
+      if (done < bytes.length) this.#writeAll(bytes.subarray(done));
+      else this.#next();
+    });
+  }
+}
+
+/** A description of our own: that it does not block is then no matter of whoever shares the descriptor. */
+function reopen(fd: number): number {
+  try {
+    return openSync(`/proc/self/fd/${fd}`, constants.O_WRONLY | constants.O_APPEND | constants.O_NONBLOCK);
+  } catch {
+    return fd;
+  }
+}
