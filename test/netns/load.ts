@@ -4,6 +4,7 @@
  *     load.ts server --port 9000
  *     load.ts client --target HOST:PORT --long 50 --rate 100 --seconds 30     50 long connections, 100 new ones a second
  *     load.ts client --target HOST:PORT --closed 8 --seconds 3                as many new ones as 8 at a time can
+ *     load.ts client --target HOST:PORT --bulk 2 --idle 100                   2 long ones of 2 MB/s, 100 that say nothing
  *
  * A connection begins with 12 bytes: kind (0 long, 1 short), seed, length of the answer. Then the client sends the bytes that its
  * seed makes. Long: the server sends the same bytes back, inverted, as they come. Short: the client half-closes; the server checks,
@@ -20,6 +21,8 @@ const { positionals, values } = parseArgs({
     long: { type: "string", default: "0" },
     rate: { type: "string", default: "0" },
     closed: { type: "string", default: "0" },
+    bulk: { type: "string", default: "0" },
+    idle: { type: "string", default: "0" },
     seconds: { type: "string", default: "3600" },
   },
 });
@@ -140,8 +143,12 @@ function header(kind: number, seed: number, length: number): Buffer {
   return head;
 }
 
-/** A long connection: 200 to 4,000 bytes every 20 ms, each byte checked when it comes back. */
-function long(): void {
+const SMALL = (seed: number): number => 200 + ((seed * 31 + stats.long.bytes) % 3800);
+const BULK = (): number => 40_000;
+const NOTHING = (): number => 0;
+
+/** A long connection: `size` bytes (200 to 4,000) every 20 ms, each byte checked when it comes back. */
+function long(size: (seed: number) => number = SMALL): void {
   const seed = nextSeed++ * 7919;
   const socket = connect({ host, port: Number(portText), noDelay: true });
   const sent = new Bytes(seed);
@@ -153,7 +160,7 @@ function long(): void {
     stats.long.alive++;
     socket.write(header(0, seed, 0));
     timer = setInterval(() => {
-      if (socket.writableLength < 65_536) socket.write(sent.take(200 + ((seed * 31 + stats.long.bytes) % 3800)));
+      if (socket.writableLength < 65_536) socket.write(sent.take(size(seed)));
     }, 20);
   });
   socket.on("data", (chunk: Buffer) => {
@@ -227,6 +234,8 @@ setTimeout(finish, Number(values.seconds) * 1000);
 if (positionals[0] === "server") serve(Number(values.port));
 else {
   for (let i = 0; i < Number(values.long); i++) long();
+  for (let i = 0; i < Number(values.bulk); i++) long(BULK);
+  for (let i = 0; i < Number(values.idle); i++) long(NOTHING);
   const again = (): void => {
     if (!over) short(again);
   };
