@@ -35,6 +35,8 @@ export type FlowReason =
   | "destination_unreachable"
   /** Refused: no endpoint of the service is usable, or it has no such port. */
   | "no_healthy_upstream"
+  /** Refused: the destination is behind a waypoint that is not known, or has no usable workload. */
+  | "waypoint_unavailable"
   /** Refused: the connection points back at one of the proxy's own ports. */
   | "self_call"
   /** Refused: the request of the tunnel was wrong (method, authority, address). */

@@ -12,7 +12,7 @@ import { proxyConfig } from "./config.ts";
 import { DataThread } from "./data-thread.ts";
 import { FakeNetwork, FakeSocket, FakeTunnel } from "./fake-network.ts";
 import type { FromThread } from "./messages.ts";
-import { testPod, testService, testWorkload } from "./testing.ts";
+import { testAddress, testPod, testService, testWorkload } from "./testing.ts";
 
 const client = testWorkload("client", "10.1.0.1");
 const server = testWorkload("server", "10.1.0.2");
@@ -540,5 +540,46 @@ describe("a data thread", () => {
     assert.deepEqual([record?.source.address, record?.destination.address], ["10.1.0.9:1", "10.1.0.1:15008"]);
     assert.equal(record?.detail, "X509_TWO_URI_SANS: two");
     assert.equal(rig.samples("veil_proxy_tunnels_rejected_total"), 1);
+  });
+});
+
+describe("a connection to a workload that is known by its hostname only", () => {
+  const named = (services: Record<string, []>): readonly Address[] => [
+    client,
+    web,
+    testWorkload("api", "10.1.0.9", { addresses: [], hostname: "api.example.com", tunnelProtocol: "none", services }),
+  ];
+  const world = named({ "shop/web.shop.svc.cluster.local": [] });
+  const resolves = (rig: Rig): string[] =>
+    rig.posted.flatMap((message) => (message.type === "resolve" ? [message.hostname] : []));
+
+  it("is held, looked up once for all, and dialled", async () => {
+    const rig = new Rig({ addresses: world });
+    await rig.dial("10.96.0.1:80");
+    await rig.dial("10.96.0.1:80");
+    assert.deepEqual(resolves(rig), ["api.example.com"]);
+    assert.equal(rig.network.dialled.length, 0);
+    const answer = { addresses: [testAddress("192.0.2.7:0").ip], ttlMs: 30_000 };
+    rig.thread.handle({ type: "resolved", hostname: "api.example.com", answer });
+    await rig.settle();
+    assert.deepEqual(
+      rig.network.dialled.map(({ ip, port }) => `${ip}:${port}`),
+      ["192.0.2.7:8080", "192.0.2.7:8080"],
+    );
+    await rig.dial("10.96.0.1:80");
+    assert.deepEqual(resolves(rig), ["api.example.com"], "the answer is remembered");
+  });
+
+  it("is refused when nobody answers in time, and when the name has no address", async () => {
+    const silent = new Rig({ addresses: world });
+    const socket = await silent.dial("10.96.0.1:80");
+    await silent.clock.advance(5_000);
+    assert.equal(outcome(silent), "refused none no_healthy_upstream");
+    assert.equal(socket.state, "reset");
+    const empty = new Rig({ addresses: world });
+    await empty.dial("10.96.0.1:80");
+    empty.thread.handle({ type: "resolved", hostname: "api.example.com", answer: { addresses: [], ttlMs: 1_000 } });
+    await empty.settle();
+    assert.equal(outcome(empty), "refused none no_healthy_upstream");
   });
 });

@@ -44,6 +44,9 @@ export class DataThread {
       ask: (name) => {
         post({ type: "ask", name });
       },
+      resolve: (hostname) => {
+        post({ type: "resolve", hostname });
+      },
     });
     const format = config.accessFormat;
     this.#records = new RecordQueue(
@@ -64,6 +67,9 @@ export class DataThread {
     switch (message.type) {
       case "answer":
         this.#knowledge.answer(message.name, message.answer);
+        return;
+      case "resolved":
+        this.#knowledge.putName(message.hostname, message.answer);
         return;
       case "certificateDrop":
         this.#knowledge.dropCertificate(message.id);

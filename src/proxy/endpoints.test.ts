@@ -10,6 +10,13 @@ const place = (region: string, zone: string, node: string): Partial<Workload> =>
   locality: { region, zone, subzone: "" },
   node,
 });
+const east: Partial<Workload> = {
+  network: "east",
+  networkGateway: {
+    destination: { kind: "address", network: "east", address: parseIp("198.51.100.1") },
+    hboneMtlsPort: 15_008,
+  },
+};
 const source = testWorkload("client", "10.1.0.1", place("r1", "z1", "n1"));
 
 function choose(balancing: Partial<Service["loadBalancing"]>, endpoints: Workload[], unit = (): number => 0): string {
@@ -36,9 +43,9 @@ describe("chooseEndpoint", () => {
 
   it("lets a network that comes first outweigh the rest without ending the row", () => {
     const failover = { mode: "failover", routingPreference: ["network", "region", "zone"] } as const;
-    const remoteNear = testWorkload("remote-near", "10.1.0.6", { ...place("r1", "z1", "n1"), network: "east" });
+    const remoteNear = testWorkload("remote-near", "10.1.0.6", { ...place("r1", "z1", "n1"), ...east });
     assert.equal(choose(failover, [remoteNear, far]), "far");
-    const remoteFar = testWorkload("remote-far", "10.1.0.7", { ...place("r9", "z9", "n9"), network: "east" });
+    const remoteFar = testWorkload("remote-far", "10.1.0.7", { ...place("r9", "z9", "n9"), ...east });
     assert.equal(choose(failover, [remoteFar, remoteNear]), "remote-near");
   });
 

@@ -10,12 +10,18 @@ export interface EndpointRequest {
   /** Who dials: locality and node count for the service's routing preference. Undefined while it is not known. */
   readonly source: Workload | undefined;
   readonly sourceNetwork: string;
+  /**
+   * What the service is dialled as. Default `service`. `waypoint`: an endpoint with an application tunnel needs no such
+   * port, as nobody has asked for it by himself. `gateway`: its endpoints are on the other network by their nature.
+   */
+  readonly as?: "service" | "waypoint" | "gateway";
 }
 
 /** An endpoint that was chosen. */
 export interface Endpoint {
   readonly workload: Workload;
-  readonly ip: IpAddress;
+  /** Undefined: it is reached by its hostname, or through the gateway of its network. */
+  readonly ip: IpAddress | undefined;
   readonly port: number;
 }
 
@@ -23,16 +29,16 @@ export interface Endpoint {
 export type NoEndpoint = "no_such_port" | "no_endpoint";
 
 /**
- * Chooses an endpoint by the service's rules: usable (healthy unless the service takes all, has the port, has an
- * address), then the best rank of the routing preference, then at random by capacity. `unit` gives a number in [0, 1).
+ * Chooses an endpoint by the service's rules: usable (healthy unless the service takes all, has the port, can be
+ * addressed), then the best rank of the routing preference, then at random by capacity. `unit` gives a number in [0, 1).
  */
 export function chooseEndpoint(
   request: EndpointRequest,
   endpoints: Iterable<Workload>,
   unit: () => number,
 ): Endpoint | NoEndpoint {
-  const { service, servicePort } = request;
-  if (!service.ports.some((port) => port.servicePort === servicePort)) return "no_such_port";
+  const { service, servicePort, as } = request;
+  if (as !== "waypoint" && !service.ports.some((port) => port.servicePort === servicePort)) return "no_such_port";
   let best: Endpoint[] = [];
   let bestRank = 0;
   for (const workload of endpoints) {
@@ -43,7 +49,7 @@ export function chooseEndpoint(
     if (rank >= bestRank) best.push(endpoint);
     bestRank = Math.max(bestRank, rank);
   }
-  return pickByCapacity(best, unit) ?? "no_endpoint";
+  return pickByWeight(best, ({ workload }) => workload.capacity, unit) ?? "no_endpoint";
 }
 
 /** The workload's port behind a service's port; undefined when this workload does not serve it. */
@@ -66,13 +72,41 @@ export function chooseAddress(
   return allowed.find((ip) => isV6(ip) === isV6(requested)) ?? allowed[0];
 }
 
+/** One of several, at random by weight; undefined when all weigh nothing. `unit` gives a number in [0, 1). */
+export function pickByWeight<T>(
+  candidates: readonly T[],
+  weightOf: (candidate: T) => number,
+  unit: () => number,
+): T | undefined {
+  const total = candidates.reduce((sum, candidate) => sum + weightOf(candidate), 0);
+  if (total === 0) return undefined;
+  if (candidates.length === 1) return candidates[0];
+  let at = unit() * total;
+  for (const candidate of candidates) {
+    at -= weightOf(candidate);
+    if (at < 0) return candidate;
+  }
+  return candidates.findLast((candidate) => weightOf(candidate) > 0);
+}
+
 function usable(request: EndpointRequest, workload: Workload): Endpoint | undefined {
-  const { service, servicePort, requested } = request;
+  const { service, requested, sourceNetwork, as } = request;
   if (workload.capacity === 0) return undefined;
   if (!workload.healthy && !service.loadBalancing.allowUnhealthy) return undefined;
-  const port = targetPortOf(service, workload, servicePort);
+  const port = portOf(request, workload);
+  if (port === undefined) return undefined;
   const ip = chooseAddress(workload, requested, service.ipFamilies);
-  return port === undefined || ip === undefined ? undefined : { workload, ip, port };
+  if (as !== "gateway" && workload.network !== sourceNetwork) {
+    return workload.networkGateway === undefined ? undefined : { workload, ip: undefined, port };
+  }
+  const isNamed = workload.addresses.length === 0 && workload.hostname !== "";
+  return ip !== undefined || isNamed ? { workload, ip, port } : undefined;
+}
+
+function portOf({ service, servicePort, as }: EndpointRequest, workload: Workload): number | undefined {
+  const port = targetPortOf(service, workload, servicePort);
+  // Its own proxy finds the port of the application there.
+  return port === undefined && as === "waypoint" && workload.applicationTunnel !== undefined ? servicePort : port;
 }
 
 type Scope = Service["loadBalancing"]["routingPreference"][number];
@@ -101,15 +135,4 @@ function scopeValue(scope: Exclude<Scope, "network">, workload: Workload): strin
   if (scope === "node") return workload.node;
   if (scope === "cluster") return workload.clusterId;
   return workload.locality[scope];
-}
-
-function pickByCapacity(endpoints: readonly Endpoint[], unit: () => number): Endpoint | undefined {
-  if (endpoints.length <= 1) return endpoints[0];
-  const total = endpoints.reduce((sum, { workload }) => sum + workload.capacity, 0);
-  let at = unit() * total;
-  for (const endpoint of endpoints) {
-    at -= endpoint.workload.capacity;
-    if (at < 0) return endpoint;
-  }
-  return endpoints.at(-1);
 }

@@ -16,6 +16,7 @@ const FLAGS: Readonly<Record<FlowReason, string>> = {
   peer_refused: "H2_HANDSHAKE_FAILURE",
   destination_unreachable: "CONNECT",
   no_healthy_upstream: "CONNECT",
+  waypoint_unavailable: "CONNECT",
   self_call: "DENY",
   bad_request: "DENY",
   draining: "CONNECT",

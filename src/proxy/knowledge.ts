@@ -2,7 +2,8 @@ import type { Clock } from "#base/clock";
 import type { Random } from "#base/random";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
-import type { ProxyConfig } from "./config.ts";
+import { OWN_PORTS, type ProxyConfig } from "./config.ts";
+import { NameCache, type NameAnswer } from "./names.ts";
 import type { View } from "./route.ts";
 import { WorkloadTable, type AddressChange } from "./table.ts";
 import { Waiting } from "./waiting.ts";
@@ -17,6 +18,15 @@ const MAX_ABSENT = 4096;
 /** How long "absent" is taken for an answer. Short: a workload that comes up now is not to be met in clear. */
 export const ABSENT_MS = 1_000;
 
+/** What {@link Knowledge} is made of. Questions go to the main thread; the answers come through `answer` and `putName`. */
+interface KnowledgeParts {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly config: ProxyConfig;
+  readonly ask: (name: string) => void;
+  readonly resolve: (hostname: string) => void;
+}
+
 /** What a data thread knows: who is where, and the certificates of its own pods. Fed by the main thread. */
 export class Knowledge {
   readonly table = new WorkloadTable();
@@ -24,6 +34,8 @@ export class Knowledge {
   readonly #random: Random;
   readonly #config: ProxyConfig;
   readonly #sendAsk: (name: string) => void;
+  readonly #sendResolve: (hostname: string) => void;
+  readonly #names = new NameCache();
   readonly #certificates = new Map<SpiffeId, TlsIdentity>();
   /** Names to the monotonic time until which they count as absent. */
   readonly #absent = new Map<string, number>();
@@ -31,12 +43,12 @@ export class Knowledge {
   readonly #changes: Waiting<true>;
   #isSynced = false;
 
-  /** `ask` sends a question to the main thread; the answer comes through {@link answer}. */
-  constructor(parts: { clock: Clock; random: Random; config: ProxyConfig; ask: (name: string) => void }) {
+  constructor(parts: KnowledgeParts) {
     this.#clock = parts.clock;
     this.#random = parts.random;
     this.#config = parts.config;
     this.#sendAsk = parts.ask;
+    this.#sendResolve = parts.resolve;
     this.#answers = new Waiting(parts.clock, MAX_HELD);
     this.#changes = new Waiting(parts.clock, MAX_HELD);
   }
@@ -62,8 +74,12 @@ export class Knowledge {
     this.#changes.settle("synced", true);
   }
 
-  /** What a decision may look at, now. */
-  view(): View {
+  /**
+   * What a decision may look at, now. With the same `draws` a later decision about the same connection draws the same lots:
+   * what was waited for is then what is decided about.
+   */
+  view(draws: number[] = []): View {
+    let drawn = 0;
     const monotonicMs = this.#clock.monotonic();
     return {
       table: this.table,
@@ -73,7 +89,9 @@ export class Knowledge {
       propagationBoundMs: this.#config.propagationBoundMs,
       monotonicMs,
       isAbsent: (name) => (this.#absent.get(name) ?? -Infinity) > monotonicMs,
-      unit: () => this.#random.unit(),
+      ownPorts: OWN_PORTS,
+      resolved: (hostname) => this.#names.find(hostname, monotonicMs),
+      unit: () => (draws[drawn++] ??= this.#random.unit()),
     };
   }
 
@@ -97,6 +115,21 @@ export class Knowledge {
       this.#absent.set(name, this.#clock.monotonic() + ABSENT_MS);
     }
     this.#answers.settle(name, answer);
+  }
+
+  /** Has a hostname looked up (once for all who ask at once); false when no answer comes in time. */
+  async resolve(hostname: string): Promise<boolean> {
+    const key = `name ${hostname}`;
+    const isFirst = !this.#changes.has(key);
+    const answer = this.#changes.wait(key, this.#config.holdMs);
+    if (isFirst) this.#sendResolve(hostname);
+    return (await answer) === true;
+  }
+
+  /** The main thread's answer about a hostname. */
+  putName(hostname: string, answer: NameAnswer): void {
+    this.#names.put(hostname, answer, this.#clock.monotonic());
+    this.#changes.settle(`name ${hostname}`, true);
   }
 
   /** The certificate in force for a pod of this thread; undefined when there is none, or its life is over. */

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { FakeClock } from "#base/clock";
+import { parseIp } from "#base/ip";
 import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
 import type { Address } from "#model/workload";
@@ -161,6 +162,7 @@ describe("data threads", () => {
       ports,
       clock,
       ask: (name) => Promise.resolve(name === "/10.1.0.9" ? "absent" : "unavailable"),
+      resolve: (hostname) => Promise.resolve({ addresses: [parseIp("192.0.2.7")], ttlMs: hostname.length }),
       records: async (more) => void lines.push(...more),
       failed: (error) => failures.push(error),
     });
@@ -216,6 +218,16 @@ describe("data threads", () => {
     await turn();
     assert.deepEqual(one.posted, [{ type: "answer", name: "/10.1.0.9", answer: "absent" }, { type: "recordsTaken" }]);
     assert.deepEqual(lines, ["{}"]);
+  });
+
+  it("has hostnames looked up, and answers the thread that asked", async () => {
+    const { one, two } = rig();
+    two.handlers?.message({ type: "resolve", hostname: "api.example.com" });
+    await Promise.resolve();
+    await Promise.resolve();
+    const answer = { addresses: ["192.0.2.7"], ttlMs: 15 };
+    assert.deepEqual(two.posted, [{ type: "resolved", hostname: "api.example.com", answer }]);
+    assert.deepEqual(one.posted, []);
   });
 
   it("end the process when one ends or hangs", async () => {

@@ -4,6 +4,7 @@ import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import type { ProxyConfig } from "./config.ts";
 import type { Answer } from "./knowledge.ts";
+import type { NameAnswer } from "./names.ts";
 import type { LocalPod } from "./route.ts";
 import type { AddressChange } from "./table.ts";
 
@@ -38,6 +39,7 @@ export type ToThread =
   | { readonly type: "certificate"; readonly seq: number; readonly identity: TlsIdentity }
   | { readonly type: "certificateDrop"; readonly id: SpiffeId }
   | { readonly type: "answer"; readonly name: string; readonly answer: Answer }
+  | { readonly type: "resolved"; readonly hostname: string; readonly answer: NameAnswer }
   | { readonly type: "collect"; readonly seq: number }
   | { readonly type: "drain"; readonly seq: number; readonly drainMs: number }
   /** How loud a line of the access log must be to be written. */
@@ -58,5 +60,7 @@ export type FromThread =
     }
   /** A connection is held: who is `name`? Answered by `answer`. */
   | { readonly type: "ask"; readonly name: string }
+  /** A connection is held: which addresses has `hostname`? Answered by `resolved`. */
+  | { readonly type: "resolve"; readonly hostname: string }
   /** Lines of the access log. The next batch comes after `recordsTaken`. */
   | { readonly type: "records"; readonly lines: readonly string[] };

@@ -48,6 +48,9 @@ export async function carryOutbound(context: PodContext, socket: PodSocket): Pro
     if (route.kind === "refuse") {
       refuse(outbound, route, route);
       context.connections.leave();
+    } else if (route.kind === "tunnel" && route.inner !== undefined) {
+      refuse(outbound, { reason: "no_healthy_upstream", detail: "another network cannot be reached from here" }, route);
+      context.connections.leave();
     } else if (route.kind === "tunnel") openTunnel(outbound, route);
     else await dialPlain(outbound, route);
   } catch (error) {
@@ -59,13 +62,16 @@ export async function carryOutbound(context: PodContext, socket: PodSocket): Pro
 /** Stage 3: decides, and holds the connection while something has to be waited for. */
 async function settleRoute(context: PodContext, to: SocketAddress): Promise<SettledRoute> {
   const { knowledge, pod } = context;
+  const draws: number[] = [];
   for (let tries = 0; tries < MOST_DECISIONS; tries++) {
-    const route = decideOutbound(pod, to, knowledge.view());
+    const route = decideOutbound(pod, to, knowledge.view(draws));
     if (route.kind === "wait") {
       if (!(await knowledge.whenSynced())) return unanswered("no control plane has said yet who is where");
     } else if (route.kind === "ask") {
       const answer = await knowledge.ask(route.name);
       if (answer === "unavailable") return unanswered(`nobody answered who ${to.ip} is`);
+    } else if (route.kind === "resolve") {
+      if (!(await knowledge.resolve(route.hostname))) return unnamed(route.hostname);
     } else if (route.kind === "tunnel" && knowledge.certificate(pod.identity) === undefined) {
       if (!(await knowledge.whenCertificate(pod.identity))) return uncertified(pod.identity, route);
     } else return route; // decided after the last wait: nothing has changed since
@@ -173,6 +179,16 @@ function refuse({ context, socket, record, to }: Outbound, { reason, detail }: C
 function unanswered(detail: string): SettledRoute {
   const destination = { workload: undefined, service: undefined };
   return { kind: "refuse", reason: "control_plane_unavailable", detail, destination };
+}
+
+function unnamed(hostname: string): SettledRoute {
+  const destination = { workload: undefined, service: undefined };
+  return {
+    kind: "refuse",
+    reason: "no_healthy_upstream",
+    detail: `nobody answered which address ${hostname} has`,
+    destination,
+  };
 }
 
 function uncertified(id: SpiffeId, { destination }: Extract<Route, { kind: "tunnel" }>): SettledRoute {

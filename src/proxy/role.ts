@@ -10,11 +10,12 @@ import { PageServer, rpcTransport } from "#rpc";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, xdsMetrics } from "#xds";
 import { Addresses } from "./addresses.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
-import type { ProxyConfig } from "./config.ts";
+import { OWN_PORTS, type ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import { ABSENT_MS, type Answer } from "./knowledge.ts";
 import type { RecordOutput } from "./line-output.ts";
 import type { ThreadSamples } from "./messages.ts";
+import { dnsResolver } from "./names.ts";
 import { ANY_ADDRESS } from "./network.ts";
 import { Pods } from "./pods.ts";
 import { Records } from "./records.ts";
@@ -107,6 +108,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     ports,
     clock,
     ask: async (name) => ask(xds, name, { clock, holdMs: config.holdMs }),
+    resolve: dnsResolver(),
     records: async (lines) => records.take(lines),
     failed,
   });
@@ -206,7 +208,9 @@ function viewOf({ config, clock, random }: ProxyOptions, { addresses }: Parts): 
     clusterRanges: config.clusterRanges,
     propagationBoundMs: config.propagationBoundMs,
     monotonicMs: clock.monotonic(),
+    ownPorts: OWN_PORTS,
     isAbsent: () => false,
+    resolved: () => undefined,
     unit: () => random.unit(),
   };
 }

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { parseIp } from "#base/ip";
-import { decideOutbound, type Route } from "./route.ts";
-import { testAddress, testPod, testService, testView, testWorkload } from "./testing.ts";
+import { decideOutbound } from "./route.ts";
+import { routeLine, testAddress, testPod, testService, testView, testWorkload } from "./testing.ts";
 
 const client = testWorkload("client", "10.1.0.1");
 const server = testWorkload("server", "10.1.0.2", { services: { "shop/web.shop.svc.cluster.local": [] } });
@@ -18,16 +18,6 @@ const gateway = {
   hboneMtlsPort: 15008,
 } as const;
 const all = [client, server, plain, web, old, waypoint];
-
-/** What matters of a route, in one line. */
-function line(route: Route): string {
-  if (route.kind === "tunnel") {
-    return `tunnel ${route.target.ip}:${route.target.port} ${route.authority} ${route.accepted.join(" ")}`;
-  }
-  if (route.kind === "plain") return `plain ${route.target.ip}:${route.target.port} ${route.reason}`;
-  if (route.kind === "refuse") return `refuse ${route.reason}`;
-  return route.kind === "ask" ? `ask ${route.name}` : "wait";
-}
 
 const id = (account: string): string => `spiffe://cluster.local/ns/shop/sa/${account}`;
 
@@ -180,7 +170,7 @@ const rows: readonly Row[] = [
     with: [
       { ...web, waypoint: { ...gateway, destination: { ...gateway.destination, address: parseIp("10.1.0.99") } } },
     ],
-    expect: "refuse no_healthy_upstream",
+    expect: "refuse waypoint_unavailable",
   },
   {
     name: "the waypoint itself reaches its workload directly",
@@ -220,12 +210,12 @@ describe("decideOutbound", () => {
   for (const row of rows) {
     it(row.name, () => {
       const view = testView([...all, ...(row.with ?? [])], row.view);
-      assert.equal(line(decideOutbound(testPod("client"), testAddress(row.to), view)), row.expect);
+      assert.equal(routeLine(decideOutbound(testPod("client"), testAddress(row.to), view)), row.expect);
     });
   }
 
   it("decides for a pod that the control plane does not know yet", () => {
     const route = decideOutbound(testPod("stranger"), testAddress("10.1.0.2:80"), testView(all));
-    assert.equal(line(route), `tunnel 10.1.0.2:15008 10.1.0.2:80 ${id("server")}`);
+    assert.equal(routeLine(route), `tunnel 10.1.0.2:15008 10.1.0.2:80 ${id("server")}`);
   });
 });

@@ -31,6 +31,8 @@ export class WorkloadTable {
   /** `network/ip` to service names. */
   readonly #byVip = new Map<string, Map<string, Service>>();
   readonly #byHostname = new Map<string, Map<string, Service>>();
+  /** `namespace/hostname` to workloads that have a hostname: few. */
+  readonly #namedWorkloads = new Map<string, Map<string, Workload>>();
   /** Services with a prefix instead of an address: few, looked at one by one. */
   readonly #prefixes = new Map<string, Service>();
   /** `namespace/hostname` to endpoints by uid. */
@@ -99,6 +101,11 @@ export class WorkloadTable {
     return bestService([...(this.#byHostname.get(hostname)?.values() ?? [])], namespace);
   }
 
+  /** A workload of this hostname; of several any. */
+  findWorkloadByHostname(namespace: string, hostname: string): Workload | undefined {
+    return this.#namedWorkloads.get(`${namespace}/${hostname}`)?.values().next().value;
+  }
+
   /** All endpoints of a service, healthy or not. */
   endpoints(service: Service): Iterable<Workload> {
     return this.#endpoints.get(addressName(service))?.values() ?? [];
@@ -141,6 +148,7 @@ export class WorkloadTable {
     this.#workloads.set(workload.uid, workload);
     for (const key of ipKeys(workload)) link(this.#byIp, key, workload);
     for (const service of Object.keys(workload.services)) link(this.#endpoints, service, workload);
+    if (workload.hostname !== "") link(this.#namedWorkloads, nameOf(workload), workload);
     if (workload.tunnelProtocol !== "hbone") this.#enrolledSince.delete(workload.uid);
     else if (!this.#enrolledSince.has(workload.uid)) this.#enrolledSince.set(workload.uid, sinceMs);
   }
@@ -173,6 +181,7 @@ export class WorkloadTable {
   #unlinkWorkload(workload: Workload): void {
     for (const key of ipKeys(workload)) unlink(this.#byIp, key, workload.uid);
     for (const service of Object.keys(workload.services)) unlink(this.#endpoints, service, workload.uid);
+    unlink(this.#namedWorkloads, nameOf(workload), workload.uid);
   }
 
   #unlinkService(name: string, service: Service): void {
@@ -197,6 +206,10 @@ function unlink(index: Map<string, Map<string, unknown>>, key: string, name: str
 
 function ipKeys(workload: Workload): string[] {
   return workload.hostNetwork ? [] : workload.addresses.map((ip) => `${workload.network}/${ip}`);
+}
+
+function nameOf({ namespace, hostname }: Workload): string {
+  return `${namespace}/${hostname}`;
 }
 
 function rank(workload: Workload): number {

@@ -1,7 +1,8 @@
 import { parseCidr, parseIp } from "#base/ip";
 import { parseSpiffeId } from "#model/spiffe-id";
 import type { Address, Service, Workload } from "#model/workload";
-import type { LocalPod, SocketAddress, View } from "./route.ts";
+import { OWN_PORTS } from "./config.ts";
+import type { LocalPod, Route, SocketAddress, View } from "./route.ts";
 import { WorkloadTable } from "./table.ts";
 
 /** A pod of namespace `shop` unless told otherwise, enrolled, healthy. */
@@ -89,8 +90,23 @@ export function testView(addresses: readonly Address[], more: Partial<View> = {}
     clusterRanges: [parseCidr("10.0.0.0/8"), parseCidr("fd00::/8")],
     propagationBoundMs: 10_000,
     monotonicMs: 0,
+    ownPorts: OWN_PORTS,
     isAbsent: () => false,
+    resolved: () => undefined,
     unit: () => 0,
     ...more,
   };
+}
+
+/** What matters of a route, in one line. */
+export function routeLine(route: Route): string {
+  if (route.kind === "tunnel") {
+    const { target, authority, accepted, inner } = route;
+    const within = inner === undefined ? "" : ` (inner from "${inner.network}": ${inner.accepted.join(" ")})`;
+    return `tunnel ${target.ip}:${target.port} ${authority} ${accepted.join(" ")}${within}`;
+  }
+  if (route.kind === "plain") return `plain ${route.target.ip}:${route.target.port} ${route.reason}`;
+  if (route.kind === "refuse") return `refuse ${route.reason}`;
+  if (route.kind === "resolve") return `resolve ${route.hostname}`;
+  return route.kind === "ask" ? `ask ${route.name}` : "wait";
 }

@@ -6,6 +6,7 @@ import type { TlsIdentity } from "#model/tls-identity";
 import { proxyError } from "./errors.ts";
 import type { Answer } from "./knowledge.ts";
 import type { FromThread, ThreadSamples, ToThread } from "./messages.ts";
+import type { NameResolver } from "./names.ts";
 import type { LocalPod } from "./route.ts";
 import type { AddressChange } from "./table.ts";
 
@@ -23,6 +24,8 @@ export interface DataThreadsParts {
   readonly clock: Clock;
   /** Answers who a name is. Never rejects. */
   readonly ask: (name: string) => Promise<Answer>;
+  /** Looks hostnames up. */
+  readonly resolve: NameResolver;
   /** Takes lines of the access log; resolves when the next may come. */
   readonly records: (lines: readonly string[]) => Promise<void>;
   /** A thread ended or does not answer: the process cannot go on. */
@@ -172,7 +175,12 @@ export class DataThreads {
       void this.#parts.records(message.lines).then(() => {
         port.post({ type: "recordsTaken" });
       });
-    } else void this.#answer(port, message.name);
+    } else if (message.type === "resolve") void this.#resolve(port, message.hostname);
+    else void this.#answer(port, message.name);
+  }
+
+  async #resolve(port: ThreadPort, hostname: string): Promise<void> {
+    port.post({ type: "resolved", hostname, answer: await this.#parts.resolve(hostname) });
   }
 
   async #answer(port: ThreadPort, name: string): Promise<void> {

@@ -2,7 +2,6 @@ import { findHostPort, findIp, cidrContains, formatHostPort, type IpAddress } fr
 import type { FlowReason } from "#model/flow";
 import { parseWorkloadIdentity, type SpiffeId } from "#model/spiffe-id";
 import type { Service, Workload } from "#model/workload";
-import { OWN_PORTS } from "./config.ts";
 import { targetPortOf } from "./endpoints.ts";
 import type { UnenforcedPolicy } from "./policies.ts";
 import { isLoopback, type LocalPod, type SocketAddress, type View } from "./route.ts";
@@ -88,7 +87,7 @@ function decidePort(
   view: View,
 ): Verdict {
   const { remote, local, port, forwardedHost, source } = request;
-  if (OWN_PORTS.has(port)) {
+  if (view.ownPorts.has(port)) {
     return refuse("self_call", { status: 503, detail: `port ${port} is the proxy's own`, source });
   }
   const policy = view.table.findUnenforcedPolicy(pod.namespace, pod.workloadUid);
@@ -116,7 +115,7 @@ export function decidePlaintext(
   view: View,
 ): Verdict {
   const { remote, originalDestination: target } = request;
-  if (OWN_PORTS.has(target.port)) {
+  if (view.ownPorts.has(target.port)) {
     const detail = `${formatHostPort(target.ip, target.port)} is the proxy's own port`;
     return refuse("self_call", { status: 503, detail, source: undefined });
   }

@@ -15,7 +15,7 @@ export interface Explanation {
   readonly sourceServedHere: boolean;
   readonly decision: "tunnel" | "plain" | "ask" | "wait" | "refuse";
   readonly encrypted: boolean;
-  /** A stable word: a reason of flow records, or `unknown_destination`, `no_snapshot`, `source_not_enrolled`. */
+  /** A stable word: a reason of flow records, or `unknown_destination`, `named_destination`, `no_snapshot`, `source_not_enrolled`. */
   readonly reason: string;
   /** One sentence for people. */
   readonly because: string;
@@ -88,6 +88,10 @@ function describe(route: Route): Described {
     const because =
       "the address is inside the cluster and unknown here: each connection is held while the control plane is asked";
     return { ...nobody, decision: "ask", reason: "unknown_destination", because };
+  }
+  if (route.kind === "resolve") {
+    const because = `the destination is known by its name ${route.hostname}, which is looked up for each connection`;
+    return { ...nobody, decision: "ask", reason: "named_destination", because };
   }
   const { workload, service } = route.destination;
   const known = { ...nobody, destinationWorkload: workload?.uid, destinationService: service?.hostname };
