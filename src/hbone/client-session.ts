@@ -7,7 +7,7 @@ import { LARGEST_WINDOW } from "./frames.ts";
 import { readResponseHead } from "./heads.ts";
 import { encodeField, type HeaderList } from "./hpack.ts";
 import type { HboneLimits } from "./limits.ts";
-import type { OpenRequest } from "./open-request.ts";
+import type { TunnelRequest } from "./open-request.ts";
 import { Session, type SessionRole } from "./session.ts";
 import type { SecureStream } from "./tls.ts";
 import type { Tunnel, TunnelHandle, TunnelResult } from "./tunnel.ts";
@@ -78,7 +78,7 @@ export class ClientSession implements SessionRole {
   }
 
   /** Opens a tunnel; `onEnd` is called once, never from inside. */
-  open(request: OpenRequest, onEnd: (result: TunnelResult) => void): ClientTunnel {
+  open(request: TunnelRequest, onEnd: (result: TunnelResult) => void): ClientTunnel {
     const { clock } = this.#options;
     const now = clock.monotonic();
     const idle = this.#session.tunnels.size === 0;
@@ -110,7 +110,7 @@ export class ClientSession implements SessionRole {
     return opened;
   }
 
-  #fieldsOf({ authority, headers }: OpenRequest): readonly Uint8Array[] | undefined {
+  #fieldsOf({ authority, headers }: TunnelRequest): readonly Uint8Array[] | undefined {
     const { random } = this.#options;
     const traceparent = headers.traceparent ?? `00-${random.hex(16)}-${random.hex(8)}-00`;
     const fields = [
@@ -119,6 +119,7 @@ export class ClientSession implements SessionRole {
       this.#fields.get("baggage", headers.baggage),
       encodeField("forwarded", headers.forwarded),
       encodeField("traceparent", traceparent),
+      ...(headers.network === undefined ? [] : [encodeField("x-forwarded-network", headers.network)]),
     ];
     const length = fields.reduce((sum, field) => sum + field.length, 0);
     return length > MOST_HEADER_BYTES ? undefined : fields;
@@ -215,7 +216,7 @@ class OpenedTunnel implements ClientTunnel {
     this.#mayRetry = false;
   }
 
-  attach(request: OpenRequest): void {
+  attach(request: TunnelRequest): void {
     if (this.#tunnel.attached) return;
     this.#mayRetry = false;
     this.#tunnel.attach(request.socket);

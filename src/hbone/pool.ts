@@ -6,8 +6,9 @@ import type { TlsIdentity } from "#model/tls-identity";
 import { ClientSession, type ClientTunnel } from "./client-session.ts";
 import { dialSession } from "./dial.ts";
 import { hboneError } from "./errors.ts";
+import { InnerOpening } from "./inner.ts";
 import { DEFAULT_LIMITS, type HboneLimits } from "./limits.ts";
-import type { OpenRequest } from "./open-request.ts";
+import type { OpenRequest, TunnelRequest } from "./open-request.ts";
 import type { TunnelHandle, TunnelResult } from "./tunnel.ts";
 
 /** What the pool is made of. */
@@ -53,6 +54,12 @@ export class HbonePool {
   }
 
   open(request: OpenRequest): TunnelHandle {
+    if (request.inner === undefined) return this.#open(request);
+    const open = (outer: TunnelRequest): TunnelHandle => this.#open(outer);
+    return new InnerOpening({ ...this.#options, limits: this.#limits, open }, request, request.inner);
+  }
+
+  #open(request: TunnelRequest): TunnelHandle {
     const opening = new Opening(request, (retried) => {
       this.#place(retried);
     });
@@ -76,7 +83,7 @@ export class HbonePool {
     if (peer.cancelDial === undefined) this.#dial(peer, opening.request);
   }
 
-  #peerOf(request: OpenRequest): Peer {
+  #peerOf(request: TunnelRequest): Peer {
     const key = keyOf(request);
     let peer = this.#peers.get(key);
     if (peer === undefined) {
@@ -86,7 +93,7 @@ export class HbonePool {
     return peer;
   }
 
-  #dial(peer: Peer, request: OpenRequest): void {
+  #dial(peer: Peer, request: TunnelRequest): void {
     const identity = this.#options.certificate(request.source);
     if (identity === undefined) {
       this.#dialFailed(peer, hboneError("HBONE_NO_CERTIFICATE", `there is no certificate for ${request.source} yet`));
@@ -194,13 +201,13 @@ export class HbonePool {
   }
 }
 
-function keyOf({ netns, source, accepted, ip, port, sourceIp }: OpenRequest): string {
+function keyOf({ netns, source, accepted, ip, port, sourceIp }: TunnelRequest): string {
   return `${netns?.key ?? ""} ${source} ${accepted.join(",")} ${ip} ${port} ${sourceIp ?? ""}`;
 }
 
 /** One request on its way to a session and through it. */
 class Opening implements TunnelHandle {
-  readonly request: OpenRequest;
+  readonly request: TunnelRequest;
   /** Ended, before or after it had a tunnel. */
   over = false;
   readonly #retry: (opening: Opening) => void;
@@ -211,7 +218,7 @@ class Opening implements TunnelHandle {
     this.abort(hboneError("HBONE_ABORTED", "whoever asked for the tunnel gave up", { cause }));
   };
 
-  constructor(request: OpenRequest, retry: (opening: Opening) => void) {
+  constructor(request: TunnelRequest, retry: (opening: Opening) => void) {
     this.request = request;
     this.#retry = retry;
     request.signal?.addEventListener("abort", this.#onAbort, { once: true });

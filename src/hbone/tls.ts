@@ -1,5 +1,6 @@
 import { constants, type X509Certificate } from "node:crypto";
-import type { Socket } from "node:net";
+import { Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { connect, createSecureContext, createServer, type SecureContext, type Server, type TLSSocket } from "node:tls";
 import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
@@ -17,10 +18,16 @@ export interface SecureStream {
   readonly peer: SpiffeId;
 }
 
+/** What TLS is spoken over: a `TcpSocket`, or a tunnel. */
+interface HandshakeSocket {
+  toNetSocket(): Duplex;
+  close(): void;
+}
+
 /** One handshake. */
 export interface HandshakeOptions {
   /** Owned by the handshake. */
-  readonly socket: TcpSocket;
+  readonly socket: HandshakeSocket;
   readonly identity: TlsIdentity;
   /** Who may answer; undefined: anyone of our trust domain. */
   readonly accepted?: readonly SpiffeId[] | undefined;
@@ -86,7 +93,7 @@ export class TlsAcceptor {
     return this.#pending.size;
   }
 
-  accept(options: HandshakeOptions): void {
+  accept(options: Omit<HandshakeOptions, "socket"> & { readonly socket: TcpSocket }): void {
     const { identity, socket } = options;
     let key = "";
     const handshake = new Handshake({
@@ -149,7 +156,7 @@ function keyOf(socket: Socket): string {
 class Handshake {
   readonly #options: HandshakeOptions;
   readonly #cancelTimer: () => void;
-  #plain: Socket | undefined;
+  #plain: Duplex | undefined;
   #over = false;
 
   constructor(options: HandshakeOptions) {
@@ -164,7 +171,7 @@ class Handshake {
   }
 
   /** The connection belongs to `plain` now. */
-  began(plain: Socket): void {
+  began(plain: Duplex): void {
     this.#plain = plain;
     plain.on("error", () => {}); // the TLS socket reports it
     plain.on("close", () => {
@@ -176,7 +183,7 @@ class Handshake {
     if (this.#over) return;
     const { identity, accepted } = this.#options;
     const peer = judgePeer(secure, { trustDomain: trustDomainOf(identity.id), accepted });
-    const taken = peer instanceof CodedError ? peer : takeTlsStream(secure);
+    const taken = peer instanceof CodedError ? peer : takeTlsStream(secure, this.#plain instanceof Socket);
     if (peer instanceof CodedError) this.failed(peer);
     else if (taken instanceof CodedError) this.failed(taken);
     else this.#end({ ...taken, peer });

@@ -1,11 +1,12 @@
 import type { Clock } from "#base/clock";
 import type { CodedError } from "#base/errors";
-import type { StreamOwner, TcpSocket } from "#linux";
+import type { StreamOwner } from "#linux";
 import { sharedBuffer, type Slab } from "./buffers.ts";
 import { Downlink, type DownlinkHost } from "./downlink.ts";
 import { H2_CODE, hboneError } from "./errors.ts";
 import { FRAME, STREAM_CREDIT_BYTES, STREAM_WINDOW_BYTES } from "./frames.ts";
 import type { FrameParser } from "./frame-parser.ts";
+import type { TunnelSocket } from "./open-request.ts";
 import { Uplink, type UplinkHost } from "./uplink.ts";
 import type { SessionWriter } from "./writer.ts";
 
@@ -60,7 +61,7 @@ export class Tunnel implements StreamOwner, UplinkHost, DownlinkHost, TunnelHand
   /** Called once, when all is over. */
   onFinished: ((result: TunnelResult) => void) | undefined;
   readonly #session: TunnelSession;
-  #socket: TcpSocket | undefined;
+  #socket: TunnelSocket | undefined;
   #used = 0;
 
   constructor(id: number, session: TunnelSession) {
@@ -82,7 +83,7 @@ export class Tunnel implements StreamOwner, UplinkHost, DownlinkHost, TunnelHand
   }
 
   /** Ties the plain socket to the tunnel and begins to copy. */
-  attach(socket: TcpSocket): void {
+  attach(socket: TunnelSocket): void {
     this.#socket = socket;
     const { stream } = socket;
     this.uplink.attach(stream);

@@ -147,9 +147,15 @@ function fdOf(socket: Socket): number {
   return typeof fd === "number" ? fd : -1;
 }
 
-/** Takes the bytes of a finished handshake over from its `TLSSocket`; `early` is what was decrypted already. */
-export function takeTlsStream(socket: TLSSocket): { stream: ByteStream; early: Uint8Array } | CodedError {
-  if (path === "handles") return takeOverTls(socket);
+/**
+ * Takes the bytes of a finished handshake over from its `TLSSocket`; `early` is what was decrypted already. `overTcp`: the
+ * session runs over a TCP socket, and not over a stream of this program.
+ */
+export function takeTlsStream(
+  socket: TLSSocket,
+  overTcp: boolean,
+): { stream: ByteStream; early: Uint8Array } | CodedError {
+  if (path === "handles" && overTcp) return takeOverTls(socket);
   return { stream: new PublicStream(socket, { copies: true }), early: new Uint8Array(0) };
 }
 

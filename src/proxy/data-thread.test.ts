@@ -583,3 +583,34 @@ describe("a connection to a workload that is known by its hostname only", () => 
     assert.equal(outcome(empty), "refused none no_healthy_upstream");
   });
 });
+
+describe("an outbound connection to another network", () => {
+  it("is asked for as a tunnel in a tunnel, by the service's name", async () => {
+    const gateway = { kind: "address", network: "east", address: testAddress("198.51.100.1:0").ip } as const;
+    const rig = new Rig({
+      addresses: [
+        client,
+        { ...web, subjectAltNames: [identity("far").id] },
+        testWorkload("gateway", "198.51.100.1", { network: "east" }),
+        testWorkload("far", "10.1.0.9", {
+          addresses: [],
+          network: "east",
+          networkGateway: { destination: gateway, hboneMtlsPort: 15_009 },
+          services: { "shop/web.shop.svc.cluster.local": [] },
+        }),
+      ],
+    });
+    await rig.dial("10.96.0.1:80");
+    const [open] = rig.network.opened;
+    assert.deepEqual(
+      [open?.ip, open?.port, open?.authority, open?.accepted, open?.inner],
+      [
+        "198.51.100.1",
+        15_009,
+        "web.shop.svc.cluster.local:80",
+        [identity("gateway").id],
+        { accepted: [identity("far").id], network: "" },
+      ],
+    );
+  });
+});

@@ -48,9 +48,6 @@ export async function carryOutbound(context: PodContext, socket: PodSocket): Pro
     if (route.kind === "refuse") {
       refuse(outbound, route, route);
       context.connections.leave();
-    } else if (route.kind === "tunnel" && route.inner !== undefined) {
-      refuse(outbound, { reason: "no_healthy_upstream", detail: "another network cannot be reached from here" }, route);
-      context.connections.leave();
     } else if (route.kind === "tunnel") openTunnel(outbound, route);
     else await dialPlain(outbound, route);
   } catch (error) {
@@ -103,6 +100,7 @@ function openTunnel({ context, socket, record, to }: Outbound, route: Extract<Ro
     mark: PACKET_MARK,
     source: pod.identity,
     accepted: route.accepted,
+    inner: route.inner,
     ...route.target,
     authority: route.authority,
     headers: {
