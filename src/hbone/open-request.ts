@@ -1,9 +1,6 @@
 import type { Netns, TcpSocket } from "#linux";
 import type { SpiffeId } from "#model/spiffe-id";
-import type { TunnelResult } from "./tunnel.ts";
-
-/** What a tunnel asks of its plain socket. */
-export type TunnelSocket = Pick<TcpSocket, "stream" | "close" | "reset">;
+import type { TunnelResult, TunnelSocket } from "./tunnel.ts";
 
 /** An {@link OpenRequest} whose plain socket need not be the kernel's. */
 export interface TunnelRequest extends Omit<OpenRequest, "socket"> {

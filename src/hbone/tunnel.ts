@@ -1,12 +1,11 @@
 import type { Clock } from "#base/clock";
 import type { CodedError } from "#base/errors";
-import type { StreamOwner } from "#linux";
+import type { StreamOwner, TcpSocket } from "#linux";
 import { sharedBuffer, type Slab } from "./buffers.ts";
 import { Downlink, type DownlinkHost } from "./downlink.ts";
 import { H2_CODE, hboneError } from "./errors.ts";
 import { FRAME, STREAM_CREDIT_BYTES, STREAM_WINDOW_BYTES } from "./frames.ts";
 import type { FrameParser } from "./frame-parser.ts";
-import type { TunnelSocket } from "./open-request.ts";
 import { Uplink, type UplinkHost } from "./uplink.ts";
 import type { SessionWriter } from "./writer.ts";
 
@@ -19,6 +18,9 @@ export interface TunnelResult {
   /** Undefined when both directions ended as they should. */
   readonly error: CodedError | undefined;
 }
+
+/** What a tunnel asks of its plain socket. */
+export type TunnelSocket = Pick<TcpSocket, "stream" | "close" | "reset">;
 
 /** What whoever opened a tunnel holds on to. */
 export interface TunnelHandle {
