@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { bypassesInbound, decideEligibility, type PodFacts } from "./eligibility.ts";
+import { captureOptions, decideEligibility, type PodFacts } from "./eligibility.ts";
 
 const plain: PodFacts = {
   uid: "u",
@@ -53,7 +53,13 @@ test("each outcome of eligibility has its row", () => {
   }
 });
 
-test("ingress mode is asked for by annotation", () => {
-  assert.equal(bypassesInbound(plain), false);
-  assert.equal(bypassesInbound({ ...plain, annotations: { "ambient.istio.io/bypass-inbound-capture": "true" } }), true);
+test("a pod's annotations say what is captured of it", () => {
+  assert.deepEqual(captureOptions(plain), { inbound: true, virtualInterfaces: [] });
+  const annotated = (annotations: Record<string, string>) => captureOptions({ ...plain, annotations });
+  assert.equal(annotated({ "ambient.istio.io/bypass-inbound-capture": "true" }).inbound, false);
+  assert.equal(annotated({ "ambient.istio.io/bypass-inbound-capture": "false" }).inbound, true);
+  const interfaces = (text: string) => annotated({ "istio.io/reroute-virtual-interfaces": text }).virtualInterfaces;
+  assert.deepEqual(interfaces("k6t-eth0, vm1 ,,vm1"), ["k6t-eth0", "vm1"]);
+  assert.deepEqual(interfaces('vm"; flush ruleset,no/such,sixteen-is-too-much,vm 2'), []);
+  assert.equal(interfaces(Array.from({ length: 20 }, (_, i) => `vm${i}`).join(",")).length, 16);
 });

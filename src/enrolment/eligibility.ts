@@ -1,3 +1,5 @@
+import type { CaptureOptions } from "./redirection.ts";
+
 /** The parts of a pod (and of its namespace) that decide on its enrolment. */
 export interface PodFacts {
   readonly uid: string;
@@ -33,6 +35,11 @@ export const DATAPLANE_MODE_LABEL = "istio.io/dataplane-mode";
 export const MTLS_LABEL = "io.cilium/mtls-enabled";
 const SIDECAR_ANNOTATION = "sidecar.istio.io/status";
 const BYPASS_INBOUND_ANNOTATION = "ambient.istio.io/bypass-inbound-capture";
+const VIRTUAL_INTERFACES_ANNOTATION = "istio.io/reroute-virtual-interfaces";
+/** What the kernel takes as a name (15 bytes), without what nft reads as syntax. */
+const INTERFACE_NAME = /^[A-Za-z0-9_.:-]{1,15}$/;
+/** Interfaces of virtual machines in one pod; further ones are left out. */
+const MAX_VIRTUAL_INTERFACES = 16;
 
 /**
  * Decides whether a pod is to be enrolled. What a pod says for itself comes before what its namespace says, and an opt-out before
@@ -50,9 +57,13 @@ export function decideEligibility(pod: PodFacts, namespaceLabels: Readonly<Recor
   return { eligible: false, reason: "not_labelled" };
 }
 
-/** True when a pod wants its inbound connections left alone ("ingress mode"): only what it dials itself is captured. */
-export function bypassesInbound(pod: PodFacts): boolean {
-  return pod.annotations[BYPASS_INBOUND_ANNOTATION] === "true";
+/** What a pod's annotations say about the capture of its connections. Names that no interface can have are left out. */
+export function captureOptions({ annotations }: PodFacts): Required<CaptureOptions> {
+  const names = (annotations[VIRTUAL_INTERFACES_ANNOTATION] ?? "").split(",").map((name) => name.trim());
+  return {
+    inbound: annotations[BYPASS_INBOUND_ANNOTATION] !== "true",
+    virtualInterfaces: [...new Set(names.filter((name) => INTERFACE_NAME.test(name)))].slice(0, MAX_VIRTUAL_INTERFACES),
+  };
 }
 
 /**

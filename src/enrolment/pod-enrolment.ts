@@ -5,7 +5,7 @@ import type { Log } from "#base/log";
 import type { Cell } from "#base/metrics";
 import type { Netns } from "#linux";
 import { REDIRECTION_ANNOTATION } from "#model/redirection";
-import { bypassesInbound, type PodFacts } from "./eligibility.ts";
+import { captureOptions, type PodFacts } from "./eligibility.ts";
 import {
   STEPS,
   type EnrolmentState,
@@ -184,7 +184,7 @@ export class PodEnrolment {
       return { name: "redirecting", netns: this.#netns };
     },
     install: async () => {
-      await this.#tools.redirector.install(this.#netns, { inbound: !bypassesInbound(this.#pod) });
+      await this.#tools.redirector.install(this.#netns, captureOptions(this.#pod));
       return { name: "announcing", netns: this.#netns };
     },
     announce: async (signal) => {

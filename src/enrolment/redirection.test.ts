@@ -41,6 +41,15 @@ test("whatever stands in the file is read without a failure", () => {
   );
 });
 
+test("what comes in from a virtual machine counts as outbound, before any rule for inbound connections", () => {
+  const script = captureScript({ inbound: true, virtualInterfaces: ["k6t-eth0"] });
+  const rules = script.split("\n").filter((line) => line.includes("nat_prerouting") && line.startsWith("add rule"));
+  assert.match(rules[0] ?? "", /iifname "k6t-eth0" .*redirect to :15001$/);
+  assert.match(rules[1] ?? "", /iifname "k6t-eth0" meta l4proto tcp counter return$/);
+  assert.equal(rules.length, 5);
+  assert.equal(captureScript({ inbound: false, virtualInterfaces: ["vm0"] }).match(/redirect to :15001/g)?.length, 2);
+});
+
 test("ingress mode leaves inbound connections alone, and nothing captures once kept", () => {
   assert.match(captureScript({ inbound: true }), /redirect to :15006/);
   assert.doesNotMatch(captureScript({ inbound: false }), /redirect to :15006/);

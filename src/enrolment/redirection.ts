@@ -50,6 +50,14 @@ const CAPTURE_INBOUND: readonly string[] = [
   `nat_prerouting iifname != "lo" ${FIRST_PACKET} tcp dport != ${PROXY_PORTS.inboundHbone} ${NOT_FROM_PROXY} counter redirect to :${PROXY_PORTS.inboundPlaintext}`,
 ];
 
+/** What comes in from a virtual machine behind the pod is what the pod would have dialled itself. */
+function captureVirtual(name: string): readonly string[] {
+  return [
+    `nat_prerouting iifname "${name}" ${FIRST_PACKET} counter redirect to :${PROXY_PORTS.outbound}`,
+    `nat_prerouting iifname "${name}" meta l4proto tcp counter return`,
+  ];
+}
+
 const CAPTURE_OUTBOUND: readonly string[] = [
   `nat_output meta l4proto tcp ip daddr ${PROBE_SOURCES.v4} counter accept`,
   `nat_output meta l4proto tcp ip6 daddr ${PROBE_SOURCES.v6} counter accept`,
@@ -62,11 +70,17 @@ const CAPTURE_OUTBOUND: readonly string[] = [
 export interface CaptureOptions {
   /** False in "ingress mode" (annotation `ambient.istio.io/bypass-inbound-capture`): inbound connections are left alone. */
   readonly inbound: boolean;
+  /**
+   * Interfaces inside the pod behind which virtual machines are (annotation `istio.io/reroute-virtual-interfaces`): what comes in
+   * from them counts as outbound. Default: none. Names of interfaces only; whoever reads the annotation checks that.
+   */
+  readonly virtualInterfaces?: readonly string[];
 }
 
 /** The transaction that makes a namespace capture. Idempotent. */
-export function captureScript(options: CaptureOptions): string {
-  const rules = [...KEPT_RULES, ...(options.inbound ? CAPTURE_INBOUND : []), ...CAPTURE_OUTBOUND];
+export function captureScript({ inbound, virtualInterfaces = [] }: CaptureOptions): string {
+  const virtual = virtualInterfaces.flatMap(captureVirtual);
+  const rules = [...KEPT_RULES, ...virtual, ...(inbound ? CAPTURE_INBOUND : []), ...CAPTURE_OUTBOUND];
   return CHAINS + rules.map((rule) => `add rule ${REDIRECTION_TABLE} ${rule}\n`).join("");
 }
 

@@ -249,3 +249,22 @@ for (const [title, otherTable, expected] of [
     assert.equal((await counts(proxy)).outbound, expected);
   });
 }
+
+test("in ingress mode inbound connections do not pass the proxy, and outbound ones do", async () => {
+  const { a1, b1 } = world.pods;
+  const [near, far] = [await world.program(a1, "enrolment-proxy.ts"), await world.program(b1, "enrolment-proxy.ts")];
+  await nftRedirector.install(a1.netns, { inbound: false });
+  await nftRedirector.install(b1.netns, { inbound: false });
+  (await fixedPort(a1, b1)).kill("SIGTERM");
+  assert.deepEqual(await counts(near), { outbound: 1, inbound: 0, failed: 0 });
+  assert.deepEqual(await counts(far), { outbound: 0, inbound: 0, failed: 0 });
+});
+
+test("a virtual machine behind a pod is captured as what the pod dials, by the interface that the pod names", async () => {
+  const { a1, b1 } = world.pods;
+  const machine = world.addMachine(a1, "vm0");
+  const proxy = await world.program(a1, "enrolment-proxy.ts");
+  await nftRedirector.install(a1.netns, { inbound: true, virtualInterfaces: ["vm0"] });
+  (await fixedPort(machine, b1)).kill("SIGTERM");
+  assert.deepEqual(await counts(proxy), { outbound: 1, inbound: 0, failed: 0 });
+});

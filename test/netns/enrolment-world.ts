@@ -27,6 +27,7 @@ export interface TestPod {
 export class TestWorld implements Disposable {
   readonly #tag: string;
   readonly #children = new Set<ChildProcess>();
+  readonly #machines: TestPod[] = [];
   readonly pods: Readonly<Record<"a1" | "a2" | "b1", TestPod>>;
 
   constructor(tag: string) {
@@ -62,6 +63,21 @@ export class TestWorld implements Disposable {
     return child;
   }
 
+  /** A machine behind a pod, which routes for it: what it sends comes into the pod from `interfaceName`. */
+  addMachine(pod: TestPod, interfaceName: string): TestPod {
+    const [inside, name] = [this.#name(pod.name), this.#name("vm")];
+    run("ip", "netns", "add", name);
+    run("ip", "-n", inside, "link", "add", interfaceName, "type", "veth", "peer", "name", "eth0", "netns", name);
+    run("ip", "-n", inside, "address", "add", "10.99.0.1/24", "dev", interfaceName);
+    run("ip", "-n", inside, "link", "set", interfaceName, "up");
+    run("ip", "-n", name, "address", "add", "10.99.0.2/24", "dev", "eth0");
+    run("ip", "-n", name, "link", "set", "eth0", "up");
+    run("ip", "-n", name, "route", "add", "default", "via", "10.99.0.1");
+    const machine = { name: "vm", ip: "10.99.0.2", netns: openNetns(`/run/netns/${name}`), path: `/run/netns/${name}` };
+    this.#machines.push(machine);
+    return machine;
+  }
+
   /** Runs a program inside a pod to its end. */
   exec(pod: TestPod, ...command: string[]): string {
     return run("ip", "netns", "exec", pod.path.replace("/run/netns/", ""), ...command);
@@ -69,7 +85,7 @@ export class TestWorld implements Disposable {
 
   [Symbol.dispose](): void {
     for (const child of this.#children) child.kill("SIGKILL");
-    for (const pod of Object.values(this.pods)) pod.netns[Symbol.dispose]();
+    for (const pod of [...Object.values(this.pods), ...this.#machines]) pod.netns[Symbol.dispose]();
     this.#remove();
   }
 
@@ -78,7 +94,7 @@ export class TestWorld implements Disposable {
   }
 
   #remove(): void {
-    for (const part of ["a", "b", "a1", "a2", "b1"]) {
+    for (const part of ["a", "b", "a1", "a2", "b1", "vm"]) {
       if (existsSync(`/run/netns/${this.#name(part)}`)) run("ip", "netns", "del", this.#name(part));
     }
   }
