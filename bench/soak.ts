@@ -14,6 +14,7 @@ import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { resources } from "#kube";
 import type { LabStatus } from "#lab";
+import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import { must, startLab, VEIL, type TestLab } from "../test/netns/harness.ts";
 import {
@@ -78,7 +79,7 @@ async function keepLog(lab: TestLab, node: string): Promise<string> {
 
 function recordsIn(file: string): FlowRecord[] {
   const lines = readFileSync(file, "utf8").split("\n");
-  return lines.filter((line) => line.includes('"direction"')).map((line) => JSON.parse(line) as FlowRecord);
+  return lines.flatMap((line) => findAccessRecord(line) ?? []);
 }
 
 /** Least squares: units a minute. */

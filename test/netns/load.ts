@@ -29,7 +29,8 @@ const { positionals, values } = parseArgs({
 
 /** What happened; printed at the end. */
 const stats = {
-  long: { opened: 0, alive: 0, bytes: 0 },
+  /** `stalled`: alive at the end, and waiting for bytes for more than 5 s. */
+  long: { opened: 0, alive: 0, bytes: 0, stalled: 0 },
   short: { tried: 0, done: 0 },
   failures: {} as Record<string, number>,
   firstFailures: [] as string[],
@@ -133,6 +134,9 @@ function serve(port: number): void {
 const [host = "", portText = ""] = values.target.split(":");
 let over = false;
 const open = new Set<Socket>();
+/** Of each long connection: bytes that have not come back yet, and when the last ones came. */
+const owed = new Map<Socket, { bytes: number; sinceMs: number }>();
+const STALLED_MS = 5_000;
 let nextSeed = 1;
 
 function header(kind: number, seed: number, length: number): Buffer {
@@ -154,17 +158,24 @@ function long(size: (seed: number) => number = SMALL): void {
   const sent = new Bytes(seed);
   const expected = new Bytes(seed);
   open.add(socket);
+  const debt = { bytes: 0, sinceMs: sinceStart() };
   let timer: NodeJS.Timeout | undefined;
   socket.once("connect", () => {
+    owed.set(socket, debt);
     stats.long.opened++;
     stats.long.alive++;
     socket.write(header(0, seed, 0));
     timer = setInterval(() => {
-      if (socket.writableLength < 65_536) socket.write(sent.take(size(seed)));
+      if (socket.writableLength >= 65_536) return;
+      const bytes = size(seed);
+      debt.bytes += bytes;
+      socket.write(sent.take(bytes));
     }, 20);
   });
   socket.on("data", (chunk: Buffer) => {
     stats.long.bytes += chunk.length;
+    debt.bytes -= chunk.length;
+    debt.sinceMs = sinceStart();
     if (same(chunk, invert(expected.take(chunk.length)))) return;
     stats.corrupt++;
     failed("long", "corrupt");
@@ -174,6 +185,7 @@ function long(size: (seed: number) => number = SMALL): void {
   socket.on("close", () => {
     clearInterval(timer);
     open.delete(socket);
+    owed.delete(socket);
     if (timer !== undefined) stats.long.alive--;
     if (!over) failed("long", "closed");
   });
@@ -224,6 +236,9 @@ function summary(): string {
 function finish(): void {
   if (over) return;
   over = true;
+  for (const { bytes, sinceMs } of owed.values()) {
+    if (bytes > 0 && sinceStart() - sinceMs > STALLED_MS) stats.long.stalled++;
+  }
   process.stdout.write(summary(), () => process.exit(0));
 }
 
