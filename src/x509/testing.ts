@@ -13,6 +13,8 @@ export interface LeafWishes {
   readonly uris?: readonly string[];
   readonly dnsNames?: readonly string[];
   readonly isCa?: boolean;
+  /** SubjectPublicKeyInfo of somebody else's key; a new one otherwise. */
+  readonly publicKeySpki?: Uint8Array;
   /** `x509.KeyUsageFlags`; undefined leaves the extension out when the property is given. */
   readonly keyUsage?: number | undefined;
   /** Object identifiers; undefined leaves the extension out when the property is given. */
@@ -96,7 +98,7 @@ export class TestAuthority {
       issuer: new x509.X509Certificate(Buffer.from(this.intermediate.der)).subjectName,
       notBefore: new Date(wishes.notBeforeMs ?? this.#nowMs - 120_000),
       notAfter: new Date(notAfterMs),
-      publicKey: keyPair.publicKey.export({ type: "spki", format: "der" }),
+      publicKey: wishes.publicKeySpki ?? keyPair.publicKey.export({ type: "spki", format: "der" }),
       signingAlgorithm: { name: "ECDSA", hash: "SHA-256" },
       signingKey: this.#keyPair.privateKey.toCryptoKey({ name: "ECDSA", namedCurve: "P-256" }, false, ["sign"]),
       extensions: extensionsOf(wishes),

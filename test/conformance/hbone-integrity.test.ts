@@ -154,7 +154,7 @@ function suite(path: "handles" | "public"): void {
   async function launch(setup: Record<string, unknown>): Promise<void> {
     const file = join(folder, `${String(setup["role"])}.json`);
     writeFileSync(file, JSON.stringify(setup), { mode: 0o600 });
-    const program = new URL("../../bench/hbone-proxy.ts", import.meta.url).pathname;
+    const program = new URL("hbone-proxy.ts", import.meta.url).pathname;
     const child = spawn(process.execPath, ["--conditions=veil-source", "--disable-warning=DEP0111", program, file], {
       stdio: ["ignore", "pipe", "inherit"],
     });

@@ -242,6 +242,8 @@ export class Node implements AsyncDisposable {
   #version = 0;
   #proxy: ChildProcess | undefined;
   readonly records: FlowRecord[] = [];
+  /** False before the proxy's start: its records go nowhere, so that reading them costs nothing. */
+  readsRecords = true;
   log = "";
 
   constructor(name: string, world: ProxyWorld) {
@@ -327,13 +329,14 @@ export class Node implements AsyncDisposable {
       ...flags,
     );
     const env = { ...process.env, NODE_COMPILE_CACHE: join(homedir(), ".cache/veil/compile") }; // as the start script does
-    const child = spawn("ip", args, { stdio: ["ignore", "pipe", "pipe"], env });
+    const child = spawn("ip", args, { stdio: ["ignore", this.readsRecords ? "pipe" : "ignore", "pipe"], env });
     this.#proxy = child;
-    createInterface({ input: child.stdout }).on("line", (line) => {
-      const record = findAccessRecord(line);
-      if (record !== undefined) this.records.push(record);
-    });
-    child.stderr.setEncoding("utf8").on("data", (text: string) => (this.log += text));
+    if (child.stdout !== null)
+      createInterface({ input: child.stdout }).on("line", (line) => {
+        const record = findAccessRecord(line);
+        if (record !== undefined) this.records.push(record);
+      });
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => (this.log += text));
     await this.untilReady();
   }
 

@@ -1,6 +1,6 @@
 /**
- * One proxy of the tunnel benchmark, as a process: `client` takes plain connections on a port and sends each through a
- * tunnel to one target, `server` takes tunnels and connects to the target. Started by `hbone.ts`.
+ * One proxy of tunnels without what surrounds it, as a process: `client` takes plain connections on a port and sends each through a
+ * tunnel to one target, `server` takes tunnels and connects to the target. Started by `hbone-integrity.test.ts`.
  */
 import { readFileSync } from "node:fs";
 import { systemClock } from "#base/clock";
@@ -24,7 +24,7 @@ interface Setup {
   readonly accepted: readonly SpiffeId[];
 }
 
-const setup = JSON.parse(readFileSync(process.argv[2] ?? "", "utf8")) as Setup; // written by hbone.ts
+const setup = JSON.parse(readFileSync(process.argv[2] ?? "", "utf8")) as Setup; // written by the test
 const clock = systemClock();
 useSocketPath(setup.path);
 

