@@ -12,6 +12,7 @@ const MAX_DELAY_MS = 2 ** 31 - 1;
 
 /** The machine's clock. Its timers do not keep the process alive when `unref` is set. */
 export function systemClock(options: { unref?: boolean } = {}): Clock {
+  const { performance } = globalThis; // a getter that loads lazily
   return {
     now: () => Date.now(),
     monotonic: () => performance.now(),

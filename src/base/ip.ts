@@ -26,7 +26,9 @@ export function parseIp(text: string): IpAddress {
 
 /** The bytes of an address in network order: 4 or 16. */
 export function ipToBytes(ip: IpAddress): Uint8Array {
-  return ip.includes(":") ? ipv6Bytes(ip) : Uint8Array.from(ip.split("."), Number);
+  if (ip.includes(":")) return ipv6Bytes(ip);
+  const bits = ipv4Bits(ip);
+  return Uint8Array.of(bits >>> 24, bits >>> 16, bits >>> 8, bits);
 }
 
 /** Reads an address from 4 or 16 bytes in network order; IPv4-mapped IPv6 becomes IPv4. Throws `IP_INVALID`. */
@@ -71,15 +73,34 @@ export function parseCidr(text: string): Cidr {
 
 /** True when `ip` lies within `cidr`. Addresses of different families never do. */
 export function cidrContains(cidr: Cidr, ip: IpAddress): boolean {
-  const prefix = ipToBytes(cidr.address);
-  const bytes = ipToBytes(ip);
-  if (prefix.length !== bytes.length) return false;
+  const v6 = isV6(ip);
+  if (isV6(cidr.address) !== v6) return false;
+  if (!v6) return cidr.length === 0 || (ipv4Bits(cidr.address) ^ ipv4Bits(ip)) >>> (32 - cidr.length) === 0;
+  const prefix = ipv6Bytes(cidr.address);
+  const bytes = ipv6Bytes(ip);
   for (let bit = 0; bit < cidr.length; bit += 8) {
     const mask = cidr.length - bit >= 8 ? 0xff : (0xff << (8 - (cidr.length - bit))) & 0xff;
     if (((prefix[bit / 8] ?? 0) & mask) !== ((bytes[bit / 8] ?? 0) & mask)) return false;
   }
   return true;
 }
+
+/** The four bytes as one 32-bit number. Every new connection asks several times: nothing is allocated. */
+function ipv4Bits(ip: IpAddress): number {
+  let bits = 0;
+  let byte = 0;
+  for (let at = 0; at < ip.length; at++) {
+    const code = ip.charCodeAt(at);
+    if (code === DOT) {
+      bits = (bits << 8) | byte;
+      byte = 0;
+    } else byte = byte * 10 + code - ZERO;
+  }
+  return (bits << 8) | byte;
+}
+
+const DOT = 0x2e;
+const ZERO = 0x30;
 
 function ipv6Bytes(text: string): Uint8Array {
   const v4 = /(\d+)\.(\d+)\.(\d+)\.(\d+)$/.exec(text);

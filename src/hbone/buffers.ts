@@ -109,8 +109,11 @@ export const bulkBuffers = new BulkBuffers();
 /** What sessions read into; tunnels point into it until their bytes are with the kernel. */
 export const SLAB_BYTES = 256 * 1024;
 const SLABS_KEPT = 16;
-/** A block of copied bytes for a tunnel whose socket takes nothing. */
-const LOOSE_BYTES = 16 * 1024;
+/** A block of copied bytes for a tunnel whose socket takes nothing: the first one, and those that follow. */
+const LOOSE_BYTES = 4 * 1024;
+const LARGE_LOOSE_BYTES = 64 * 1024;
+/** First blocks that are kept: each new connection that sends at once needs one while its application is dialled. */
+const LOOSE_KEPT = 64;
 
 /** The largest read of a TLS session: one record. */
 export const RECORD_BYTES = 16 * 1024;
@@ -134,6 +137,7 @@ export class Slab {
 }
 
 const freeSlabs: Slab[] = [];
+const freeLoose: Slab[] = [];
 
 /**
  * What all sessions of the thread read into that are not busy: nobody may point into it, bytes that stay are copied out
@@ -149,9 +153,10 @@ export function takeSlab(pinner: { pinnedSlabs: number }): Slab {
   return slab;
 }
 
-/** A block for copied bytes: at least `byteCount`. */
-export function takeLoose(byteCount: number): Slab {
-  return new Slab(allocate(Math.max(LOOSE_BYTES, byteCount)), true);
+/** A block for copied bytes: at least `byteCount`. `more`: the tunnel has one already. */
+export function takeLoose(byteCount: number, more = false): Slab {
+  if (more || byteCount > LOOSE_BYTES) return new Slab(allocate(Math.max(LARGE_LOOSE_BYTES, byteCount)), true);
+  return freeLoose.pop() ?? new Slab(allocate(LOOSE_BYTES), true);
 }
 
 /** The session reads elsewhere from now on. */
@@ -164,9 +169,17 @@ export function retireSlab(slab: Slab): void {
 /** A tunnel has done with its bytes in a slab. */
 export function releaseSlab(slab: Slab): void {
   slab.refs--;
-  if (slab.refs > 0 || !slab.retired || slab.loose) return;
+  if (slab.refs > 0) return;
+  if (slab.loose) recycleLoose(slab);
+  if (!slab.retired) return;
   if (slab.pinner !== undefined) slab.pinner.pinnedSlabs--;
   recycle(slab);
+}
+
+/** Nobody points into the block, so nobody will append to it either. */
+function recycleLoose(slab: Slab): void {
+  slab.used = 0;
+  if (slab.bytes.length === LOOSE_BYTES && freeLoose.length < LOOSE_KEPT) freeLoose.push(slab);
 }
 
 function recycle(slab: Slab): void {

@@ -101,7 +101,8 @@ export class Downlink implements Flushable {
   /** Into blocks of our own, so that a slab is free again. */
   #copy(slab: Slab, offset: number, count: number): void {
     let block = this.#slabs.at(-1);
-    if (block === undefined || !block.loose || block.bytes.length - block.used < count) block = takeLoose(count);
+    const own = block?.loose === true;
+    if (block === undefined || !own || block.bytes.length - block.used < count) block = takeLoose(count, own);
     block.bytes.set(slab.bytes.subarray(offset, offset + count), block.used);
     this.#append(block, block.used, count);
     block.used += count;

@@ -1,3 +1,4 @@
+import { LightAbort, type AbortView } from "#base/abort";
 import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import { findHostPort } from "#base/ip";
@@ -35,7 +36,7 @@ export interface InboundTunnel {
   /** The peer gave up (or the session broke), or the answer was an error status. */
   readonly closed: boolean;
   /** Aborted when the peer gives up. */
-  readonly signal: AbortSignal;
+  readonly signal: AbortView;
 }
 
 /** What an inbound listener is made of. */
@@ -314,9 +315,9 @@ class ServerTunnel implements InboundTunnel {
   readonly local: SocketAddress;
   readonly authority: string;
   readonly headers: ReadonlyMap<string, string>;
+  readonly signal = new LightAbort();
   readonly #session: ServerSession;
   readonly #tunnel: Tunnel;
-  #controller: AbortController | undefined;
   #over: TunnelResult | undefined;
   #onEnd: ((result: TunnelResult) => void) | undefined;
 
@@ -330,20 +331,13 @@ class ServerTunnel implements InboundTunnel {
     this.#tunnel = tunnel;
     tunnel.onFinished = (result) => {
       this.#over = result;
-      this.#controller?.abort(result.error);
+      this.signal.abort(result.error);
       this.#onEnd?.(result);
     };
   }
 
   get closed(): boolean {
     return this.#over !== undefined;
-  }
-
-  /** Made when first asked for: most tunnels never need one. */
-  get signal(): AbortSignal {
-    this.#controller ??= new AbortController();
-    if (this.#over !== undefined) this.#controller.abort(this.#over.error);
-    return this.#controller.signal;
   }
 
   accept(

@@ -47,14 +47,15 @@ class Turn {
   }
 
   readonly #run = (): void => {
-    this.#armed = false;
-    this.flushPlain();
+    this.flushPlain(); // what this queues for sessions leaves below
     const items = this.#sessions;
     this.#sessions = [];
     for (const item of items) {
       item.queued = false;
       item.flush();
     }
+    this.#armed = false;
+    if (this.#plain.length > 0 || this.#sessions.length > 0) this.#arm();
   };
 }
 

@@ -77,18 +77,17 @@ export interface SocketKind {
   readonly mark?: number | undefined;
   /** IP_TRANSPARENT: may use addresses that are not the machine's. */
   readonly transparent?: boolean | undefined;
+  /** Probes a silent connection; the default is true. */
+  readonly keepAlive?: boolean | undefined;
 }
 
 /** Makes a TCP socket in the namespace that the thread is in: no delay, keep-alive. The caller closes it. */
-export function makeTcpSocket({ v6, mark, transparent }: SocketKind): number {
+export function makeTcpSocket({ v6, mark, transparent, keepAlive }: SocketKind): number {
   const fd = Number(socketCall(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (fd < 0) throw outOfFiles() ?? asError("socket", fd);
   try {
     setNumber(fd, "TCP_NODELAY", 1);
-    setNumber(fd, "SO_KEEPALIVE", 1);
-    setNumber(fd, "TCP_KEEPIDLE", KEEPALIVE_SECONDS);
-    setNumber(fd, "TCP_KEEPINTVL", KEEPALIVE_SECONDS);
-    setNumber(fd, "TCP_KEEPCNT", KEEPALIVE_PROBES);
+    if (keepAlive !== false) setKeepAlive(fd);
     if (mark !== undefined) setNumber(fd, "SO_MARK", mark);
     if (transparent === true) setNumber(fd, v6 ? "IPV6_TRANSPARENT" : "IP_TRANSPARENT", 1);
     if (transparent === true && v6) setNumber(fd, "IP_TRANSPARENT", 1);
@@ -97,6 +96,13 @@ export function makeTcpSocket({ v6, mark, transparent }: SocketKind): number {
     throw error;
   }
   return fd;
+}
+
+function setKeepAlive(fd: number): void {
+  setNumber(fd, "SO_KEEPALIVE", 1);
+  setNumber(fd, "TCP_KEEPIDLE", KEEPALIVE_SECONDS);
+  setNumber(fd, "TCP_KEEPINTVL", KEEPALIVE_SECONDS);
+  setNumber(fd, "TCP_KEEPCNT", KEEPALIVE_PROBES);
 }
 
 function outOfFiles(): CodedError | undefined {
@@ -229,9 +235,16 @@ function readSockaddr(): SocketAddress {
   const b = nameBuffer;
   const family = (b[0] ?? 0) | ((b[1] ?? 0) << 8);
   const port = ((b[2] ?? 0) << 8) | (b[3] ?? 0);
-  if (family !== AF_INET) return { ip: bytesToIp(b.slice(8, 24)), port };
-  const text = `${b[4]}.${b[5]}.${b[6]}.${b[7]}`;
+  const at = family === AF_INET ? 4 : mappedAt(b);
+  if (at < 0) return { ip: bytesToIp(b.slice(8, 24)), port };
+  const text = `${b[at]}.${b[at + 1]}.${b[at + 2]}.${b[at + 3]}`;
   return { ip: text as IpAddress, port }; // four bytes always print as an address
+}
+
+/** Where the IPv4 address of an IPv4-mapped `sockaddr_in6` begins, or -1. */
+function mappedAt(b: Uint8Array): number {
+  for (let at = 8; at < 18; at++) if (b[at] !== 0) return -1;
+  return b[18] === 0xff && b[19] === 0xff ? 20 : -1;
 }
 
 /** `struct sockaddr_in` or `sockaddr_in6`. */

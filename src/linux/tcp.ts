@@ -1,5 +1,6 @@
 import { createServer, Socket, type Server } from "node:net";
 import type { TLSSocket } from "node:tls";
+import type { AbortView } from "#base/abort";
 import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import type { IpAddress } from "#base/ip";
@@ -67,11 +68,14 @@ export class TcpSocket {
   #local: SocketAddress | undefined;
   #closed = false;
   #handedOn = false;
-  #resetsOnDeath = false;
+  #resetsOnDeath: boolean;
 
-  constructor(inner: TcpHandle | Socket) {
+  /** `known` saves asking the kernel: who is at the other end; that the socket resets on death already. */
+  constructor(inner: TcpHandle | Socket, known?: { remote?: SocketAddress; resetsOnDeath?: boolean | undefined }) {
     this.#inner = inner;
     this.#fd = inner instanceof Socket ? fdOf(inner) : inner.fd;
+    this.#remote = known?.remote;
+    this.#resetsOnDeath = known?.resetsOnDeath === true;
   }
 
   /** The other end. */
@@ -112,7 +116,7 @@ export class TcpSocket {
    * half an answer must not look like a whole one. An ordinary `close` stays ordinary.
    */
   resetOnDeath(): void {
-    if (this.#closed || this.#handedOn) return;
+    if (this.#closed || this.#handedOn || this.#resetsOnDeath) return;
     this.#resetsOnDeath = true;
     setResetOnClose(this.#fd, true);
   }
@@ -172,6 +176,8 @@ export interface ListenOptions {
   /** Lets a second process take the port over without a gap. */
   readonly reusePort?: boolean | undefined;
   readonly backlog?: number | undefined;
+  /** Accepted sockets are as after {@link TcpSocket.resetOnDeath}: they inherit it, which costs nothing per connection. */
+  readonly resetOnDeath?: boolean | undefined;
 }
 
 /** A listening socket. */
@@ -203,31 +209,36 @@ export function listenTcp(options: ListenOptions, onConnection: (socket: TcpSock
     return made;
   });
   const port = readLocalAddress(fd)?.port ?? options.port;
-  const close = path === "handles" ? listenRaw(fd, backlog, onConnection) : listenPublic(fd, backlog, onConnection);
+  const resetsOnDeath = options.resetOnDeath === true;
+  if (resetsOnDeath) setResetOnClose(fd, true);
+  const take = (inner: TcpHandle | Socket): void => {
+    onConnection(new TcpSocket(inner, { resetsOnDeath }));
+  };
+  const close = path === "handles" ? listenRaw(fd, backlog, take) : listenPublic(fd, backlog, take);
   let stopped = false;
   const stop = (): void => {
     if (stopped) return;
     stopped = true;
-    for (let next = acceptWaiting(fd); next !== undefined; next = acceptWaiting(fd)) onConnection(adopt(next));
+    for (let next = acceptWaiting(fd); next !== undefined; next = acceptWaiting(fd)) take(adopt(next));
     close();
   };
   return { port, stop };
 }
 
-function listenRaw(fd: number, backlog: number, onConnection: (socket: TcpSocket) => void): () => void {
+function listenRaw(fd: number, backlog: number, take: (inner: TcpHandle) => void): () => void {
   const handle = openHandle(fd, "listener");
   listenHandle(handle, backlog, (client) => {
-    if (client !== undefined) onConnection(new TcpSocket(client));
+    if (client !== undefined) take(client);
   });
   return () => {
     handle.close();
   };
 }
 
-function listenPublic(fd: number, backlog: number, onConnection: (socket: TcpSocket) => void): () => void {
+function listenPublic(fd: number, backlog: number, take: (inner: Socket) => void): () => void {
   const server: Server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
     socket.on("error", () => {}); // before it has an owner, its close says enough
-    onConnection(new TcpSocket(socket));
+    take(socket);
   });
   server.listen({ fd, backlog });
   return () => {
@@ -235,13 +246,13 @@ function listenPublic(fd: number, backlog: number, onConnection: (socket: TcpSoc
   };
 }
 
-/** Makes a socket object of a connected descriptor, which then belongs to it. */
-function adopt(fd: number): TcpSocket {
-  if (path === "handles") return new TcpSocket(openHandle(fd, "socket"));
+/** Makes a handle or socket of a connected descriptor, which then belongs to it. */
+function adopt(fd: number): TcpHandle | Socket {
+  if (path === "handles") return openHandle(fd, "socket");
   const socket = new Socket({ fd, allowHalfOpen: true, readable: true, writable: true });
   socket.pause();
   socket.on("error", () => {});
-  return new TcpSocket(socket);
+  return socket;
 }
 
 function within<T>(netns: Netns | undefined, body: () => T extends Promise<unknown> ? never : T): T {
@@ -258,7 +269,9 @@ export interface ConnectOptions {
   readonly port: number;
   readonly timeoutMs: number;
   readonly clock: Clock;
-  readonly signal?: AbortSignal | undefined;
+  readonly signal?: AbortView | undefined;
+  /** The other end is in the same namespace: it cannot vanish silently, so that nothing probes whether it is there. */
+  readonly sameHost?: boolean | undefined;
 }
 
 /** Source ports that are tried when those before are in use towards the same destination. */
@@ -290,7 +303,7 @@ async function connectOnce(options: ConnectOptions): Promise<TcpSocket> {
     const done = (error: CodedError | undefined): void => {
       cancel();
       signal?.removeEventListener("abort", onAbort);
-      if (error === undefined) resolve(new TcpSocket(handle));
+      if (error === undefined) resolve(new TcpSocket(handle, { remote: to }));
       else {
         handle.close();
         reject(error);
@@ -308,7 +321,7 @@ async function connectOnce(options: ConnectOptions): Promise<TcpSocket> {
     const cancel = clock.after(timeoutMs, () => {
       once(connectError("ETIMEDOUT", to, `no answer within ${timeoutMs} ms`));
     });
-    signal?.addEventListener("abort", onAbort, { once: true });
+    signal?.addEventListener("abort", onAbort);
     connectHandle(handle, to, (name) => {
       once(name === undefined ? undefined : connectError(name, to, name));
     });
@@ -318,7 +331,12 @@ async function connectOnce(options: ConnectOptions): Promise<TcpSocket> {
 function makeOutgoing(options: ConnectOptions, to: IpAddress): number {
   const source = options.sourceIp === undefined ? undefined : checkAddress(options.sourceIp);
   return within(options.netns, () => {
-    const fd = makeTcpSocket({ v6: to.includes(":"), mark: options.mark, transparent: source !== undefined });
+    const fd = makeTcpSocket({
+      v6: to.includes(":"),
+      mark: options.mark,
+      transparent: source !== undefined,
+      keepAlive: options.sameHost !== true,
+    });
     try {
       if (source !== undefined) bindSource(fd, source);
     } catch (error) {
@@ -333,7 +351,7 @@ async function connectPublic(fd: number, to: SocketAddress, options: ConnectOpti
   const errno = await connectBlocking(fd, to, options.timeoutMs);
   const failure = errno === 0 ? undefined : connectError(ERRNO_NAMES[errno] ?? `errno ${errno}`, to, `errno ${errno}`);
   const error = options.signal?.aborted === true ? aborted(options) : failure;
-  if (error === undefined) return adopt(fd);
+  if (error === undefined) return new TcpSocket(adopt(fd), { remote: to });
   closeFd(fd);
   throw error;
 }

@@ -53,7 +53,7 @@ export class DataThread {
       (lines) => {
         post({ type: "records", lines });
       },
-      (count) => formatLost(format, count, clock.now()),
+      { formatLost: (count) => formatLost(format, count, clock.now()), clock },
     );
     const write = (line: string): void => {
       this.#records.push(line);

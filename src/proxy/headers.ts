@@ -1,3 +1,4 @@
+import { memoByObject } from "#base/memo";
 import type { Random } from "#base/random";
 import { formatHostPort, findIp } from "#base/ip";
 import type { Service, Workload } from "#model/workload";
@@ -24,7 +25,7 @@ const MAX_HEADER_BYTES = 4096;
 const TYPES = ["deployment", "cronjob", "pod", "job"] as const;
 
 /** The `baggage` of a workload: `k8s.cluster.name=…,k8s.namespace.name=…`; empty values are left out. */
-export function formatBaggage(workload: Workload): string {
+export const formatBaggage = memoByObject((workload: Workload): string => {
   const entries = [
     ["k8s.cluster.name", workload.clusterId],
     ["k8s.namespace.name", workload.namespace],
@@ -35,7 +36,7 @@ export function formatBaggage(workload: Workload): string {
     ["cloud.availability_zone", workload.locality.zone],
   ];
   return entries.flatMap(([key, value]) => (value === undefined || value === "" ? [] : [`${key}=${value}`])).join(",");
-}
+});
 
 /** Reads `baggage`. Unknown keys and malformed entries are passed over; it never throws. */
 export function parseBaggage(text: string): Baggage {

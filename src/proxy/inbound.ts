@@ -11,6 +11,7 @@
  *
  * Whatever fails before 6 answers CONNECT with an error status, or resets the plain connection.
  */
+import type { AbortView } from "#base/abort";
 import type { CodedError } from "#base/errors";
 import { isV6, parseIp } from "#base/ip";
 import type { FlowReason } from "#model/flow";
@@ -156,11 +157,12 @@ async function settle(
 }
 
 /** Stage 5: dials the application as the client. */
-async function dial(context: PodContext, verdict: Allowed, signal: AbortSignal | undefined): Promise<PodSocket> {
+async function dial(context: PodContext, verdict: Allowed, signal: AbortView | undefined): Promise<PodSocket> {
   const { network, netns, clock, config } = context;
   const { target, sourceIp } = verdict;
   const timeoutMs = config.dialMs;
-  const socket = await network.connectTcp({ netns, mark: PACKET_MARK, sourceIp, ...target, timeoutMs, clock, signal });
+  const how = { netns, mark: PACKET_MARK, sourceIp, timeoutMs, clock, signal, sameHost: true };
+  const socket = await network.connectTcp({ ...how, ...target });
   socket.resetOnDeath();
   return socket;
 }

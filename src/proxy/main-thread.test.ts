@@ -288,20 +288,21 @@ describe("access records on the main thread", () => {
 
   it("leave a data thread in batches, one at a time, at most ten thousand waiting", async () => {
     const batches: (readonly string[])[] = [];
-    const queue = new RecordQueue(
-      (lines) => batches.push(lines),
-      (count) => `${count} lost`,
-    );
+    const clock = new FakeClock();
+    const queue = new RecordQueue((lines) => batches.push(lines), {
+      formatLost: (count: number) => `${count} lost`,
+      clock,
+    });
     queue.push("1");
     queue.push("2");
-    await turn();
+    assert.equal(batches.length, 0, "they are gathered");
+    await clock.advance(10);
     queue.push("3");
-    await turn();
+    await clock.advance(10);
     assert.deepEqual(batches, [["1", "2"]]);
     for (let i = 0; i < 10_001; i++) queue.push("x");
     assert.equal(queue.dropped, 2);
     queue.taken();
-    await turn();
     assert.equal(batches[1]?.length, 10_001);
     assert.equal(batches[1]?.at(-1), "2 lost", "nothing is dropped without a word");
     queue.push("y");

@@ -87,7 +87,15 @@ export class PodProxy {
 
   #listen(port: number, onConnection: (socket: PodSocket) => void): void {
     const listener = this.#context.network.listenTcp(
-      { netns: this.#netns, ip: ANY_ADDRESS, port, mark: PACKET_MARK, transparent: true, reusePort: true },
+      {
+        netns: this.#netns,
+        ip: ANY_ADDRESS,
+        port,
+        mark: PACKET_MARK,
+        transparent: true,
+        reusePort: true,
+        resetOnDeath: true,
+      },
       onConnection,
     );
     this.#listeners.push(listener);

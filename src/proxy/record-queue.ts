@@ -1,5 +1,11 @@
+import type { Clock } from "#base/clock";
+
 /** Lines that wait for the main thread; beyond that the newest are dropped, counted, and missed by name. */
 const MAX_WAITING_RECORDS = 10_000;
+
+/** Lines are handed over after this time, or when so many wait: to wake the main thread costs as much as a connection. */
+const GATHER_MS = 10;
+const GATHER_LINES = 500;
 
 /**
  * Hands lines over in batches, one batch at a time: a reader that stalls makes lines wait, then drop, and never makes
@@ -8,16 +14,21 @@ const MAX_WAITING_RECORDS = 10_000;
 export class RecordQueue {
   readonly #send: (lines: readonly string[]) => void;
   readonly #formatLost: (count: number) => string;
+  readonly #clock: Clock;
   #waiting: string[] = [];
   #isSending = false;
-  #isScheduled = false;
+  #cancelTimer: (() => void) | undefined;
   #dropped = 0;
   /** How many of those no line tells of yet. */
   #untold = 0;
 
   /** `send` gets a batch; the reader answers with {@link taken}. `formatLost` makes the line that stands for dropped ones. */
-  constructor(send: (lines: readonly string[]) => void, formatLost: (count: number) => string) {
+  constructor(
+    send: (lines: readonly string[]) => void,
+    { formatLost, clock }: { formatLost: (count: number) => string; clock: Clock },
+  ) {
     this.#send = send;
+    this.#clock = clock;
     this.#formatLost = formatLost;
   }
 
@@ -57,15 +68,20 @@ export class RecordQueue {
     return lines;
   }
 
-  /** Once per turn of the event loop: connections that end together share a batch. */
   #schedule(): void {
-    if (this.#isScheduled || this.#isSending || this.#waiting.length === 0) return;
-    this.#isScheduled = true;
-    setImmediate(() => {
-      this.#isScheduled = false;
-      if (this.#waiting.length === 0) return; // flushed meanwhile
-      this.#isSending = true;
-      this.#send(this.#take());
-    });
+    if (this.#isSending || this.#waiting.length === 0) return;
+    if (this.#waiting.length >= GATHER_LINES) this.#sendBatch();
+    else
+      this.#cancelTimer ??= this.#clock.after(GATHER_MS, () => {
+        this.#sendBatch();
+      });
+  }
+
+  #sendBatch(): void {
+    this.#cancelTimer?.();
+    this.#cancelTimer = undefined;
+    const lines = this.#take();
+    this.#isSending = lines.length > 0; // none: flushed meanwhile
+    if (this.#isSending) this.#send(lines);
   }
 }

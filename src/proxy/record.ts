@@ -68,6 +68,7 @@ export class FlowLog {
   #level: AccessLevel = "info";
   readonly #open = new Set<ConnectionRecord>();
   readonly #bound = new Map<string, Cells>();
+  readonly #sockets: Readonly<Record<FlowRecord["direction"], Cell>>;
 
   /** `write` gets each record as one line of the access log, without the line's end. */
   constructor(clock: Clock, write: (line: string) => void, format: AccessFormat = "plain") {
@@ -75,6 +76,9 @@ export class FlowLog {
     this.#write = write;
     this.#format = format;
     this.cells = new CellSet(proxyMetrics);
+    const sockets = (direction: FlowRecord["direction"]): Cell =>
+      this.cells.bind("istio_tcp_sockets_open", { reporter: reporterOf(direction) });
+    this.#sockets = { inbound: sockets("inbound"), outbound: sockets("outbound") };
   }
 
   /** Begins the record of a connection that was just accepted. */
@@ -96,12 +100,12 @@ export class FlowLog {
   /** For {@link ConnectionRecord} only. */
   opened(record: ConnectionRecord): void {
     this.#open.add(record);
-    this.#sockets(record.direction).value++;
+    this.#sockets[record.direction].value++;
   }
 
   /** For {@link ConnectionRecord} only. */
   closed(record: ConnectionRecord): void {
-    if (this.#open.delete(record)) this.#sockets(record.direction).value--;
+    if (this.#open.delete(record)) this.#sockets[record.direction].value--;
   }
 
   /** How loud a line must be to be written; the default is `info`: one line for each connection. */
@@ -139,10 +143,6 @@ export class FlowLog {
     };
     this.#bound.set(key, cells);
     return cells;
-  }
-
-  #sockets(direction: FlowRecord["direction"]): Cell {
-    return this.cells.bind("istio_tcp_sockets_open", { reporter: reporterOf(direction) });
   }
 }
 

@@ -1,4 +1,5 @@
 import { cidrContains, formatHostPort, isV6, type Cidr, type IpAddress } from "#base/ip";
+import { memoByObject } from "#base/memo";
 import type { FlowReason } from "#model/flow";
 import { parseSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import type { GatewayAddress, Service, Workload } from "#model/workload";
@@ -291,9 +292,16 @@ function addressOf({ to, view }: Question, { ip, workload }: Endpoint, destinati
 
 /** The identities that may answer for a workload: its own, and those that the service names. */
 function acceptedIdentities(workload: Workload, service: Service | undefined): readonly SpiffeId[] {
-  const own = `spiffe://${workload.trustDomain}/ns/${workload.namespace}/sa/${workload.serviceAccount}`;
-  return validIdentities([own, ...(service?.subjectAltNames ?? [])]);
+  const own = ownIdentities(workload);
+  return service === undefined || service.subjectAltNames.length === 0
+    ? own
+    : [...own, ...validIdentities(service.subjectAltNames)];
 }
+
+/** A workload's own identity; none when it is invalid. */
+const ownIdentities = memoByObject(({ trustDomain, namespace, serviceAccount }: Workload) =>
+  validIdentities([`spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`]),
+);
 
 /** Invalid names are left out: no certificate can carry them, so that accepts nobody more. */
 function validIdentities(names: readonly string[]): readonly SpiffeId[] {
