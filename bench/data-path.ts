@@ -17,10 +17,15 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { Place } from "./data-path/place.ts";
 import { drawPlot, formatTable, type Outcome, type Report } from "./data-path/report.ts";
+import { cpuSeconds } from "./data-path/processes.ts";
 import { rows, type Figures } from "./data-path/rows.ts";
 
 const VARIANTS = ["nothing", "veil", "veil2", "ztunnel", "haproxy", "stunnel", "envoy", "node-http2"];
 const OWN_ENVOY = join(homedir(), ".cache/veil/bench-envoy/bin/envoy");
+
+/** So long in a row no more CPU than this may be used by each variant's proxies before anything is measured. */
+const QUIET_SECONDS = 4;
+const QUIET_CPU_SECONDS = 0.03;
 
 const { values: flags } = parseArgs({
   options: {
@@ -61,6 +66,17 @@ async function raise(name: string): Promise<World | undefined> {
   }
   process.stderr.write(`${name}: stands\n`);
   return { name, place: JSON.parse(line) as Place, child }; // of world.ts
+}
+
+/** Waits until nothing that was started still loads: `veil proxy` prepares its next process some seconds after its start. */
+async function settle(worlds: readonly World[]): Promise<void> {
+  const pids = worlds.flatMap(({ place }) => [...place.client, ...place.server]);
+  for (let [quiet, before] = [0, cpuSeconds(pids)]; quiet < QUIET_SECONDS;) {
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    const now = cpuSeconds(pids);
+    quiet = now - before < QUIET_CPU_SECONDS * worlds.length ? quiet + 1 : 0;
+    before = now;
+  }
 }
 
 function say(row: string, run: number, { name, figures }: { name: string; figures: Figures }): void {
@@ -109,6 +125,7 @@ try {
     const world = await raise(name);
     if (world !== undefined) worlds.push(world);
   }
+  await settle(worlds);
   const startMs = performance.now();
   const outcomes = await measure(worlds);
   const command = `node --conditions=veil-source bench/data-path.ts ${process.argv
