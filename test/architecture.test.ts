@@ -9,7 +9,7 @@ const LAYERS: readonly (readonly string[])[] = [
   ["linux", "model"],
   ["x509", "proto"],
   ["rpc", "kube", "capture", "programs"],
-  ["xds", "ca", "identity", "discovery"],
+  ["xds", "ca", "identity", "discovery", "policy"],
   ["hbone", "enrolment"],
   ["proxy", "apiserver"],
   ["controller", "agent"],

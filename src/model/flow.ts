@@ -19,6 +19,10 @@ export type FlowReason =
   | "enrolling"
   /** Refused: both ends have been enrolled for longer than the propagation bound, yet plaintext came. */
   | "plaintext_refused"
+  /** Refused: an authorization policy denies it, or none of those that allow does. The detail names the policy. */
+  | "policy_denied"
+  /** Ended: an authorization policy came, changed or went, and the connection is not allowed any more. */
+  | "policy_changed"
   /** Refused: a policy applies to the destination that its proxy cannot enforce; it lets nothing in rather than ignore it. */
   | "policy_not_enforced"
   /** Refused: the proxy has no certificate for the source (or the destination) workload. */

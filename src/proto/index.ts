@@ -9,7 +9,12 @@ export {
   type Resource,
 } from "./gen/envoy/discovery/discovery_pb.js";
 export { IstioCertificateService } from "./gen/istio/auth/citadel_pb.js";
-export { AuthorizationSchema } from "./gen/istio/security/authorization_pb.js";
+export {
+  decodeAuthorization,
+  encodeAuthorization,
+  MAX_AUTHORIZATION_BYTES,
+  type DecodedAuthorization,
+} from "./authorization.ts";
 export {
   WorkloadRequestSchema,
   WorkloadResponseSchema,

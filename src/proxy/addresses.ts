@@ -3,8 +3,7 @@ import { messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import { decodeAddress } from "#proto";
 import { addressName, type Address } from "#model/workload";
-import { TYPE_ADDRESS, type Rejection, type ResourceUpdate } from "#xds";
-import { decodePolicy, type UnenforcedPolicy } from "./policies.ts";
+import type { Rejection, ResourceUpdate } from "#xds";
 import { WorkloadTable, type AddressChange } from "./table.ts";
 
 /** Addresses that go to the data threads at once: connections get their turn between two such parts of a large push. */
@@ -38,7 +37,6 @@ export class Addresses {
 
   /** Takes one update. The names that it returns were refused; all else is in force when it resolves. */
   async take(update: ResourceUpdate): Promise<readonly Rejection[]> {
-    if (update.typeUrl !== TYPE_ADDRESS) return this.#refusePolicies(update);
     const rejections: Rejection[] = [];
     const upserts: Address[] = [];
     for (const { name, value } of update.upserts) {
@@ -58,28 +56,6 @@ export class Addresses {
           : { ...change, upserts: part.filter((address) => !tooMany.includes(addressName(address))) };
       await this.#parts.spread(kept, false);
     }
-    return rejections;
-  }
-
-  /**
-   * Policies are not enforced yet. Each is refused by name, so that its author hears of it, and what it applies to lets
-   * nothing in: a policy that is ignored would be worse.
-   */
-  async #refusePolicies({ upserts, removes }: ResourceUpdate): Promise<readonly Rejection[]> {
-    const policies: UnenforcedPolicy[] = [];
-    const rejections = upserts.map(({ name, value }) => {
-      try {
-        const policy = decodePolicy(name, value);
-        if (policy === undefined) return { name, reason: "a dry run is not evaluated by this release" };
-        policies.push(policy);
-        return { name, reason: "this release cannot enforce it: what it applies to refuses all inbound connections" };
-      } catch (error) {
-        return { name, reason: messageOf(error) };
-      }
-    });
-    const change = { upserts: [], removes: [], old: false, policies: { upserts: policies, removes } };
-    this.table.apply(change, this.#parts.clock.monotonic());
-    if (policies.length > 0 || removes.length > 0) await this.#parts.spread(change, false);
     return rejections;
   }
 

@@ -11,6 +11,7 @@ export interface Cause {
 const REASONS: Readonly<Record<string, FlowReason>> = {
   PROXY_DRAINED: "drained",
   PROXY_LIMIT: "limit_reached",
+  PROXY_POLICY_CHANGED: "policy_changed",
   PROXY_NO_CERTIFICATE: "no_certificate",
   PROXY_CONTROL_PLANE: "control_plane_unavailable",
   LINUX_NO_FILES: "limit_reached",

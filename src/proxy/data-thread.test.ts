@@ -4,6 +4,7 @@ import { FakeClock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import { seededRandom } from "#base/random";
 import { findAccessRecord } from "#model/access-log";
+import type { Authorization } from "#model/authorization";
 import type { FlowRecord } from "#model/flow";
 import { parseSpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
@@ -12,6 +13,7 @@ import { proxyConfig } from "./config.ts";
 import { DataThread } from "./data-thread.ts";
 import { FakeNetwork, FakeSocket, FakeTunnel } from "./fake-network.ts";
 import type { FromThread } from "./messages.ts";
+import { exactly, testPolicy } from "../policy/testing.ts";
 import { testAddress, testPod, testService, testWorkload } from "./testing.ts";
 
 const client = testWorkload("client", "10.1.0.1");
@@ -58,6 +60,10 @@ class Rig {
 
   addresses(upserts: readonly Address[], synced = false): void {
     this.send({ type: "addresses", change: { upserts, removes: [], old: synced }, synced });
+  }
+
+  policies(...upserts: readonly Authorization[]): void {
+    this.send({ type: "policies", change: { upserts, unusable: [], removes: [] } });
   }
 
   send(message: Record<string, unknown>): number {
@@ -389,6 +395,88 @@ describe("an inbound tunnel", () => {
     await rig.tunnel(tunnel);
     assert.equal(application.state, "reset");
     assert.equal(outcome(rig), "refused none reset");
+  });
+});
+
+describe("an authorization policy", () => {
+  const nobody = testPolicy("nobody");
+  const byClient = { principals: [exactly("cluster.local/ns/shop/sa/client")] };
+  const denied = testPolicy("no-client", [byClient], { action: "deny" });
+  const details = (rig: Rig): string[] => rig.records().map(({ reason, detail }) => `${reason} ${detail}`);
+
+  it("answers a tunnel with 401 and resets plaintext, before the application is dialled", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    rig.policies(denied);
+    assert.equal((await rig.tunnel(new FakeTunnel("10.1.0.2:8080"))).status, 401);
+    rig.policies(nobody);
+    assert.equal((await rig.plaintext("10.1.0.3:4000")).state, "reset");
+    assert.deepEqual(rig.network.dialled, []);
+    assert.deepEqual(details(rig), [
+      "policy_denied explicitly denied by: shop/no-client",
+      "policy_denied allow policies exist, but none allowed",
+    ]);
+  });
+
+  it("ends a running tunnel and a running copy that it does not allow", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    const tunnel = await rig.tunnel(new FakeTunnel("10.1.0.2:8080"));
+    await rig.plaintext("10.1.0.3:4000");
+    rig.policies(denied);
+    await rig.settle();
+    assert.equal(tunnel.carry?.aborted?.code, "PROXY_POLICY_CHANGED");
+    const copyEnd = (): string | undefined => rig.network.copies[0]?.aborted?.code;
+    assert.equal(copyEnd(), undefined, "plaintext is not this client");
+    rig.policies(nobody);
+    await rig.settle();
+    assert.equal(copyEnd(), "PROXY_POLICY_CHANGED");
+    const [first] = details(rig);
+    assert.match(
+      first ?? "",
+      /^policy_changed .*connection closed due to policy change: explicitly denied by: shop\/no-client$/,
+    );
+  });
+
+  it("that comes while the application is dialled counts", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    const application = new FakeSocket("10.1.0.2:8080", "10.1.0.1:50000");
+    const connected = Promise.withResolvers<FakeSocket>();
+    rig.network.dial = async () => connected.promise;
+    const tunnel = await rig.tunnel(new FakeTunnel("10.1.0.2:8080"));
+    rig.policies(denied);
+    await rig.settle();
+    connected.resolve(application);
+    await rig.settle();
+    assert.deepEqual([tunnel.status, application.state], [401, "reset"]);
+    assert.equal(outcome(rig), "refused none policy_changed");
+  });
+
+  it("in dry run decides nothing; the record and a counter tell what it would have done", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    rig.policies({ ...denied, dryRun: true });
+    const tunnel = await rig.tunnel(new FakeTunnel("10.1.0.2:8080"));
+    assert.equal(tunnel.status, 200);
+    tunnel.carry?.end();
+    await rig.settle();
+    assert.deepEqual(details(rig), ["ok dry run: would be denied, by shop/no-client"]);
+    assert.equal(rig.samples("veil_proxy_dry_run_total"), 1);
+  });
+
+  it("of single workloads is waited for: the pod itself is asked for, and refused when nobody answers", async () => {
+    const rig = new Rig({ pod: "server", addresses: [client, plain] });
+    rig.policies({ ...denied, scope: "workload" });
+    const tunnel = await rig.tunnel(new FakeTunnel("10.1.0.2:8080"));
+    assert.deepEqual([tunnel.status, rig.asked()], [undefined, [testPod("server").workloadUid]]);
+    rig.addresses([{ ...server, authorizationPolicies: ["shop/no-client"] }]);
+    rig.thread.handle({ type: "answer", name: testPod("server").workloadUid, answer: "present" });
+    await rig.settle();
+    assert.equal(tunnel.status, 401);
+    const never = new Rig({ pod: "server", addresses: [client, plain] });
+    never.policies({ ...denied, scope: "workload" });
+    const refused = await never.tunnel(new FakeTunnel("10.1.0.2:8080"));
+    await never.clock.advance(5_000);
+    await never.settle();
+    assert.equal(refused.status, 503);
+    assert.match(details(never)[0] ?? "", /control_plane_unavailable .*which policies apply/);
   });
 });
 

@@ -2,6 +2,7 @@ import { findCodedError, messageOf } from "#base/errors";
 import type { Clock } from "#base/clock";
 import type { Random } from "#base/random";
 import { formatLost } from "#model/access-log";
+import { Admissions } from "./admissions.ts";
 import type { ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import { Knowledge } from "./knowledge.ts";
@@ -31,6 +32,7 @@ export class DataThread {
   readonly #knowledge: Knowledge;
   readonly #flows: FlowLog;
   readonly #records: RecordQueue;
+  readonly #admissions: Admissions;
   readonly #context: ThreadContext;
   readonly #pods = new Map<string, PodProxy>();
 
@@ -59,11 +61,18 @@ export class DataThread {
       this.#records.push(line);
     };
     this.#flows = new FlowLog(clock, write, format);
-    this.#context = { config, clock, random, network, knowledge: this.#knowledge, flows: this.#flows };
+    this.#admissions = new Admissions(this.#knowledge.policies, clock);
+    const fed = { knowledge: this.#knowledge, flows: this.#flows, admissions: this.#admissions };
+    this.#context = { config, clock, random, network, ...fed };
   }
 
   /** Does what a message says. Failures of a request are its answer; nothing else fails. */
   handle(message: ToThread): void {
+    if ("seq" in message) this.#request(message);
+    else this.#note(message);
+  }
+
+  #note(message: Exclude<ToThread, { seq: number }>): void {
     switch (message.type) {
       case "answer":
         this.#knowledge.answer(message.name, message.answer);
@@ -79,7 +88,11 @@ export class DataThread {
         return;
       case "recordsTaken":
         this.#records.taken();
-        return;
+    }
+  }
+
+  #request(message: Extract<ToThread, { seq: number }>): void {
+    switch (message.type) {
       case "collect":
         this.#parts.post({ type: "done", seq: message.seq, samples: this.#samples() });
         return;
@@ -90,6 +103,7 @@ export class DataThread {
         this.#finish(message.seq, this.#drain(message.drainMs));
         return;
       case "addresses":
+      case "policies":
       case "podAdd":
       case "certificate":
         this.#answer(message);
@@ -97,10 +111,11 @@ export class DataThread {
   }
 
   /** Requests that are done when this returns. */
-  #answer(message: Extract<ToThread, { type: "addresses" | "podAdd" | "certificate" }>): void {
+  #answer(message: Extract<ToThread, { type: "addresses" | "policies" | "podAdd" | "certificate" }>): void {
     try {
       if (message.type === "podAdd") this.#addPod(message);
       else if (message.type === "certificate") this.#putCertificate(message);
+      else if (message.type === "policies") this.#putPolicies(message);
       else {
         const refused = this.#knowledge.apply(message.change);
         if (message.synced) this.#knowledge.markSynced();
@@ -133,6 +148,11 @@ export class DataThread {
     for (const proxy of this.#pods.values()) {
       if (proxy.pod.identity === identity.id) proxy.certificateChanged(changed);
     }
+  }
+
+  #putPolicies({ change }: Extract<ToThread, { type: "policies" }>): void {
+    this.#knowledge.policies.apply(change);
+    this.#admissions.changed();
   }
 
   async #dropPod(podUid: string, drainMs: number): Promise<void> {

@@ -30,6 +30,10 @@ export const proxyError = defineErrors("proxy", {
     when: "the proxy was told to stop before a connection had ended",
     hint: "raise --drain when connections need longer",
   },
+  PROXY_POLICY_CHANGED: {
+    when: "an authorization policy came, changed or went, and a running connection is not allowed any more",
+    hint: "the record's detail names the policy; veil why explains which policies apply",
+  },
   PROXY_LIMIT: {
     when: "a limit of the data path was reached",
     hint: "docs/limits.md lists the limits; the detail names the one",

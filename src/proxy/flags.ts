@@ -9,6 +9,8 @@ const FLAGS: Readonly<Record<FlowReason, string>> = {
   enrolling: "-",
   plaintext_refused: "DENY",
   policy_not_enforced: "DENY",
+  policy_denied: "DENY",
+  policy_changed: "DENY",
   no_certificate: "IDENTITY_ERROR",
   control_plane_unavailable: "IDENTITY_ERROR",
   wrong_identity: "TLS_FAILURE",

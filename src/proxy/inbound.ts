@@ -9,14 +9,19 @@
  *   6 copy       both directions, half-close passed on
  *   7 record     one, whatever happened
  *
+ * From 4 on the connection is judged again whenever policies change (admissions.ts), and ends when it is not allowed any more.
  * Whatever fails before 6 answers CONNECT with an error status, or resets the plain connection.
  */
 import type { AbortView } from "#base/abort";
 import type { CodedError } from "#base/errors";
 import { isV6, parseIp } from "#base/ip";
 import type { FlowReason } from "#model/flow";
+import { describeDecision, type Decision } from "#policy";
+import type { Admission } from "./admissions.ts";
+import { dryRunDetail } from "./authorize.ts";
 import { endCause, plainCause, tunnelCause, type Cause } from "./causes.ts";
 import { INBOUND_PORT, PACKET_MARK } from "./config.ts";
+import { proxyError } from "./errors.ts";
 import { findTraceId, formatBaggage, newTraceparent, parseForwardedHost } from "./headers.ts";
 import type { PodSocket, PodTunnel } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
@@ -53,27 +58,36 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
     refuse(verdict.status, verdict);
     return;
   }
-  let application: PodSocket;
+  let dialled: Dialled;
   try {
-    application = await dial(context, verdict, tunnel.signal);
+    dialled = await dial(context, verdict, tunnel.signal);
   } catch (error) {
-    refuse(503, tunnel.closed ? { reason: "reset", detail: "the peer gave up" } : plainCause(error));
+    const cause = tunnel.closed ? GAVE_UP : plainCause(error);
+    refuse(cause.reason === "policy_changed" ? 401 : 503, cause);
     return;
   }
+  const { application, admission } = dialled;
   if (tunnel.closed) {
+    admission.leave();
     application.reset();
-    record.refuse(facts("reset", "the peer gave up"));
+    record.refuse(facts(GAVE_UP.reason, GAVE_UP.detail));
     return;
   }
   const own = ownWorkload(context);
   const handle = tunnel.accept(application, {
     baggage: own === undefined ? undefined : formatBaggage(own),
     onEnd: ({ bytesSent: sent, bytesReceived: received, error }) => {
+      admission.leave();
       record.close({ sent, received }, error && endCause(error));
     },
   });
-  record.open(facts("ok"), () => handle.bytes);
+  record.open(facts("ok", dryRunDetail(verdict.dryRun)), () => handle.bytes);
+  admission.onDenied = (decision) => {
+    handle.abort(policyChanged(decision));
+  };
 }
+
+const GAVE_UP: Cause = { reason: "reset", detail: "the peer gave up" };
 
 /** Records a session that was refused before it could ask for anything: no TLS, no identity, a wrong one. */
 export function recordRejected(context: PodContext, remote: SocketAddress, error: CodedError): void {
@@ -118,53 +132,86 @@ export async function carryPlaintext(context: PodContext, socket: PodSocket): Pr
     connections.leave();
     return;
   }
-  let application: PodSocket;
+  let dialled: Dialled;
   try {
-    application = await dial(context, verdict, undefined);
+    dialled = await dial(context, verdict, undefined);
   } catch (error) {
     refuse(verdict.source, plainCause(error));
     connections.leave();
     return;
   }
+  const { application, admission } = dialled;
   // The application is `a`: what it sends has left the pod.
   const handle = network.copyPlain(application, socket, {
     onEnd: ({ bytesSent: sent, bytesReceived: received, error }) => {
       untrack();
+      admission.leave();
       record.close({ sent, received }, error && endCause(error));
       connections.leave();
     },
   });
   const untrack = connections.track(handle);
-  const { source, reason } = verdict;
+  const { source, reason, dryRun } = verdict;
   record.open(
-    plainFacts(context, request, { source, encryption: "plaintext", reason, detail: "" }),
+    plainFacts(context, request, { source, encryption: "plaintext", reason, detail: dryRunDetail(dryRun) }),
     () => handle.bytes,
   );
+  admission.onDenied = (decision) => {
+    handle.abort(policyChanged(decision));
+  };
 }
 
-/** Stage 4: decides, and holds the connection until the first snapshot is there. A failure is a refusal. */
+/** Stage 4: decides, and holds the connection until what it takes to decide is there. A failure is a refusal. */
 async function settle(
   { knowledge }: PodContext,
   decide: (view: ReturnType<PodContext["knowledge"]["view"]>) => Verdict,
 ): Promise<Settled> {
-  const verdict = decide(knowledge.view());
-  if (verdict.kind !== "wait") return verdict;
-  await knowledge.whenSynced();
-  const later = decide(knowledge.view());
-  if (later.kind !== "wait") return later;
-  const detail = "no control plane has said yet who is where";
+  let verdict = decide(knowledge.view());
+  if (verdict.kind === "wait") {
+    await knowledge.whenSynced();
+    verdict = decide(knowledge.view());
+  }
+  if (verdict.kind === "ask") {
+    await knowledge.ask(verdict.name);
+    verdict = decide(knowledge.view());
+  }
+  if (verdict.kind === "connect" || verdict.kind === "refuse") return verdict;
+  const unknown = verdict.kind === "wait" ? "who is where" : "which policies apply to this pod";
+  const detail = `no control plane has said yet ${unknown}`;
   return { kind: "refuse", status: 503, reason: "control_plane_unavailable", detail, source: undefined };
 }
 
-/** Stage 5: dials the application as the client. */
-async function dial(context: PodContext, verdict: Allowed, signal: AbortView | undefined): Promise<PodSocket> {
-  const { network, netns, clock, config } = context;
-  const { target, sourceIp } = verdict;
+interface Dialled {
+  readonly application: PodSocket;
+  /** From the verdict on; leave it when the connection ends. */
+  readonly admission: Admission;
+}
+
+/** Stage 5: dials the application as the client. Fails also when the policies change meanwhile and do not allow it any more. */
+async function dial(context: PodContext, verdict: Allowed, signal: AbortView | undefined): Promise<Dialled> {
+  const { network, netns, clock, config, admissions, flows } = context;
+  const { target, sourceIp, policy, dryRun } = verdict;
+  const admission = admissions.enter(policy); // in the turn of the verdict: no change of policies comes between the two
+  if (dryRun !== undefined) {
+    flows.cells.bind("veil_proxy_dry_run_total", { result: dryRun.allowed ? "allow" : "deny" }).value++;
+  }
   const timeoutMs = config.dialMs;
-  const how = { netns, mark: PACKET_MARK, sourceIp, timeoutMs, clock, signal, sameHost: true };
-  const socket = await network.connectTcp({ ...how, ...target });
-  socket.resetOnDeath();
-  return socket;
+  try {
+    const how = { netns, mark: PACKET_MARK, sourceIp, timeoutMs, clock, signal, sameHost: true };
+    const application = await network.connectTcp({ ...how, ...target });
+    application.resetOnDeath();
+    if (admission.denied === undefined) return { application, admission };
+    application.reset();
+    throw policyChanged(admission.denied);
+  } catch (error) {
+    admission.leave();
+    throw error;
+  }
+}
+
+/** Why a connection that was allowed ends. */
+function policyChanged(decision: Decision): CodedError {
+  return proxyError("PROXY_POLICY_CHANGED", `connection closed due to policy change: ${describeDecision(decision)}`);
 }
 
 function plainFacts(

@@ -2,6 +2,7 @@ import type { Clock } from "#base/clock";
 import type { Random } from "#base/random";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
+import { PolicyIndex } from "#policy";
 import { OWN_PORTS, type ProxyConfig } from "./config.ts";
 import { NameCache, type NameAnswer } from "./names.ts";
 import type { View } from "./route.ts";
@@ -30,6 +31,7 @@ interface KnowledgeParts {
 /** What a data thread knows: who is where, and the certificates of its own pods. Fed by the main thread. */
 export class Knowledge {
   readonly table = new WorkloadTable();
+  readonly policies = new PolicyIndex();
   readonly #clock: Clock;
   readonly #random: Random;
   readonly #config: ProxyConfig;
@@ -83,6 +85,7 @@ export class Knowledge {
     const monotonicMs = this.#clock.monotonic();
     return {
       table: this.table,
+      policies: this.policies,
       synced: this.#isSynced,
       network: this.#config.network,
       clusterRanges: this.#config.clusterRanges,

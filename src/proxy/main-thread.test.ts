@@ -1,14 +1,13 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { create, toBinary } from "@bufbuild/protobuf";
 import { FakeClock } from "#base/clock";
 import { parseIp } from "#base/ip";
 import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
 import type { Address } from "#model/workload";
-import { AuthorizationSchema, encodeAddress } from "#proto";
+import { encodeAddress } from "#proto";
 import { textPage } from "#rpc";
-import { TYPE_ADDRESS, TYPE_AUTHORIZATION } from "#xds";
+import { TYPE_ADDRESS } from "#xds";
 import { Addresses, ADDRESSES_PER_MESSAGE } from "./addresses.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
 import { endCause, plainCause, tunnelCause } from "./causes.ts";
@@ -96,32 +95,6 @@ describe("addresses of the control plane", () => {
       spread.map(({ change }) => change.removes.length),
       [1, 0, 0],
     );
-  });
-
-  it("are not policies: those are refused by name, and what they apply to lets nothing in", async () => {
-    const { addresses, spread } = rig();
-    const policy = (name: string, fields: object) => {
-      const value = toBinary(AuthorizationSchema, create(AuthorizationSchema, { namespace: "shop", ...fields }));
-      return { typeUrl: TYPE_AUTHORIZATION, name: `shop/${name}`, version: "1", aliases: [], value };
-    };
-    const broken = { ...policy("broken", {}), value: Uint8Array.of(0xff) };
-    const upserts = [
-      policy("real", { scope: 1 }),
-      policy("tried", { scope: 1, dryRun: true }),
-      policy("odd", { scope: 9 }),
-      broken,
-    ];
-    const rejections = await addresses.take({ typeUrl: TYPE_AUTHORIZATION, upserts, removes: [] });
-    assert.deepEqual(
-      rejections.map(({ name }) => name),
-      ["shop/real", "shop/tried", "shop/odd", "shop/broken"],
-    );
-    assert.deepEqual(spread[0]?.change.policies?.upserts, [
-      { name: "shop/real", namespace: "shop", scope: "namespace" },
-      { name: "shop/odd", namespace: "shop", scope: "global" },
-    ]);
-    await addresses.take({ typeUrl: TYPE_AUTHORIZATION, upserts: [], removes: ["shop/real", "shop/odd"] });
-    assert.equal(addresses.table.findUnenforcedPolicy("shop", "x"), undefined);
   });
 });
 

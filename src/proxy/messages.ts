@@ -2,6 +2,7 @@ import type { CellSet } from "#base/metrics";
 import type { AccessLevel } from "#model/access-log";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
+import type { PolicyChange } from "#policy";
 import type { ProxyConfig } from "./config.ts";
 import type { Answer } from "./knowledge.ts";
 import type { NameAnswer } from "./names.ts";
@@ -27,6 +28,8 @@ export type ToThread =
       /** True when the first snapshot is complete with this change. */
       readonly synced: boolean;
     }
+  /** Running connections are judged again, a little later. */
+  | { readonly type: "policies"; readonly seq: number; readonly change: PolicyChange }
   /** Serve a pod; the namespace's descriptor belongs to the thread from here on. `old`: handed over before this process began. */
   | {
       readonly type: "podAdd";

@@ -43,6 +43,10 @@ export const proxyMetrics = defineMetrics("proxy", {
   workload_manager_proxies_stopped_total: counter("Pods that were given up since the start."),
   veil_proxy_refused_total: counter("Connections that were refused, by reason.", ["direction", "reason"]),
   veil_proxy_plaintext_total: counter("Connections that were forwarded in clear, by reason.", ["direction", "reason"]),
+  veil_proxy_dry_run_total: counter(
+    "Connections for which policies in dry run would have decided otherwise, by what they would have done (allow, deny).",
+    ["result"],
+  ),
   veil_proxy_held_connections: gauge(
     "Connections that wait for an answer about their destination or for a certificate.",
   ),

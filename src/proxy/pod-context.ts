@@ -4,6 +4,7 @@ import type { Random } from "#base/random";
 import type { TunnelHandle } from "#hbone";
 import type { Netns } from "#linux";
 import type { Workload } from "#model/workload";
+import type { Admissions } from "./admissions.ts";
 import type { ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import type { Knowledge } from "./knowledge.ts";
@@ -19,6 +20,7 @@ export interface ThreadContext {
   readonly network: Network;
   readonly knowledge: Knowledge;
   readonly flows: FlowLog;
+  readonly admissions: Admissions;
 }
 
 /** A pod, with when the agent handed it over (monotonic; -Infinity when that was before this process began). */

@@ -16,6 +16,7 @@ import { ABSENT_MS, type Answer } from "./knowledge.ts";
 import type { RecordOutput } from "./line-output.ts";
 import type { ThreadSamples } from "./messages.ts";
 import { dnsResolver } from "./names.ts";
+import { Policies } from "./policies.ts";
 import { ANY_ADDRESS } from "./network.ts";
 import { Pods } from "./pods.ts";
 import { Records } from "./records.ts";
@@ -92,6 +93,7 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
 interface Parts {
   readonly threads: DataThreads;
   readonly addresses: Addresses;
+  readonly policies: Policies;
   readonly records: Records;
   readonly xds: XdsClient;
   readonly xdsCells: CellSet;
@@ -113,6 +115,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     failed,
   });
   const addresses = new Addresses({ spread: async (change, synced) => threads.addresses(change, synced), clock, log });
+  const policies = new Policies({ spread: async (change) => threads.policies(change), log });
   const xdsCells = new CellSet(xdsMetrics);
   const xds: XdsClient = new XdsClient({
     transport,
@@ -132,7 +135,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
       { typeUrl: TYPE_ADDRESS, mode: "wildcard" },
       { typeUrl: TYPE_AUTHORIZATION, mode: "wildcard" },
     ],
-    onUpdate: async (update) => addresses.take(update),
+    onUpdate: async (update) => (update.typeUrl === TYPE_ADDRESS ? addresses : policies).take(update),
     reconnect: RECONNECT,
     metrics: xdsCells,
   });
@@ -145,7 +148,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     random,
     log: log.child({ component: "zds" }),
   });
-  return { threads, addresses, records, xds, xdsCells, certificates, pods, zds };
+  return { threads, addresses, policies, records, xds, xdsCells, certificates, pods, zds };
 }
 
 /** Asks the control plane, through the agent. What it finds has been put in force by then. */
@@ -200,9 +203,10 @@ function threadService({ clock, log }: ProxyOptions, parts: Parts): Service {
   };
 }
 
-function viewOf({ config, clock, random }: ProxyOptions, { addresses }: Parts): View {
+function viewOf({ config, clock, random }: ProxyOptions, { addresses, policies }: Parts): View {
   return {
     table: addresses.table,
+    policies: policies.index,
     synced: addresses.synced,
     network: config.network,
     clusterRanges: config.clusterRanges,
@@ -235,8 +239,8 @@ async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadS
 }
 
 /** Everything but keys. */
-function dump({ config, version }: ProxyOptions, { addresses, pods, xds, certificates }: Parts): unknown {
-  const { workloads, services, staged, policies } = addresses.table.all();
+function dump({ config, version }: ProxyOptions, { addresses, policies, pods, xds, certificates }: Parts): unknown {
+  const { workloads, services, staged } = addresses.table.all();
   return {
     version,
     config,
@@ -257,6 +261,7 @@ function dump({ config, version }: ProxyOptions, { addresses, pods, xds, certifi
     workloads,
     services,
     stagedServices: staged,
-    unenforcedPolicies: policies,
+    policies: policies.index.all().policies,
+    unenforcedPolicies: policies.index.all().unusable,
   };
 }

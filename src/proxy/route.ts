@@ -3,6 +3,7 @@ import { memoByObject } from "#base/memo";
 import type { FlowReason } from "#model/flow";
 import { parseSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import type { GatewayAddress, Service, Workload } from "#model/workload";
+import type { PolicyIndex } from "#policy";
 import { INBOUND_PORT } from "./config.ts";
 import { chooseEndpoint, type Endpoint } from "./endpoints.ts";
 import { isWaypointOf, resolveGateway, waypointOf, type Gateway } from "./gateways.ts";
@@ -29,6 +30,7 @@ export interface LocalPod {
 /** What a decision may look at. Nothing in it waits. */
 export interface View {
   readonly table: WorkloadTable;
+  readonly policies: PolicyIndex;
   /** False until the control plane (or the agent's cache) has said everything once. */
   readonly synced: boolean;
   readonly network: string;

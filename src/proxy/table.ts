@@ -1,5 +1,4 @@
 import { cidrContains, isV6, type IpAddress } from "#base/ip";
-import { findPolicy, type UnenforcedPolicy } from "./policies.ts";
 import { addressName, type Address, type NetworkAddress, type Service, type Workload } from "#model/workload";
 
 /** A change of what the control plane says. */
@@ -9,8 +8,6 @@ export interface AddressChange {
   readonly removes: readonly string[];
   /** True for what came before the first snapshot was complete: its age is unknown and it counts as old. */
   readonly old: boolean;
-  /** Policies that cannot be enforced; `namespace/name`s in `removes`. */
-  readonly policies?: { readonly upserts: readonly UnenforcedPolicy[]; readonly removes: readonly string[] };
 }
 
 /** Beyond this many workloads and services further ones are refused. */
@@ -40,8 +37,6 @@ export class WorkloadTable {
   /** When a workload became HBONE, by `monotonic`; -Infinity for what counts as old. */
   readonly #enrolledSince = new Map<string, number>();
 
-  readonly #policies = new Map<string, UnenforcedPolicy>();
-
   /** How many resources it holds. */
   get size(): number {
     return this.#workloads.size + this.#services.size;
@@ -50,7 +45,6 @@ export class WorkloadTable {
   /** Applies one change, removals first. Returns the names that were refused because the table is full. */
   apply(change: AddressChange, monotonicMs: number): readonly string[] {
     for (const name of change.removes) this.#remove(name);
-    if (change.policies !== undefined) this.#applyPolicies(change.policies);
     const refused: string[] = [];
     for (const address of change.upserts) {
       const name = addressName(address);
@@ -116,30 +110,17 @@ export class WorkloadTable {
     return this.#enrolledSince.get(uid);
   }
 
-  /** A policy that applies to a pod and that nobody enforces here. */
-  findUnenforcedPolicy(namespace: string, workloadUid: string): UnenforcedPolicy | undefined {
-    if (this.#policies.size === 0) return undefined;
-    return findPolicy(this.#policies.values(), namespace, this.#workloads.get(workloadUid));
-  }
-
   /** Everything, for a dump. */
   all(): {
     workloads: readonly Workload[];
     services: readonly Service[];
     staged: readonly string[];
-    policies: readonly UnenforcedPolicy[];
   } {
     return {
-      policies: [...this.#policies.values()],
       workloads: [...this.#workloads.values()],
       services: [...this.#services.values()],
       staged: [...this.#endpoints.keys()].filter((name) => !this.#services.has(name)),
     };
-  }
-
-  #applyPolicies({ upserts, removes }: NonNullable<AddressChange["policies"]>): void {
-    for (const name of removes) this.#policies.delete(name);
-    for (const policy of upserts) this.#policies.set(policy.name, policy);
   }
 
   #putWorkload(workload: Workload, sinceMs: number): void {

@@ -1,6 +1,7 @@
 import { parseCidr, parseIp } from "#base/ip";
 import { parseSpiffeId } from "#model/spiffe-id";
 import type { Address, Service, Workload } from "#model/workload";
+import { PolicyIndex } from "#policy";
 import { OWN_PORTS } from "./config.ts";
 import type { LocalPod, Route, SocketAddress, View } from "./route.ts";
 import { WorkloadTable } from "./table.ts";
@@ -85,6 +86,7 @@ export function testView(addresses: readonly Address[], more: Partial<View> = {}
   table.apply({ upserts: addresses, removes: [], old: true }, 0);
   return {
     table,
+    policies: new PolicyIndex(),
     synced: true,
     network: "",
     clusterRanges: [parseCidr("10.0.0.0/8"), parseCidr("fd00::/8")],

@@ -3,6 +3,7 @@ import { messageOf, type CodedError } from "#base/errors";
 import type { AccessLevel } from "#model/access-log";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
+import type { PolicyChange } from "#policy";
 import { proxyError } from "./errors.ts";
 import type { Answer } from "./knowledge.ts";
 import type { FromThread, ThreadSamples, ToThread } from "./messages.ts";
@@ -76,6 +77,11 @@ export class DataThreads {
   /** Applies a change everywhere; resolves when it is in force everywhere. */
   async addresses(change: AddressChange, synced: boolean): Promise<void> {
     await this.#all((seq) => ({ type: "addresses", seq, change, synced }));
+  }
+
+  /** Puts policies in force for new connections everywhere; running ones are judged again a little later. */
+  async policies(change: PolicyChange): Promise<void> {
+    await this.#all((seq) => ({ type: "policies", seq, change }));
   }
 
   /** Serves a pod from now on; the descriptor is the thread's. Rejects with `PROXY_LISTEN`. */

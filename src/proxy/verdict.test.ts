@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { parseCidr } from "#base/ip";
 import { parseSpiffeId } from "#model/spiffe-id";
+import type { PolicyChange } from "#policy";
+import { exactly, testPolicy } from "../policy/testing.ts";
 import { decideInbound, decidePlaintext, type Verdict } from "./verdict.ts";
 import { testAddress, testPod, testService, testView, testWorkload } from "./testing.ts";
 
@@ -21,7 +24,7 @@ const other = testService("other", "10.96.0.2");
 const all = [client, server, plain, web, other];
 
 function line(verdict: Verdict): string {
-  if (verdict.kind === "wait") return "wait";
+  if (verdict.kind === "wait" || verdict.kind === "ask") return verdict.kind;
   if (verdict.kind === "refuse") return `refuse ${verdict.status} ${verdict.reason}`;
   const { target, sourceIp, reason } = verdict;
   return `connect ${target.ip}:${target.port} from ${sourceIp ?? "self"} ${reason}`;
@@ -201,34 +204,53 @@ describe("decidePlaintext", () => {
   }
 });
 
-describe("a policy that cannot be enforced", () => {
-  const decide = (
-    policy: { scope: "global" | "namespace" | "workload"; namespace: string },
-    listed = false,
+describe("policies", () => {
+  const unusable = { name: "any/policy", namespace: "shop", scope: "namespace" as const };
+  const both = (
+    change: Partial<PolicyChange>,
+    options: { listed?: readonly string[]; known?: boolean } = {},
   ): string => {
-    const pod = { ...server, authorizationPolicies: listed ? ["any/policy"] : [] };
-    const view = testView([client, plain, pod]);
-    const policies = { upserts: [{ name: "any/policy", ...policy }], removes: [] };
-    view.table.apply({ upserts: [], removes: [], old: false, policies }, 0);
+    const pod = { ...server, authorizationPolicies: options.listed ?? [] };
+    const view = testView(options.known === false ? [client, plain] : [client, plain, pod]);
+    view.policies.apply({ upserts: [], unusable: [], removes: [], ...change });
     const local = testAddress("10.1.0.2:15008");
     const tunnel = { peer, remote: testAddress("10.1.0.1:4000"), local, authority: "10.1.0.2:80" };
     const request = { remote: testAddress("10.1.0.3:4000"), originalDestination: testAddress("10.1.0.2:80") };
-    const plaintext = line(decidePlaintext(testPod("server"), request, view));
-    const mutual = line(decideInbound(testPod("server"), tunnel, view));
-    assert.equal(mutual.startsWith("refuse"), plaintext.startsWith("refuse"), "for both alike");
-    view.table.apply({ upserts: [], removes: [], old: false, policies: { upserts: [], removes: ["any/policy"] } }, 0);
-    assert.match(line(decideInbound(testPod("server"), tunnel, view)), /^connect/, "until it is gone");
-    return mutual;
+    const short = (verdict: Verdict): string => line(verdict).replace(/ 10.*$/, "");
+    const mutual = short(decideInbound(testPod("server"), tunnel, view));
+    return `${mutual} | ${short(decidePlaintext(testPod("server"), request, view))}`;
   };
 
-  it("lets nothing in where it applies", () => {
-    assert.equal(decide({ scope: "global", namespace: "root" }), "refuse 401 policy_not_enforced");
-    assert.equal(decide({ scope: "namespace", namespace: "shop" }), "refuse 401 policy_not_enforced");
-    assert.equal(decide({ scope: "workload", namespace: "shop" }, true), "refuse 401 policy_not_enforced");
+  it("that cannot be enforced let nothing in where they apply, and change nothing elsewhere", () => {
+    const refused = "refuse 401 policy_not_enforced | refuse 401 policy_not_enforced";
+    assert.equal(both({ unusable: [{ ...unusable, scope: "global" }] }), refused);
+    assert.equal(both({ unusable: [unusable] }), refused);
+    assert.equal(both({ unusable: [{ ...unusable, scope: "workload" }] }, { listed: ["any/policy"] }), refused);
+    assert.equal(both({ unusable: [{ ...unusable, namespace: "other" }] }), "connect | connect");
+    assert.equal(both({ unusable: [{ ...unusable, scope: "workload" }] }), "connect | connect");
   });
 
-  it("changes nothing elsewhere", () => {
-    assert.match(decide({ scope: "namespace", namespace: "other" }), /^connect/);
-    assert.match(decide({ scope: "workload", namespace: "shop" }), /^connect/);
+  it("judge the proven identity, and plaintext as nobody", () => {
+    const allow = testPolicy("allow", [{ principals: [exactly("cluster.local/ns/shop/sa/client")] }]);
+    assert.equal(both({ upserts: [allow] }), "connect | refuse 401 policy_denied");
+    const strict = testPolicy("strict", [{ notPrincipals: [{ kind: "presence" }] }], { action: "deny" });
+    assert.equal(both({ upserts: [strict] }), "connect | refuse 401 policy_denied");
+  });
+
+  it("judge the application's port and the client's address", () => {
+    const port = (...destinationPorts: number[]) => testPolicy("port", [{ destinationPorts }], { action: "deny" });
+    assert.equal(both({ upserts: [port(80)] }), "refuse 401 policy_denied | refuse 401 policy_denied");
+    assert.equal(both({ upserts: [port(15008, 15006)] }), "connect | connect");
+    const address = testPolicy("ip", [{ sourceIps: [parseCidr("10.1.0.3/32")] }], { action: "deny" });
+    assert.equal(both({ upserts: [address] }), "connect | refuse 401 policy_denied");
+  });
+
+  it("of single workloads are waited for while nobody has said which the pod lists", () => {
+    const listed = testPolicy("p", [], { scope: "workload" });
+    assert.equal(both({ upserts: [listed] }, { known: false }), "ask | ask");
+    assert.equal(
+      both({ upserts: [{ ...listed, scope: "namespace", rules: [[]] }] }, { known: false }),
+      "connect | connect",
+    );
   });
 });

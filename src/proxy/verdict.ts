@@ -2,8 +2,9 @@ import { findHostPort, findIp, cidrContains, formatHostPort, type IpAddress } fr
 import type { FlowReason } from "#model/flow";
 import { parseWorkloadIdentity, type SpiffeId } from "#model/spiffe-id";
 import type { Service, Workload } from "#model/workload";
+import type { DryRun, PolicyQuestion } from "#policy";
+import { authorize } from "./authorize.ts";
 import { targetPortOf } from "./endpoints.ts";
-import type { UnenforcedPolicy } from "./policies.ts";
 import { isLoopback, type LocalPod, type SocketAddress, type View } from "./route.ts";
 
 /**
@@ -11,6 +12,7 @@ import { isLoopback, type LocalPod, type SocketAddress, type View } from "./rout
  *
  * - `connect`: dial the application at `target`, from `sourceIp` when it is set, and copy.
  * - `wait`: hold it until the first snapshot is there, then decide again.
+ * - `ask`: hold it and ask the control plane for the pod itself, `name`, then decide again.
  * - `refuse`: answer CONNECT with `status`; a plain connection is reset.
  */
 export type Verdict =
@@ -22,8 +24,13 @@ export type Verdict =
       readonly reason: "ok" | "source_not_enrolled" | "enrolling";
       readonly source: Workload | undefined;
       readonly service: Service | undefined;
+      /** What the policies were asked: they are asked again when they change. */
+      readonly policy: PolicyQuestion;
+      /** What policies in dry run would have changed. */
+      readonly dryRun: DryRun | undefined;
     }
   | { readonly kind: "wait" }
+  | { readonly kind: "ask"; readonly name: string }
   | {
       readonly kind: "refuse";
       readonly status: 400 | 401 | 503;
@@ -57,8 +64,10 @@ export interface PlainRequest {
  * 3. nothing is known yet, policies neither              → wait
  * 4. a hostname that is no service of this pod, or a port that it does not have → refuse 503 `no_healthy_upstream`
  * 5. one of the proxy's own ports                         → refuse 503 `self_call`
- * 6. a policy applies that cannot be enforced             → refuse 401 `policy_not_enforced`
- * 7. else                                                 → connect; the application sees the client's address,
+ * 6. nobody has said which policies apply to the pod      → ask
+ * 7. a policy applies that cannot be enforced             → refuse 401 `policy_not_enforced`
+ * 8. the policies do not allow it                         → refuse 401 `policy_denied`
+ * 9. else                                                 → connect; the application sees the client's address,
  *    unless the pod calls itself
  */
 export function decideInbound(pod: LocalPod, request: TunnelRequest, view: View): Verdict {
@@ -90,11 +99,23 @@ function decidePort(
   if (view.ownPorts.has(port)) {
     return refuse("self_call", { status: 503, detail: `port ${port} is the proxy's own`, source });
   }
-  const policy = view.table.findUnenforcedPolicy(pod.namespace, pod.workloadUid);
-  if (policy !== undefined) return refuse("policy_not_enforced", { status: 401, detail: unenforced(policy), source });
+  const asked = { identity: request.peer, sourceIp: remote.ip, destinationIp: local.ip, destinationPort: port };
+  const authorized = authorize(pod, asked, view);
+  if (authorized.kind === "ask") return authorized;
+  if (authorized.kind === "refused") return refuse(authorized.reason, { status: 401, source, ...authorized });
+  const { question: policy, dryRun } = authorized;
   const service = request.service ?? view.table.findServiceByHostname(forwardedHost ?? "", pod.namespace);
   const target = { ip: local.ip, port };
-  return { kind: "connect", target, sourceIp: spoofed(remote.ip, local.ip), reason: "ok", source, service };
+  return {
+    kind: "connect",
+    target,
+    sourceIp: spoofed(remote.ip, local.ip),
+    reason: "ok",
+    source,
+    service,
+    policy,
+    dryRun,
+  };
 }
 
 /**
@@ -102,10 +123,12 @@ function decidePort(
  *
  * 1. one of the proxy's own ports                                        → refuse `self_call`
  * 2. nothing is known yet and the source is inside the cluster           → wait
- * 3. a policy applies that cannot be enforced                            → refuse `policy_not_enforced`
- * 4. source and pod both enrolled for longer than the propagation bound  → refuse `plaintext_refused`
- * 5. both enrolled                                                       → connect `enrolling`
- * 6. else                                                                → connect `source_not_enrolled`
+ * 3. nobody has said which policies apply to the pod                     → ask
+ * 4. a policy applies that cannot be enforced                            → refuse `policy_not_enforced`
+ * 5. the policies do not allow it (plaintext has no identity)            → refuse `policy_denied`
+ * 6. source and pod both enrolled for longer than the propagation bound  → refuse `plaintext_refused`
+ * 7. both enrolled                                                       → connect `enrolling`
+ * 8. else                                                                → connect `source_not_enrolled`
  *
  * A pod that the control plane does not know is enrolled as long as the agent has handed it over (`podSinceMs`).
  */
@@ -122,8 +145,11 @@ export function decidePlaintext(
   const inside = view.clusterRanges.some((range) => cidrContains(range, remote.ip));
   if (!view.synced && inside) return { kind: "wait" };
   const source = view.table.findWorkloadByIp(view.network, remote.ip);
-  const policy = view.table.findUnenforcedPolicy(pod.namespace, pod.workloadUid);
-  if (policy !== undefined) return refuse("policy_not_enforced", { status: 401, detail: unenforced(policy), source });
+  const asked = { sourceIp: remote.ip, destinationIp: target.ip, destinationPort: target.port };
+  const authorized = authorize(pod, { identity: undefined, ...asked }, view);
+  if (authorized.kind === "ask") return authorized;
+  if (authorized.kind === "refused") return refuse(authorized.reason, { status: 401, source, ...authorized });
+  const { question: policy, dryRun } = authorized;
   const connect = (reason: "source_not_enrolled" | "enrolling"): Verdict => ({
     kind: "connect",
     target,
@@ -131,6 +157,8 @@ export function decidePlaintext(
     reason,
     source,
     service: undefined,
+    policy,
+    dryRun,
   });
   const sourceSince = source === undefined ? undefined : view.table.enrolledSinceMs(source.uid);
   const podSince = ownSinceMs(pod, view);
@@ -140,10 +168,6 @@ export function decidePlaintext(
   if (bothForMs <= view.propagationBoundMs) return connect("enrolling");
   const detail = `${source.uid} and ${pod.workloadUid} are both enrolled, yet ${remote.ip} sent plaintext`;
   return refuse("plaintext_refused", { status: 503, detail, source });
-}
-
-function unenforced({ name }: UnenforcedPolicy): string {
-  return `policy ${name} applies, and this proxy cannot enforce it`;
 }
 
 function ownSinceMs(pod: LocalPod & { readonly podSinceMs: number }, view: View): number | undefined {
@@ -184,7 +208,7 @@ function spoofed(client: IpAddress, pod: IpAddress): IpAddress | undefined {
 
 function refuse(
   reason: FlowReason,
-  rest: { status: 400 | 401 | 503; detail: string; source: Workload | undefined },
+  { status, detail, source }: { status: 400 | 401 | 503; detail: string; source: Workload | undefined },
 ): Verdict {
-  return { kind: "refuse", reason, ...rest };
+  return { kind: "refuse", reason, status, detail, source };
 }
