@@ -1,4 +1,4 @@
-import { Counter, Gauge, Registry } from "prom-client";
+import { Counter, Gauge, Registry, type OpenMetricsContentType } from "prom-client";
 
 /** What kind of metric: a counter only grows, a gauge is set. */
 export interface MetricSpec {
@@ -57,6 +57,17 @@ export class CellSet {
     return cell;
   }
 
+  /** The label sets from the `from`th on, at most `most`, in the order in which they were first used. They never go away. */
+  series(from: number, most: number): { name: string; labels: Record<string, string> }[] {
+    const all = [...this.#cells.values()].slice(from, from + most);
+    return all.map(({ name, labels }) => ({ name, labels }));
+  }
+
+  /** What was counted, in the order of {@link series}. */
+  values(): Float64Array {
+    return Float64Array.from([...this.#cells.values()], ({ cell }) => cell.value);
+  }
+
   /** Everything that was counted, for another thread or for a scrape. */
   snapshot(): { name: string; labels: Record<string, string>; value: number }[] {
     return [...this.#cells.values()].map(({ name, labels, cell }) => ({ name, labels, value: cell.value }));
@@ -73,12 +84,16 @@ export class CellSet {
   }
 }
 
-/** Renders samples in Prometheus' text format. Samples of the same name and labels are added up. */
+/**
+ * Renders samples in Prometheus' text format, or as OpenMetrics where the `Accept` header of whoever asks names it. Samples
+ * of the same name and labels are added up.
+ */
 export async function renderMetrics(
   table: MetricTable,
   samples: readonly { name: string; labels: Record<string, string>; value: number }[],
+  accept = "",
 ): Promise<{ contentType: string; body: string }> {
-  const registry = new Registry();
+  const registry = wantsOpenMetrics(accept) ? openMetricsRegistry() : new Registry();
   const metrics = new Map<string, Counter | Gauge>();
   for (const [name, spec] of Object.entries(table)) {
     const config = { name, help: spec.help, labelNames: [...spec.labels], registers: [registry] };
@@ -86,4 +101,14 @@ export async function renderMetrics(
   }
   for (const { name, labels, value } of samples) metrics.get(name)?.inc(labels, value);
   return { contentType: registry.contentType, body: await registry.metrics() };
+}
+
+function openMetricsRegistry(): Registry<OpenMetricsContentType> {
+  const registry = new Registry<OpenMetricsContentType>();
+  registry.setContentType(Registry.OPENMETRICS_CONTENT_TYPE);
+  return registry;
+}
+
+function wantsOpenMetrics(accept: string): boolean {
+  return accept.split(",").some((one) => one.split(";")[0]?.trim().toLowerCase() === "application/openmetrics-text");
 }

@@ -10,7 +10,9 @@ interface AdminFlags {
 /** `veil admin PATH`: asks the proxy of this node, on its loopback admin port. Other commands run it inside the proxy's pod. */
 export function adminCommand(context: CliContext): Command {
   return new Command("admin")
-    .description("ask the proxy of this node: /config_dump, /why?source=…&destination=…, /logging, /quitquitquit")
+    .description(
+      "ask the proxy of this node: /config_dump, /why?source=…&destination=…, /debug/…, /logging, /quitquitquit",
+    )
     .argument("<path>", "what to ask for")
     .addOption(new Option("--port <port>", "admin port of the proxy").default("15000"))
     .option("--post", "use POST, for what changes something")

@@ -72,6 +72,11 @@ export class ClientSession implements SessionRole {
     return !this.#retired && !session.closed && session.tunnels.size < session.peerMaxStreams;
   }
 
+  /** How many tunnels it carries. */
+  get tunnels(): number {
+    return this.#session.tunnels.size;
+  }
+
   /** Whether it has had no tunnel since `time` (of the monotonic clock). */
   idleSince(time: number): boolean {
     return this.#session.tunnels.size === 0 && this.#lastUsedMs <= time;

@@ -20,9 +20,23 @@ export interface HbonePoolOptions {
   readonly limits?: Partial<HboneLimits> | undefined;
 }
 
+/** A peer of the pool, for operators. */
+export interface PoolPeer {
+  readonly source: SpiffeId;
+  readonly accepted: readonly SpiffeId[];
+  readonly ip: string;
+  readonly port: number;
+  /** `open`: whether it takes further tunnels. */
+  readonly sessions: readonly { readonly tunnels: number; readonly open: boolean }[];
+  /** Connections that wait for a handshake, and whether one is under way. */
+  readonly waiting: number;
+  readonly dialling: boolean;
+}
+
 /** Sessions to one peer under one key, and who waits for the next. */
 interface Peer {
   readonly key: string;
+  readonly to: Pick<PoolPeer, "source" | "accepted" | "ip" | "port">;
   sessions: ClientSession[];
   waiting: Opening[];
   cancelDial: (() => void) | undefined;
@@ -51,6 +65,14 @@ export class HbonePool {
     let count = 0;
     for (const peer of this.#peers.values()) count += peer.sessions.length;
     return count;
+  }
+
+  /** What it holds now, for operators. Peers may come and go while it is walked. */
+  *peers(): Generator<PoolPeer> {
+    for (const { to, sessions, waiting, cancelDial } of this.#peers.values()) {
+      const seen = sessions.map(({ tunnels, hasRoom: open }) => ({ tunnels, open }));
+      yield { ...to, sessions: seen, waiting: waiting.length, dialling: cancelDial !== undefined };
+    }
   }
 
   open(request: OpenRequest): TunnelHandle {
@@ -87,7 +109,9 @@ export class HbonePool {
     const key = keyOf(request);
     let peer = this.#peers.get(key);
     if (peer === undefined) {
-      peer = { key, sessions: [], waiting: [], cancelDial: undefined };
+      const { source, accepted, ip, port } = request;
+      const to = { source, accepted, ip, port };
+      peer = { key, to, sessions: [], waiting: [], cancelDial: undefined };
       this.#peers.set(key, peer);
     }
     return peer;

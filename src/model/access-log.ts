@@ -11,7 +11,7 @@ import type { Encryption, FlowPeer, FlowReason, FlowRecord } from "./flow.ts";
 export type AccessFormat = "plain" | "json";
 
 /** How loud a line is: the levels that a scope `access` can be set to, from silent to everything. */
-const ACCESS_LEVELS = ["off", "error", "warn", "info", "debug"] as const;
+export const ACCESS_LEVELS = ["off", "error", "warn", "info", "debug"] as const;
 export type AccessLevel = (typeof ACCESS_LEVELS)[number];
 
 const COMPLETE = "connection complete";

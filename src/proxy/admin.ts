@@ -1,45 +1,87 @@
-import { LOG_LEVELS, type Log } from "#base/log";
+import type { LogScopes } from "#base/log";
 import { renderMetrics } from "#base/metrics";
 import { jsonPage, readyPage, textPage, type Page, type PageRequest } from "#rpc";
 import { xdsMetrics } from "#xds";
-import type { ThreadSamples } from "./messages.ts";
+import { dashboard } from "./dashboard.ts";
+import type { PodPoolPeer, ThreadSamples } from "./looks.ts";
 import { proxyMetrics } from "./metrics.ts";
+import type { OpenConnection } from "./record.ts";
 import { explain, type WhyParts } from "./why.ts";
 
 /** What the operator's pages show and do. */
 export interface AdminParts {
   readonly why: WhyParts;
-  readonly dump: () => unknown;
+  /** The text of the whole state, in parts: see config-dump.ts. */
+  readonly dump: () => Promise<AsyncIterable<string>>;
+  readonly connections: () => Promise<readonly OpenConnection[]>;
+  readonly pool: () => Promise<readonly PodPoolPeer[]>;
   readonly samples: () => Promise<ThreadSamples>;
   /** What is missing for readiness; empty: ready. */
   readonly pending: () => readonly string[];
   readonly quit: () => void;
-  readonly log: Log;
+  readonly scopes: LogScopes;
 }
 
-const NOT_FOUND =
-  "not found; there is /config_dump, /why?source=NAMESPACE/POD&destination=IP:PORT, /logging, /quitquitquit";
+/** The admin pages, in the order in which the first of them lists them. */
+const PAGES: readonly AdminPage[] = [
+  {
+    path: "/config_dump",
+    about: "everything this proxy knows, as istioctl ztunnel-config reads it; no private keys",
+    show: async ({ dump }) => ({ status: 200, contentType: "application/json", body: await dump() }),
+  },
+  {
+    path: "/why",
+    about: "why a connection is (not) encrypted: ?source=NAMESPACE/POD&destination=IP:PORT",
+    show: async ({ why }, { query }) => {
+      const answer = explain(why, query.get("source") ?? "", query.get("destination") ?? "");
+      return typeof answer === "string" ? textPage(400, answer) : jsonPage(200, answer);
+    },
+  },
+  {
+    path: "/debug/connections",
+    about: "the connections that are forwarded now",
+    show: async ({ connections }) => jsonPage(200, await connections()),
+  },
+  {
+    path: "/debug/pool",
+    about: "sessions to other proxies and from them, by pod",
+    show: async ({ pool }) => jsonPage(200, await pool()),
+  },
+  {
+    path: "/logging",
+    about: "levels of the log; POST ?level=debug, ?level=access=debug,xds=trace, ?reset",
+    show: async ({ scopes }, request) => logging(scopes, request),
+  },
+  {
+    path: "/quitquitquit",
+    about: "POST: drain and stop",
+    show: async ({ quit }, { method }) => {
+      if (method !== "POST") return textPage(405, "use POST");
+      quit();
+      return textPage(200, "shutdown now");
+    },
+  },
+];
+
+interface AdminPage {
+  readonly path: string;
+  /** What it shows, in a few words. */
+  readonly about: string;
+  readonly show: (parts: AdminParts, request: PageRequest) => Promise<Page>;
+}
 
 /** Answers on the admin port (loopback). */
 export async function handleAdmin(parts: AdminParts, request: PageRequest): Promise<Page> {
-  const { path, method, query } = request;
-  if (path === "/config_dump") return jsonPage(200, parts.dump());
-  if (path === "/why") {
-    const answer = explain(parts.why, query.get("source") ?? "", query.get("destination") ?? "");
-    return typeof answer === "string" ? textPage(400, answer) : jsonPage(200, answer);
-  }
-  if (path === "/logging") return logging(parts.log, request);
-  if (path !== "/quitquitquit") return textPage(404, NOT_FOUND);
-  if (method !== "POST") return textPage(405, "use POST");
-  parts.quit();
-  return textPage(200, "shutting down");
+  if (request.path === "/") return dashboard(PAGES);
+  const page = PAGES.find(({ path }) => path === request.path);
+  if (page !== undefined) return page.show(parts, request);
+  return textPage(404, `not found; there is ${PAGES.map(({ path }) => path).join(", ")}`);
 }
 
 /** Answers on the metrics port. */
-export async function handleMetrics(parts: AdminParts, { path }: PageRequest): Promise<Page> {
+export async function handleMetrics(parts: AdminParts, { path, accept }: PageRequest): Promise<Page> {
   if (path !== "/metrics" && path !== "/stats/prometheus") return textPage(404, "not found; there is /metrics");
-  const { contentType, body } = await renderMetrics({ ...proxyMetrics, ...xdsMetrics }, await parts.samples());
-  return { status: 200, contentType, body };
+  return { status: 200, ...(await renderMetrics({ ...proxyMetrics, ...xdsMetrics }, await parts.samples(), accept)) };
 }
 
 /** Answers on the readiness port. */
@@ -48,11 +90,13 @@ export async function handleReady(parts: AdminParts, { path }: PageRequest): Pro
   return readyPage(parts.pending());
 }
 
-function logging(log: Log, { method, query }: PageRequest): Page {
-  const level = query.get("level");
-  if (method !== "POST" || level === null) return textPage(200, `level: ${log.level}`);
-  if (!LOG_LEVELS.some((known) => known === level))
-    return textPage(400, `level must be one of ${LOG_LEVELS.join(", ")}`);
-  log.level = level;
-  return textPage(200, `level: ${level}`);
+/** Upstream's page: only POST changes anything; `reset` first goes back to what the process was started with. */
+function logging(scopes: LogScopes, { method, query }: PageRequest): Page {
+  const level = query.get("level") ?? "";
+  if (method === "POST") {
+    const wrong = level === "" ? undefined : scopes.change(level, { reset: query.has("reset") });
+    if (wrong !== undefined) return textPage(400, `Invalid level provided: ${level}\n${wrong}`);
+    if (level === "" && query.has("reset")) scopes.reset();
+  } else if (level !== "" || query.has("reset")) return textPage(405, "use POST to change a level");
+  return textPage(200, `current log level is ${scopes.format()}`);
 }

@@ -12,6 +12,7 @@ import type { Address } from "#model/workload";
 import { proxyConfig } from "./config.ts";
 import { DataThread } from "./data-thread.ts";
 import { FakeNetwork, FakeSocket, FakeTunnel } from "./fake-network.ts";
+import type { LookKind, Slice } from "./looks.ts";
 import type { FromThread } from "./messages.ts";
 import { exactly, testPolicy } from "../policy/testing.ts";
 import { testAddress, testPod, testService, testWorkload } from "./testing.ts";
@@ -111,9 +112,25 @@ class Rig {
     return this.posted.find((message) => message.type === "done" && message.seq === seq) as never;
   }
 
+  /** All slices of a look as one. */
+  look(kind: LookKind, known: number): Slice {
+    const slices: Slice[] = [];
+    for (let first: number | undefined = known; ; first = undefined) {
+      const slice = this.done(this.send({ type: "look", kind, known: first }))?.slice;
+      if (slice === undefined) break;
+      slices.push(slice);
+    }
+    return {
+      series: slices.flatMap(({ series = [] }) => series),
+      values: slices.at(-1)?.values ?? new Float64Array(),
+      connections: slices.flatMap(({ connections = [] }) => connections),
+      pool: slices.flatMap(({ pool = [] }) => pool),
+    };
+  }
+
   samples(name: string): number {
-    const done = this.done(this.send({ type: "collect" }));
-    return (done?.samples ?? []).reduce((sum, sample) => sum + (sample.name === name ? sample.value : 0), 0);
+    const { series = [], values = [] } = this.look("samples", 0);
+    return series.reduce((sum, one, i) => sum + (one.name === name ? (values[i] ?? 0) : 0), 0);
   }
 }
 

@@ -6,7 +6,8 @@ import { Admissions } from "./admissions.ts";
 import type { ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import { Knowledge } from "./knowledge.ts";
-import type { FromThread, ThreadSamples, ToThread } from "./messages.ts";
+import { Looks } from "./looks.ts";
+import type { FromThread, ToThread } from "./messages.ts";
 import type { Network } from "./network.ts";
 import type { ThreadContext } from "./pod-context.ts";
 import { PodProxy } from "./pod-proxy.ts";
@@ -33,6 +34,7 @@ export class DataThread {
   readonly #flows: FlowLog;
   readonly #records: RecordQueue;
   readonly #admissions: Admissions;
+  readonly #looks: Looks;
   readonly #context: ThreadContext;
   readonly #pods = new Map<string, PodProxy>();
 
@@ -62,6 +64,13 @@ export class DataThread {
     };
     this.#flows = new FlowLog(clock, write, format);
     this.#admissions = new Admissions(this.#knowledge.policies, clock);
+    this.#looks = new Looks({
+      flows: this.#flows,
+      pods: () => this.#pods.values(),
+      measure: () => {
+        this.#measure();
+      },
+    });
     const fed = { knowledge: this.#knowledge, flows: this.#flows, admissions: this.#admissions };
     this.#context = { config, clock, random, network, ...fed };
   }
@@ -93,8 +102,12 @@ export class DataThread {
 
   #request(message: Extract<ToThread, { seq: number }>): void {
     switch (message.type) {
-      case "collect":
-        this.#parts.post({ type: "done", seq: message.seq, samples: this.#samples() });
+      case "look":
+        this.#parts.post({
+          type: "done",
+          seq: message.seq,
+          slice: this.#looks.next(message.kind, message.known),
+        });
         return;
       case "podDrop":
         this.#finish(message.seq, this.#dropPod(message.podUid, message.drainMs));
@@ -183,11 +196,9 @@ export class DataThread {
     this.#parts.post({ type: "done", seq, error: { code, message: messageOf(error) } });
   }
 
-  #samples(): ThreadSamples {
-    return [
-      ...this.#flows.snapshot(),
-      { name: "veil_proxy_held_connections", labels: {}, value: this.#knowledge.held },
-      { name: "veil_proxy_records_dropped_total", labels: {}, value: this.#records.dropped },
-    ];
+  #measure(): void {
+    const { cells } = this.#flows;
+    cells.bind("veil_proxy_held_connections", {}).value = this.#knowledge.held;
+    cells.bind("veil_proxy_records_dropped_total", {}).value = this.#records.dropped;
   }
 }

@@ -1,5 +1,5 @@
 import { CodedError } from "#base/errors";
-import type { HbonePoolOptions, OpenRequest, TunnelResult } from "#hbone";
+import type { HbonePoolOptions, OpenRequest, PoolPeer, TunnelResult } from "#hbone";
 import type { ConnectOptions, ListenOptions, Netns } from "#linux";
 import { parseSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import type { Network, PodPool, PodServer, PodSocket, PodTunnel } from "./network.ts";
@@ -119,6 +119,8 @@ export class FakeNetwork implements Network {
   /** How the next dials go; the default is that they succeed. */
   dial: (options: ConnectOptions) => Promise<PodSocket> = async ({ ip, port, sourceIp }) =>
     Promise.resolve(new FakeSocket(`${ip}:${port}`, `${sourceIp ?? "10.1.0.1"}:50000`));
+  /** What every pool says that it holds. */
+  peers: readonly PoolPeer[] = [];
   /** Ports whose listening fails. */
   readonly takenPorts = new Set<number>();
 
@@ -155,6 +157,7 @@ export class FakeNetwork implements Network {
       drain: () => Promise.resolve(),
       certificateChanged: (id: OpenRequest["source"]) => this.changed.push(`leaf ${id}`),
       trustChanged: () => this.changed.push("roots"),
+      peers: () => this.peers,
     };
   }
 
@@ -162,6 +165,7 @@ export class FakeNetwork implements Network {
     const server = { ...options, drained: false };
     this.servers.push(server);
     return {
+      sessions: 2,
       start: () => {
         if (this.takenPorts.has(options.port))
           throw new CodedError("LINUX_PORT_IN_USE", `port ${options.port} is taken`);

@@ -49,6 +49,7 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
     reason,
     detail,
     traceId,
+    ...(verdict.kind === "connect" && { application: verdict.target }),
   });
   const refuse = (status: number, { reason, detail }: Cause): void => {
     record.refuse(facts(reason, detail));

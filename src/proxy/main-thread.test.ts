@@ -6,10 +6,8 @@ import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
 import type { Address } from "#model/workload";
 import { encodeAddress } from "#proto";
-import { textPage } from "#rpc";
 import { TYPE_ADDRESS } from "#xds";
 import { Addresses, ADDRESSES_PER_MESSAGE } from "./addresses.ts";
-import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
 import { endCause, plainCause, tunnelCause } from "./causes.ts";
 import type { ToThread } from "./messages.ts";
 import { Records } from "./records.ts";
@@ -108,7 +106,7 @@ class FakePort implements ThreadPort {
     this.posted.push(message);
     if (!("seq" in message)) return;
     const { seq } = message;
-    queueMicrotask(() => this.handlers?.message({ type: "done", seq, error: this.error, samples: [] }));
+    queueMicrotask(() => this.handlers?.message({ type: "done", seq, error: this.error }));
   }
 
   listen(handlers: Parameters<ThreadPort["listen"]>[0]): void {
@@ -207,13 +205,13 @@ describe("data threads", () => {
     const { one, threads, failures, clock } = rig();
     one.handlers?.exit(new Error("out of memory"));
     one.post = () => undefined;
-    void threads.collect();
+    void threads.ping();
     await clock.advance(30_000);
     assert.deepEqual(
       failures.map(({ code }) => code),
       ["PROXY_THREAD", "PROXY_THREAD"],
     );
-    assert.match(failures[1]?.message ?? "", /has not answered "collect" in 30000 ms/);
+    assert.match(failures[1]?.message ?? "", /has not answered "look" in 30000 ms/);
   });
 
   it("are drained, then ended, and their end is no failure then", async () => {
@@ -328,62 +326,6 @@ describe("explanations", () => {
     assert.deepEqual(typeof answer === "string" ? answer : answer.connections.map(({ source }) => source.workload), [
       "client",
     ]);
-  });
-});
-
-describe("pages for operators", () => {
-  const parts = (pending: readonly string[] = []): AdminParts & { quits: number } => {
-    const page = {
-      quits: 0,
-      log: silentLog(),
-      quit: () => {
-        page.quits++;
-      },
-      pending: () => pending,
-      samples: () => Promise.resolve([{ name: "workload_manager_active_proxy_count", labels: {}, value: 3 }]),
-      dump: () => ({ version: "x" }),
-      why: {
-        view: () => testView([]),
-        findPod: () => undefined,
-        certificate: () => undefined,
-        records: { newest: () => [] },
-      },
-    };
-    return page;
-  };
-  const get = (path: string, method = "GET") => {
-    const url = new URL(path, "http://x");
-    return { method, path: url.pathname, query: url.searchParams };
-  };
-
-  it("show readiness as upstream does", async () => {
-    assert.deepEqual(await handleReady(parts(), get("/healthz/ready")), textPage(200, "ready"));
-    assert.deepEqual(
-      await handleReady(parts(["a", "b"]), get("/healthz/ready")),
-      textPage(500, "not ready, pending: a, b"),
-    );
-    assert.equal((await handleReady(parts(), get("/"))).status, 404);
-  });
-
-  it("show metrics in Prometheus' format under both of upstream's paths", async () => {
-    for (const path of ["/metrics", "/stats/prometheus"]) {
-      const { body } = await handleMetrics(parts(), get(path));
-      assert.match(body, /^workload_manager_active_proxy_count 3$/m);
-    }
-  });
-
-  it("dump, explain, change the level, and quit only by POST", async () => {
-    const admin = parts();
-    assert.equal((await handleAdmin(admin, get("/config_dump"))).body, '{\n  "version": "x"\n}\n');
-    assert.equal((await handleAdmin(admin, get("/why?source=a/b&destination=10.0.0.1:1"))).status, 200);
-    assert.equal((await handleAdmin(admin, get("/why?source=a&destination=10.0.0.1:1"))).status, 400);
-    assert.equal((await handleAdmin(admin, get("/logging?level=debug", "POST"))).body, "level: debug\n");
-    assert.equal((await handleAdmin(admin, get("/logging?level=loud", "POST"))).status, 400);
-    assert.equal((await handleAdmin(admin, get("/quitquitquit"))).status, 405);
-    assert.equal(admin.quits, 0);
-    await handleAdmin(admin, get("/quitquitquit", "POST"));
-    assert.equal(admin.quits, 1);
-    assert.equal((await handleAdmin(admin, get("/nothing"))).status, 404);
   });
 });
 

@@ -1,4 +1,3 @@
-import type { CellSet } from "#base/metrics";
 import type { AccessLevel } from "#model/access-log";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
@@ -6,6 +5,7 @@ import type { PolicyChange } from "#policy";
 import type { ProxyConfig } from "./config.ts";
 import type { Answer } from "./knowledge.ts";
 import type { NameAnswer } from "./names.ts";
+import type { LookKind, Slice } from "./looks.ts";
 import type { LocalPod } from "./route.ts";
 import type { AddressChange } from "./table.ts";
 
@@ -43,15 +43,13 @@ export type ToThread =
   | { readonly type: "certificateDrop"; readonly id: SpiffeId }
   | { readonly type: "answer"; readonly name: string; readonly answer: Answer }
   | { readonly type: "resolved"; readonly hostname: string; readonly answer: NameAnswer }
-  | { readonly type: "collect"; readonly seq: number }
+  /** The next slice of a look; `known` begins a new one. */
+  | { readonly type: "look"; readonly seq: number; readonly kind: LookKind; readonly known: number | undefined }
   | { readonly type: "drain"; readonly seq: number; readonly drainMs: number }
   /** How loud a line of the access log must be to be written. */
   | { readonly type: "accessLevel"; readonly level: AccessLevel }
   /** The records of the last `records` message have been taken: the next may come. */
   | { readonly type: "recordsTaken" };
-
-/** What was counted on a data thread. */
-export type ThreadSamples = ReturnType<CellSet["snapshot"]>;
 
 /** From a data thread. */
 export type FromThread =
@@ -59,7 +57,8 @@ export type FromThread =
       readonly type: "done";
       readonly seq: number;
       readonly error?: { readonly code: string; readonly message: string } | undefined;
-      readonly samples?: ThreadSamples | undefined;
+      /** The answer to a look; undefined after its last slice. */
+      readonly slice?: Slice | undefined;
     }
   /** A connection is held: who is `name`? Answered by `answer`. */
   | { readonly type: "ask"; readonly name: string }

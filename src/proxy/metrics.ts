@@ -41,6 +41,10 @@ export const proxyMetrics = defineMetrics("proxy", {
   workload_manager_pending_proxy_count: gauge("Pods that wait for their listeners or their certificate."),
   workload_manager_proxies_started_total: counter("Pods that were taken over since the start."),
   workload_manager_proxies_stopped_total: counter("Pods that were given up since the start."),
+  process_open_fds: gauge("Descriptors that are open."),
+  process_max_fds: gauge("Descriptors that may be open."),
+  process_cpu_seconds_total: counter("Processor time of all threads, seconds."),
+  process_resident_memory_bytes: gauge("Resident memory."),
   veil_proxy_refused_total: counter("Connections that were refused, by reason.", ["direction", "reason"]),
   veil_proxy_plaintext_total: counter("Connections that were forwarded in clear, by reason.", ["direction", "reason"]),
   veil_proxy_dry_run_total: counter(

@@ -7,6 +7,7 @@ import {
   type HboneServerOptions,
   type InboundTunnel,
   type OpenRequest,
+  type PoolPeer,
   type TunnelHandle,
   type TunnelResult,
 } from "#hbone";
@@ -41,10 +42,13 @@ export interface PodPool {
   drain(deadlineMs: number): Promise<void>;
   certificateChanged(id: OpenRequest["source"]): void;
   trustChanged(): void;
+  peers(): Iterable<PoolPeer>;
 }
 
 /** What the data path uses of an inbound listener. */
 export interface PodServer {
+  /** Sessions that are open. */
+  readonly sessions: number;
   start(): void;
   drain(deadlineMs: number): Promise<void>;
 }

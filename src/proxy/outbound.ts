@@ -94,6 +94,7 @@ function openTunnel({ context, socket, record, to }: Outbound, route: Extract<Ro
     encryption: "mutual_tls",
     reason,
     traceId: findTraceId(traceparent),
+    asked: to,
   });
   const handle = pool.open({
     netns,
@@ -148,6 +149,7 @@ async function dialPlain(outbound: Outbound, route: Extract<Route, { kind: "plai
     hboneTarget: undefined,
     encryption: "plaintext",
     reason: route.reason,
+    asked: outbound.to,
   };
   const handle = network.copyPlain(socket, upstream, {
     onEnd: ({ bytesSent: sent, bytesReceived: received, error }) => {

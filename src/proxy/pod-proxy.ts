@@ -1,5 +1,6 @@
 import type { CodedError } from "#base/errors";
 import { findCodedError, messageOf } from "#base/errors";
+import type { PoolPeer } from "#hbone";
 import type { Netns, TcpListener } from "#linux";
 import { INBOUND_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT } from "./config.ts";
 import { proxyError } from "./errors.ts";
@@ -40,6 +41,16 @@ export class PodProxy {
   /** Outbound and plaintext connections that are open or held. */
   get connections(): number {
     return this.#connections.count;
+  }
+
+  /** Its sessions to other proxies, by peer. */
+  peers(): Iterable<PoolPeer> {
+    return this.#pool.peers();
+  }
+
+  /** Sessions that other proxies have opened. */
+  get inboundSessions(): number {
+    return this.#server?.sessions ?? 0;
   }
 
   /** Listens on the three ports. Throws `PROXY_LISTEN`; then nothing listens, and the descriptor is closed. */

@@ -128,7 +128,11 @@ describe("ConnectionRecord", () => {
 
   it("falls back to what the agent said of a pod that the control plane does not know", () => {
     const { log, records } = newLog();
-    const source = { ...facts.source, workload: undefined, pod: { name: "client-1", namespace: "shop" } };
+    const source = {
+      ...facts.source,
+      workload: undefined,
+      pod: { podUid: "uid", name: "client-1", namespace: "shop" },
+    };
     log.begin("outbound").refuse({ ...facts, source, reason: "no_certificate" });
     assert.deepEqual([records[0]?.source.workload, records[0]?.source.namespace], ["client-1", "shop"]);
   });

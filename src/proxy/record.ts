@@ -14,14 +14,14 @@ import type { SpiffeId } from "#model/spiffe-id";
 import type { Service, Workload } from "#model/workload";
 import { responseFlags } from "./flags.ts";
 import { proxyMetrics } from "./metrics.ts";
-import type { SocketAddress } from "./route.ts";
+import type { LocalPod, SocketAddress } from "./route.ts";
 
 /** One end of a connection, for its record and its metrics. */
 export interface Party {
   readonly address: SocketAddress;
   readonly workload: Workload | undefined;
   /** What is known without the control plane: the pod that the agent handed over. */
-  readonly pod?: { readonly name: string; readonly namespace: string } | undefined;
+  readonly pod?: Pick<LocalPod, "podUid" | "name" | "namespace"> | undefined;
   /** Only what TLS has proved, or will present. */
   readonly identity: SpiffeId | undefined;
 }
@@ -38,6 +38,29 @@ export interface Facts {
   readonly detail?: string;
   /** 32 hex digits; see {@link FlowRecord.traceId}. */
   readonly traceId?: string | undefined;
+  /** Outbound: where the application wanted to go, before a route was chosen. */
+  readonly asked?: SocketAddress;
+  /** Inbound: where the application of the pod listens. */
+  readonly application?: SocketAddress;
+}
+
+/** An open connection, for operators. */
+export interface OpenConnection {
+  readonly podUid: string;
+  readonly direction: FlowRecord["direction"];
+  /** `ip:port`s: who opened it, where to, and where it really goes. */
+  readonly source: string;
+  readonly original: string | undefined;
+  readonly actual: string;
+  readonly encryption: Encryption;
+  readonly service: string | undefined;
+  readonly hboneTarget: string | undefined;
+  readonly sourceIdentity: SpiffeId | undefined;
+  readonly destinationIdentity: SpiffeId | undefined;
+  readonly traceId: string | undefined;
+  readonly bytesSent: number;
+  readonly bytesReceived: number;
+  readonly ageMs: number;
 }
 
 /** Bytes as the pod sees them: `sent` left it, `received` came to it. */
@@ -106,6 +129,23 @@ export class FlowLog {
   /** For {@link ConnectionRecord} only. */
   closed(record: ConnectionRecord): void {
     if (this.#open.delete(record)) this.#sockets[record.direction].value--;
+  }
+
+  /** The forwarded connections that are open. They may come and go while this is walked. */
+  *connections(): Generator<OpenConnection> {
+    const monotonicMs = this.#clock.monotonic();
+    for (const record of this.#open) {
+      const seen = record.describe(monotonicMs);
+      if (seen !== undefined) yield seen;
+    }
+  }
+
+  /** Adds what open connections have carried to their counters, one connection a step. */
+  *counting(): Generator<undefined> {
+    for (const record of this.#open) {
+      record.count();
+      yield;
+    }
   }
 
   /** How loud a line must be to be written; the default is `info`: one line for each connection. */
@@ -192,6 +232,31 @@ export class ConnectionRecord {
     this.#counted = bytes;
   }
 
+  /** What it is, while it is forwarded. */
+  describe(monotonicMs: number): OpenConnection | undefined {
+    const facts = this.#facts;
+    if (facts === undefined) return undefined;
+    const { source, destination, service, encryption, hboneTarget, traceId } = facts;
+    const isOutbound = this.direction === "outbound";
+    const { sent, received } = this.#readBytes();
+    return {
+      podUid: (isOutbound ? source : destination).pod?.podUid ?? "",
+      direction: this.direction,
+      source: formatAddress(source.address),
+      original: isOutbound ? formatAddress(facts.asked ?? destination.address) : service?.hostname,
+      actual: formatAddress(facts.application ?? destination.address),
+      encryption,
+      service: service?.hostname,
+      hboneTarget,
+      sourceIdentity: source.identity,
+      destinationIdentity: destination.identity,
+      traceId,
+      bytesSent: sent,
+      bytesReceived: received,
+      ageMs: Math.round(monotonicMs - this.#startMs),
+    };
+  }
+
   /** A forwarded connection has ended, after these bytes. `cause` replaces the reason when the end was not an ordinary one. */
   close(end: Bytes, cause?: { readonly reason: FlowReason; readonly detail: string }): void {
     const facts = this.#facts;
@@ -243,12 +308,16 @@ function toRecord(
 
 function peerOf({ address, workload, pod, identity }: Party): FlowRecord["source"] {
   return {
-    address: formatHostPort(address.ip, address.port),
+    address: formatAddress(address),
     workload: workload?.name ?? pod?.name,
     namespace: workload?.namespace ?? pod?.namespace,
     cluster: workload?.clusterId,
     identity,
   };
+}
+
+function formatAddress({ ip, port }: SocketAddress): string {
+  return formatHostPort(ip, port);
 }
 
 function reporterOf(direction: FlowRecord["direction"]): string {

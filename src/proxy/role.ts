@@ -1,24 +1,27 @@
 import { deadline, every, type Clock } from "#base/clock";
 import { messageOf, type CodedError } from "#base/errors";
-import type { Log } from "#base/log";
+import { LogScopes, type Log } from "#base/log";
 import { CellSet } from "#base/metrics";
 import type { Random } from "#base/random";
 import type { Service } from "#base/service";
+import { ACCESS_LEVELS, type AccessLevel } from "#model/access-log";
 import { CertificateWatcher } from "#identity";
 import { connectSeqpacket } from "#linux";
 import { PageServer, rpcTransport } from "#rpc";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, xdsMetrics } from "#xds";
 import { Addresses } from "./addresses.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
+import { dumpState } from "./config-dump.ts";
 import { OWN_PORTS, type ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import { ABSENT_MS, type Answer } from "./knowledge.ts";
 import type { RecordOutput } from "./line-output.ts";
-import type { ThreadSamples } from "./messages.ts";
+import type { ThreadSamples } from "./looks.ts";
 import { dnsResolver } from "./names.ts";
 import { Policies } from "./policies.ts";
 import { ANY_ADDRESS } from "./network.ts";
 import { Pods } from "./pods.ts";
+import { processSamples } from "./process-samples.ts";
 import { Records } from "./records.ts";
 import type { View } from "./route.ts";
 import { DataThreads, type ThreadPort } from "./threads.ts";
@@ -66,12 +69,18 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
     failure.reject(error);
   });
   const { log, quit } = options;
+  const { scopes, threads } = parts;
+  scopes.onChange(() => {
+    threads.setAccessLevel(accessThreshold(scopes));
+  });
   const admin: AdminParts = {
-    log,
+    scopes,
     quit,
     pending: () => pending(parts),
     samples: async () => samples(options, parts),
-    dump: () => dump(options, parts),
+    dump: async () => dump(options, parts),
+    connections: async () => threads.connections(),
+    pool: async () => threads.pool(),
     why: {
       view: () => viewOf(options, parts),
       findPod: (name) => parts.pods.find(name),
@@ -91,6 +100,7 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
 }
 
 interface Parts {
+  readonly scopes: LogScopes;
   readonly threads: DataThreads;
   readonly addresses: Addresses;
   readonly policies: Policies;
@@ -104,6 +114,7 @@ interface Parts {
 
 function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (error: CodedError) => void): Parts {
   const { config, clock, random, log, instance, drainMs } = options;
+  const scopes = new LogScopes(log);
   const transport = rpcTransport({ target: `unix://${options.agentSocket}` });
   const records = new Records(options.output);
   const threads = new DataThreads({
@@ -121,7 +132,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     transport,
     clock,
     random,
-    log: log.child({ component: "xds" }),
+    log: scopes.child("xds"),
     node: {
       id: `ztunnel~${instance.ip}~${instance.pod}.${instance.namespace}~${instance.namespace}.svc.cluster.local`,
       metadata: {
@@ -139,16 +150,16 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     reconnect: RECONNECT,
     metrics: xdsCells,
   });
-  const certificates = new CertificateWatcher({ transport, clock, random, log: log.child({ component: "identity" }) });
-  const pods = new Pods({ config, threads, certificates, clock, drainMs, log: log.child({ component: "pods" }) });
+  const certificates = new CertificateWatcher({ transport, clock, random, log: scopes.child("identity") });
+  const pods = new Pods({ config, threads, certificates, clock, drainMs, log: scopes.child("pods") });
   const zds = new ZdsClient({
     connect: () => connectSeqpacket(options.zdsSocket),
     pods,
     clock,
     random,
-    log: log.child({ component: "zds" }),
+    log: scopes.child("zds"),
   });
-  return { threads, addresses, policies, records, xds, xdsCells, certificates, pods, zds };
+  return { scopes, threads, addresses, policies, records, xds, xdsCells, certificates, pods, zds };
 }
 
 /** Asks the control plane, through the agent. What it finds has been put in force by then. */
@@ -169,7 +180,7 @@ async function ask(xds: XdsClient, name: string, { clock, holdMs }: { clock: Clo
 
 /** The threads, and what feeds them once they run. */
 function threadService({ clock, log }: ProxyOptions, parts: Parts): Service {
-  const { threads, certificates, xds, addresses } = parts;
+  const { scopes, threads, certificates, xds, addresses } = parts;
   const ended = new AbortController();
   const give = (what: Promise<void>): void => {
     what.catch((error: unknown) => {
@@ -181,14 +192,15 @@ function threadService({ clock, log }: ProxyOptions, parts: Parts): Service {
     start: async (signal) => {
       signal.throwIfAborted();
       threads.start();
-      await threads.collect(); // they run
+      threads.setAccessLevel(accessThreshold(scopes));
+      await threads.ping(); // they run
       const unlisten = certificates.onChange((id) => {
         const identity = certificates.get(id);
         if (identity !== undefined) give(threads.certificate(identity));
       });
       // A thread that hangs is found out by not answering.
       const stopChecks = every(clock, CHECK_THREADS_MS, () => {
-        give(threads.collect().then(() => undefined));
+        give(threads.ping());
       });
       ended.signal.addEventListener("abort", () => {
         unlisten();
@@ -219,6 +231,14 @@ function viewOf({ config, clock, random }: ProxyOptions, { addresses, policies }
   };
 }
 
+/** What of the log's levels counts for its scope `access`. */
+function accessThreshold(scopes: LogScopes): AccessLevel {
+  const level = scopes.level("access");
+  if (level === "silent") return "off";
+  if (level === "fatal") return "error";
+  return ACCESS_LEVELS.find((known) => known === level) ?? "debug";
+}
+
 function pending({ addresses, pods }: Parts): readonly string[] {
   return [...(addresses.synced ? [] : ["the first snapshot of addresses"]), ...pods.pending()];
 }
@@ -227,9 +247,10 @@ async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadS
   const { threads, xdsCells, pods, addresses } = parts;
   const plain = (name: string, value: number, labels = {}): ThreadSamples[number] => ({ name, labels, value });
   return [
-    ...(await threads.collect()),
+    ...(await threads.samples()),
+    ...(await processSamples()),
     ...xdsCells.snapshot(),
-    plain("istio_build", 1, { component: "veil-proxy", tag: version }),
+    plain("istio_build", 1, { component: "ztunnel", tag: `veil-${version}` }),
     plain("workload_manager_active_proxy_count", pods.list().filter(({ served }) => served).length),
     plain("workload_manager_pending_proxy_count", pods.list().filter(({ served }) => !served).length),
     plain("workload_manager_proxies_started_total", pods.started),
@@ -238,30 +259,23 @@ async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadS
   ];
 }
 
-/** Everything but keys. */
-function dump({ config, version }: ProxyOptions, { addresses, policies, pods, xds, certificates }: Parts): unknown {
-  const { workloads, services, staged } = addresses.table.all();
-  return {
+async function dump({ config, version }: ProxyOptions, parts: Parts): Promise<AsyncIterable<string>> {
+  const { threads, addresses, pods, xds, certificates } = parts;
+  const { table, synced } = addresses;
+  const { policies, unusable } = parts.policies.index.all();
+  return dumpState({
     version,
     config,
-    synced: addresses.synced,
-    controlPlaneConnected: xds.connected,
-    agentConnected: certificates.connected,
+    table,
+    policies,
     pods: pods.list(),
-    certificates: [...new Set(pods.list().map(({ pod }) => pod.identity))].map((id) => {
-      const identity = certificates.get(id);
-      return {
-        identity: id,
-        state: identity === undefined ? "missing" : "valid",
-        expiresMs: identity?.notAfterMs,
-        chainPem: identity?.chainPem,
-        failure: certificates.failure(id)?.message,
-      };
-    }),
-    workloads,
-    services,
-    stagedServices: staged,
-    policies: policies.index.all().policies,
-    unenforcedPolicies: policies.index.all().unusable,
-  };
+    connections: await threads.connections(),
+    certificates,
+    more: {
+      synced,
+      controlPlaneConnected: xds.connected,
+      agentConnected: certificates.connected,
+      unusablePolicies: unusable,
+    },
+  });
 }

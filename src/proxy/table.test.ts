@@ -19,13 +19,22 @@ const names = (endpoints: Iterable<Workload>): string[] => [...endpoints].map(({
 describe("WorkloadTable", () => {
   it("keeps endpoints that come before their service", () => {
     const table = tableOf(testWorkload("a", "10.1.0.1", { services: { "shop/web.shop.svc.cluster.local": [] } }));
-    assert.deepEqual(table.all().staged, ["shop/web.shop.svc.cluster.local"]);
+    assert.deepEqual(
+      table.all().staged.map(([name]) => name),
+      ["shop/web.shop.svc.cluster.local"],
+    );
     const web = testService("web", "10.96.0.1");
     table.apply({ upserts: [web], removes: [], old: false }, 0);
     assert.deepEqual(names(table.endpoints(web)), ["a"]);
-    assert.deepEqual(table.all().staged, []);
+    assert.deepEqual(
+      table.all().staged.map(([name]) => name),
+      [],
+    );
     table.apply({ upserts: [], removes: [addressName(web)], old: false }, 0);
-    assert.deepEqual(table.all().staged, ["shop/web.shop.svc.cluster.local"]);
+    assert.deepEqual(
+      table.all().staged.map(([name]) => name),
+      ["shop/web.shop.svc.cluster.local"],
+    );
   });
 
   it("forgets endpoints that leave the service or go away", () => {

@@ -110,16 +110,18 @@ export class WorkloadTable {
     return this.#enrolledSince.get(uid);
   }
 
-  /** Everything, for a dump. */
+  /** Everything, for a dump. What is walked may change meanwhile. */
   all(): {
-    workloads: readonly Workload[];
-    services: readonly Service[];
-    staged: readonly string[];
+    workloads: Iterable<Workload>;
+    services: Iterable<Service>;
+    /** Endpoints that came before their services, by the services' names. */
+    staged: readonly (readonly [service: string, endpoints: Iterable<Workload>])[];
   } {
+    const staged = [...this.#endpoints].filter(([name]) => !this.#services.has(name));
     return {
-      workloads: [...this.#workloads.values()],
-      services: [...this.#services.values()],
-      staged: [...this.#endpoints.keys()].filter((name) => !this.#services.has(name)),
+      workloads: this.#workloads.values(),
+      services: this.#services.values(),
+      staged: staged.map(([name, endpoints]) => [name, endpoints.values()]),
     };
   }
 

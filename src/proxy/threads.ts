@@ -6,8 +6,10 @@ import type { TlsIdentity } from "#model/tls-identity";
 import type { PolicyChange } from "#policy";
 import { proxyError } from "./errors.ts";
 import type { Answer } from "./knowledge.ts";
-import type { FromThread, ThreadSamples, ToThread } from "./messages.ts";
+import type { LookKind, PodPoolPeer, Slice, ThreadSamples } from "./looks.ts";
+import type { FromThread, ToThread } from "./messages.ts";
 import type { NameResolver } from "./names.ts";
+import type { OpenConnection } from "./record.ts";
 import type { LocalPod } from "./route.ts";
 import type { AddressChange } from "./table.ts";
 
@@ -35,12 +37,18 @@ export interface DataThreadsParts {
 
 /** A request that a thread has not answered for so long means that it never will. */
 const ANSWER_MS = 30_000;
+/** Connections, or peers of pools, that are listed for operators. */
+const MAX_LISTED = 100_000;
 /** How long threads go on after their last connection has ended. */
 const LINGER_MS = 250;
 
 interface Member {
   readonly port: ThreadPort;
   readonly pods: Map<string, LocalPod>;
+  /** The label sets that the thread has told of, in the order of their values. */
+  readonly series: Omit<ThreadSamples[number], "value">[];
+  /** The end of the newest look of each kind. */
+  readonly looks: Map<LookKind, Promise<void>>;
 }
 
 /**
@@ -56,7 +64,7 @@ export class DataThreads {
 
   constructor(parts: DataThreadsParts) {
     this.#parts = parts;
-    this.#members = parts.ports.map((port) => ({ port, pods: new Map() }));
+    this.#members = parts.ports.map((port) => ({ port, pods: new Map(), series: [], looks: new Map() }));
   }
 
   /** Begins to listen to the threads. */
@@ -123,10 +131,24 @@ export class DataThreads {
     for (const { port } of this.#members) port.post({ type: "accessLevel", level });
   }
 
+  /** Resolves when all threads have answered: they are alive. */
+  async ping(): Promise<void> {
+    await this.#all((seq) => ({ type: "look", seq, kind: "alive", known: 0 }));
+  }
+
   /** What was counted, of all threads together. */
-  async collect(): Promise<ThreadSamples> {
-    const answers = await this.#all((seq) => ({ type: "collect", seq }));
-    return answers.flatMap(({ samples }) => samples ?? []);
+  async samples(): Promise<ThreadSamples> {
+    return (await Promise.all(this.#members.map(async (member) => this.#samplesOf(member)))).flat();
+  }
+
+  /** The connections that are open, at most {@link MAX_LISTED}. */
+  async connections(): Promise<readonly OpenConnection[]> {
+    return this.#list("connections", ({ connections }) => connections);
+  }
+
+  /** What the pools of the pods hold, at most {@link MAX_LISTED} entries. */
+  async pool(): Promise<readonly PodPoolPeer[]> {
+    return this.#list("pool", ({ pool }) => pool);
   }
 
   /** Drains all pods within `deadlineMs`, then ends the threads. */
@@ -136,6 +158,49 @@ export class DataThreads {
     // The last bytes of the last tunnels are on their way: a session that is cut with unread frames would be reset.
     await sleep(this.#parts.clock, Math.min(deadlineMs, LINGER_MS));
     await Promise.all(this.#members.map(({ port }) => port.terminate()));
+  }
+
+  /** Label sets cross over once, then only their values do. */
+  async #samplesOf(member: Member): Promise<ThreadSamples> {
+    let values: Float64Array = new Float64Array();
+    for await (const slice of this.#look(member, "samples")) {
+      member.series.push(...(slice.series ?? []));
+      values = slice.values ?? values;
+    }
+    return member.series.flatMap((series, i) => {
+      const value = values[i];
+      return value === undefined ? [] : { ...series, value };
+    });
+  }
+
+  async #list<T>(kind: LookKind, read: (slice: Slice) => readonly T[] | undefined): Promise<readonly T[]> {
+    const list: T[] = [];
+    for (const member of this.#members) {
+      for await (const slice of this.#look(member, kind)) {
+        list.push(...(read(slice) ?? []));
+        if (list.length >= MAX_LISTED) return list;
+      }
+    }
+    return list;
+  }
+
+  /** Takes a look in slices; looks of one kind wait for each other. */
+  async *#look(member: Member, kind: LookKind): AsyncGenerator<Slice> {
+    const before = member.looks.get(kind);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    member.looks.set(kind, promise);
+    await before;
+    try {
+      let known: number | undefined = member.series.length;
+      for (;;) {
+        const { slice } = await this.#request(member, (seq) => ({ type: "look", seq, kind, known }));
+        known = undefined;
+        if (slice === undefined) return;
+        yield slice;
+      }
+    } finally {
+      resolve();
+    }
   }
 
   #memberOf(podUid: string): Member | undefined {

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { request } from "node:http";
+import { once } from "node:events";
+import { request, type IncomingMessage } from "node:http";
 import { test } from "node:test";
 import { CellSet, type MetricTable } from "#base/metrics";
 import { silentLog } from "#base/log";
@@ -46,6 +47,61 @@ test("health says what is missing, metrics and a role's own pages are shown, and
   assert.match((await get(port, "/pods"))[1], /"cart-1"/);
   assert.deepEqual(await get(port, "/broken"), [500, "no such luck\n"]);
   for (const path of ["/constructor", "/__proto__", "/"]) assert.equal((await get(port, path))[0], 404);
+  await server.drain();
+});
+
+test("large answers are compressed for whoever takes that, metrics are OpenMetrics for whoever names it", async () => {
+  const table: MetricTable = { vt_parts_total: { kind: "counter", help: "Parts.", labels: ["part"] } };
+  const cells = new CellSet(table);
+  for (let i = 0; i < 100; i++) cells.bind("vt_parts_total", { part: String(i) }).value = 1;
+  const server = new PageServer({
+    ...where,
+    port: 0,
+    handle: statusPages({ sources: [{ table, cells }], pending: () => [] }),
+  });
+  await server.start(never);
+  const url = `http://127.0.0.1:${server.port}/metrics`;
+  const ask = async (headers: Record<string, string>): Promise<[type: string, encoding: string, body: string]> => {
+    const answer = await fetch(url, { headers });
+    return [
+      answer.headers.get("content-type") ?? "",
+      answer.headers.get("content-encoding") ?? "",
+      await answer.text(),
+    ];
+  };
+  const [plainType, plainEncoding, plain] = await ask({ accept: "application/json", "accept-encoding": "identity" });
+  assert.match(plainType, /^text\/plain/);
+  assert.equal(plainEncoding, "");
+  assert.match(plain, /# TYPE vt_parts_total counter\nvt_parts_total\{part="0"\} 1/);
+  const accept = "application/vnd.google.protobuf;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1";
+  const [openType, openEncoding, open] = await ask({ accept, "accept-encoding": "gzip, br" });
+  assert.match(openType, /^application\/openmetrics-text/);
+  assert.equal(openEncoding, "gzip");
+  assert.match(open, /# TYPE vt_parts counter\n[^]*vt_parts_total\{part="99"\} 1\n# EOF\n$/);
+  await server.drain();
+});
+
+test("an answer that is made in parts waits for its reader, and stops when he leaves", async () => {
+  let made = 0;
+  const ended = Promise.withResolvers<void>();
+  async function* parts(): AsyncGenerator<string> {
+    try {
+      for (; made < 10_000; made++) yield await Promise.resolve("x".repeat(64 * 1024));
+    } finally {
+      ended.resolve();
+    }
+  }
+  const handle = async () => Promise.resolve({ status: 200, contentType: "text/plain", body: parts() });
+  const server = new PageServer({ ...where, port: 0, handle });
+  await server.start(never);
+  const answer = await new Promise<IncomingMessage>((resolve, reject) => {
+    request({ host: "127.0.0.1", port: server.port, agent: false }, resolve).on("error", reject).end();
+  });
+  await once(answer, "readable");
+  assert.ok(made < 5_000, `${made} parts were made for a reader who does not read`);
+  answer.destroy();
+  await ended.promise;
+  assert.ok(made < 5_000);
   await server.drain();
 });
 

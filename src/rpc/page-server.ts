@@ -1,4 +1,7 @@
-import { createServer, type IncomingMessage, type Server } from "node:http";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { Readable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import { createGzip } from "node:zlib";
 import { messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import { renderMetrics, type CellSet, type MetricTable } from "#base/metrics";
@@ -10,13 +13,18 @@ export interface PageRequest {
   readonly method: string;
   readonly path: string;
   readonly query: URLSearchParams;
+  /** The header of this name; empty when there is none. */
+  readonly accept: string;
+  /** Aborted when whoever asked has gone away. */
+  readonly signal: AbortSignal;
 }
 
 /** An answer. */
 export interface Page {
   readonly status: number;
   readonly contentType: string;
-  readonly body: string;
+  /** Parts that are made while they are sent belong to a large answer: whoever reads slowly makes them wait. */
+  readonly body: string | Uint8Array | AsyncIterable<string>;
 }
 
 /** Where a server listens and who answers. */
@@ -31,6 +39,8 @@ export interface PageServerOptions {
 /** Longest time for the head of a request, and connections at once: these servers are for operators and probes. */
 const HEAD_TIMEOUT_MS = 5_000;
 const MAX_HTTP_CONNECTIONS = 64;
+/** Answers beyond this are compressed for whoever takes that, and sent as they are read. */
+const LARGE_CHARACTERS = 1_400;
 
 /** A small HTTP server for operators and probes: readiness, metrics, admin. Plain HTTP, bounded, no bodies read. */
 export class PageServer implements Service {
@@ -54,9 +64,7 @@ export class PageServer implements Service {
     signal.throwIfAborted();
     const { host, port, name } = this.#parts;
     const server = createServer({ headersTimeout: HEAD_TIMEOUT_MS }, (request, response) => {
-      void this.#answer(request).then(({ status, contentType, body }) => {
-        response.writeHead(status, { "content-type": contentType }).end(body);
-      });
+      void this.#serve(request, response);
     });
     server.maxConnections = MAX_HTTP_CONNECTIONS;
     this.#server = server;
@@ -79,10 +87,33 @@ export class PageServer implements Service {
     });
   }
 
-  async #answer(request: IncomingMessage): Promise<Page> {
+  async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const gone = new AbortController();
+    response.once("close", () => {
+      gone.abort(new Error("whoever asked has gone away"));
+    });
+    const { status, contentType, body } = await this.#answer(request, gone.signal);
+    const isLarge = typeof body === "object" ? !(body instanceof Uint8Array) : body.length > LARGE_CHARACTERS;
+    const zips = isLarge && /\bgzip\b/.test(request.headers["accept-encoding"]?.toString() ?? "");
+    response.writeHead(status, { "content-type": contentType, ...(zips && { "content-encoding": "gzip" }) });
+    if (!isLarge) {
+      response.end(body);
+      return;
+    }
+    const parts = Readable.from(typeof body === "string" ? [body] : body);
+    const sent = zips ? pipeline(parts, createGzip(), response) : pipeline(parts, response);
+    // The head is on its way already: an answer that breaks off is all that can be shown.
+    await sent.catch((error: unknown) => {
+      this.#parts.log.debug({ server: this.name, error: messageOf(error) }, "answer broke off");
+    });
+  }
+
+  async #answer(request: IncomingMessage, signal: AbortSignal): Promise<Page> {
     try {
       const url = new URL(request.url ?? "/", "http://localhost");
-      return await this.#parts.handle({ method: request.method ?? "GET", path: url.pathname, query: url.searchParams });
+      const { method = "GET", headers } = request;
+      const { accept = "" } = headers;
+      return await this.#parts.handle({ method, path: url.pathname, query: url.searchParams, accept, signal });
     } catch (error) {
       this.#parts.log.warn({ server: this.name, error: messageOf(error) }, "request failed");
       return textPage(500, messageOf(error));
@@ -113,16 +144,17 @@ export interface StatusPages {
 /** Answers `/metrics` (Prometheus), `/healthz/ready` (200, or 500 with what is pending), `/healthz/live`, and what the role adds. */
 export function statusPages({ sources, pending, more = {} }: StatusPages): (request: PageRequest) => Promise<Page> {
   const table: MetricTable = Object.assign({}, ...sources.map((source) => source.table)) as MetricTable; // made of tables
-  const pages: Readonly<Record<string, () => Page | Promise<Page>>> = {
+  const pages: Readonly<Record<string, (request: PageRequest) => Page | Promise<Page>>> = {
     "/healthz/live": () => textPage(200, "ok"),
     "/healthz/ready": () => readyPage(pending()),
-    "/metrics": async () => {
+    "/metrics": async ({ accept }) => {
       const samples = sources.flatMap(({ cells }) => cells.snapshot());
-      return { status: 200, ...(await renderMetrics(table, samples)) };
+      return { status: 200, ...(await renderMetrics(table, samples, accept)) };
     },
     ...Object.fromEntries(Object.entries(more).map(([path, show]) => [path, () => jsonPage(200, show())])),
   };
-  return async ({ path }) => pages[path]?.() ?? textPage(404, `there is ${Object.keys(pages).join(", ")}`);
+  return async (request) =>
+    pages[request.path]?.(request) ?? textPage(404, `there is ${Object.keys(pages).join(", ")}`);
 }
 
 /** 200, or 500 with what is pending, in upstream's words. */

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { connect as connectHttp2 } from "node:http2";
 import { after, before, describe, it } from "node:test";
+import { once } from "node:events";
 import { connect as connectTls } from "node:tls";
 import { systemClock } from "#base/clock";
 import { findWords, readTls, startCapture, tcpStreams, type Packet } from "#capture";
@@ -264,7 +265,36 @@ describe("traffic between pods with real redirection", () => {
       [(await ask(other))["encrypted"], (await ask(other))["reason"]],
       [false, "destination_not_enrolled"],
     );
-    assert.doesNotMatch(await a.get(15_000, "/config_dump"), /PRIVATE KEY/);
+  });
+
+  it("shows what runs through it on the admin port, and no private key", async () => {
+    const { a, b, client, server } = world;
+    listen(server, 8081, (accepted) => {
+      accepted.write(ANSWER);
+      accepted.resume().on("end", () => accepted.end());
+    });
+    const socket = await dial(client, server.ip, 8081);
+    await once(socket, "data", { signal: AbortSignal.timeout(10_000) });
+    const local = `${client.ip}:${socket.localPort}`;
+    const text = await a.get(15_000, "/config_dump");
+    const key = a.certificates.get(client.identity)?.keyPem.split("\n")[1] ?? "no key";
+    assert.ok(!text.includes(key) && !/PRIVATE KEY/.test(text));
+    const dump: { workloadState: Record<string, { connections: Record<string, { src: string }[]> }> } =
+      JSON.parse(text);
+    assert.deepEqual(
+      Object.values(dump.workloadState).flatMap(({ connections }) => connections["outbound"]),
+      [{ src: local, originalDst: `${server.ip}:8081`, actualDst: `${server.ip}:15008`, protocol: "HBONE" }],
+    );
+    const [here, there] = await Promise.all(
+      [a, b].map(async (node): Promise<Record<string, unknown>[]> =>
+        JSON.parse(await node.get(15_000, "/debug/connections")),
+      ),
+    );
+    assert.equal(there?.[0]?.["actual"], `${server.ip}:8081`);
+    assert.equal(here?.[0]?.["traceId"], there?.[0]?.["traceId"], "both ends tell of the same trace");
+    assert.match(await a.get(15_000, "/debug/pool"), new RegExp(`"ip": "${server.ip}"[^]*"tunnels": 1`));
+    socket.destroy();
+    await until("its end", async () => (await a.get(15_000, "/debug/connections")) === "[]\n");
   });
 
   it("counts connections and bytes under upstream's names", async () => {
