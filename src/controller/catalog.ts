@@ -4,7 +4,15 @@ import { CellSet } from "#base/metrics";
 import type { Random } from "#base/random";
 import type { Service } from "#base/service";
 import { Discovery, type Cluster, type Problem } from "#discovery";
-import { Informer, resources, type KubeClient, type KubeObject, type Pod, type ResourceRef } from "#kube";
+import {
+  gatewayResources,
+  Informer,
+  resources,
+  type KubeClient,
+  type KubeObject,
+  type Pod,
+  type ResourceRef,
+} from "#kube";
 import { TYPE_ADDRESS, type ResourceCache } from "#xds";
 import { controllerMetrics } from "./metrics.ts";
 
@@ -27,7 +35,7 @@ export interface CatalogOptions {
 type Informers = readonly Informer<KubeObject>[];
 
 /**
- * Keeps the xDS cache equal to what the Kubernetes API says: watches pods, services, endpoint slices and nodes, turns
+ * Keeps the xDS cache equal to what the Kubernetes API says: watches pods, services, endpoint slices, nodes, namespaces and gateways, turns
  * what changes into workloads and services, and publishes it within a few milliseconds.
  *
  *     watch event ──▶ Discovery (what depends on it) ── 2 ms ──▶ ResourceCache ──▶ every stream
@@ -67,7 +75,11 @@ export class Catalog implements Service {
       upserted: (node) => discovery.upsertNode(node),
       deleted: (node) => discovery.removeNode(node),
     });
-    this.#informers = [this.pods, services, slices, nodes];
+    const namespaces = this.#follow(resources.namespaces, {
+      upserted: (namespace) => discovery.upsertNamespace(namespace),
+      deleted: (namespace) => discovery.removeNamespace(namespace),
+    });
+    this.#informers = [this.pods, services, slices, nodes, namespaces, ...this.#followGateways(discovery)];
   }
 
   /** True once everything that the API had was published. Stays true. */
@@ -123,13 +135,35 @@ export class Catalog implements Service {
     }
   }
 
+  /** Waypoints. A cluster may be without the Gateway API. */
+  #followGateways(discovery: Discovery): Informers {
+    const gateways = this.#follow(
+      gatewayResources.gateways,
+      {
+        upserted: (gateway) => discovery.upsertGateway(gateway),
+        deleted: (gateway) => discovery.removeGateway(gateway),
+      },
+      { optional: true },
+    );
+    const classes = this.#follow(
+      gatewayResources.gatewayClasses,
+      {
+        upserted: (gatewayClass) => discovery.upsertGatewayClass(gatewayClass),
+        deleted: (gatewayClass) => discovery.removeGatewayClass(gatewayClass),
+      },
+      { optional: true },
+    );
+    return [gateways, classes];
+  }
+
   #follow<T extends KubeObject>(
     ref: ResourceRef<T>,
     take: { upserted: (object: T) => void; deleted: (object: T) => void },
+    { optional = false }: { readonly optional?: boolean } = {},
   ): Informer<T> {
     const { client, log, clock, random } = this.#options;
     // Absence is told on the strength of `connected`: it must not be true before the copy has caught up.
-    const informer = new Informer<T>({ client, ref, log, clock, random, relistAfterFailure: true });
+    const informer = new Informer<T>({ client, ref, log, clock, random, relistAfterFailure: true, optional });
     informer.on({
       upserted: (object) => {
         take.upserted(object);

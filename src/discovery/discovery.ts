@@ -1,6 +1,15 @@
 import { messageOf } from "#base/errors";
 import type { IpAddress } from "#base/ip";
-import { objectKey, type EndpointSlice, type Node, type Pod, type Service as KubeService } from "#kube";
+import {
+  objectKey,
+  type EndpointSlice,
+  type Gateway,
+  type GatewayClass,
+  type Namespace,
+  type Node,
+  type Pod,
+  type Service as KubeService,
+} from "#kube";
 import type { Address, ServicePort, Workload } from "#model/workload";
 import { type Cluster, type Problem } from "./cluster.ts";
 import { endpointPorts, endpointWorkload, sliceFacts, type SliceFacts } from "./endpoint.ts";
@@ -8,6 +17,7 @@ import { Multimap } from "./multimap.ts";
 import { isLive, nodeLocality, podIps, podWorkload, selects } from "./pod.ts";
 import { publish, type PublishedAddress } from "./publication.ts";
 import { meshService, serviceFacts, type ServiceFacts } from "./service.ts";
+import { Waypoints } from "./waypoints.ts";
 
 /** What changed since the last time: only objects whose published content is different. */
 export interface DiscoveryUpdate {
@@ -31,6 +41,8 @@ interface PodEntry {
  *     Service ─────────▶ itself; the pods that its old or new selector selects; its hand-made slices
  *     EndpointSlice ───▶ (service without selector) endpoints that are no pods; the pods at its addresses
  *     Node ────────────▶ the pods on it (their locality)
+ *     Namespace ───────▶ its pods and services (their waypoint)
+ *     Gateway, GatewayClass, the Service of a Gateway ──▶ whatever names it as its waypoint
  *
  * Holds one entry per object that it was given.
  */
@@ -46,6 +58,10 @@ export class Discovery {
   readonly #slicesOfService = new Multimap<string, string>();
   readonly #slicesAt = new Multimap<IpAddress, string>();
   readonly #localities = new Map<string, Workload["locality"]>();
+  readonly #waypoints: Waypoints;
+  /** What names a waypoint, by the waypoint's name: `Pod shop/cart`, `Service shop/cart`, `Namespace shop`. */
+  readonly #usersOfWaypoint = new Multimap<string, string>();
+  readonly #waypointsOfUser = new Map<string, readonly string[]>();
 
   readonly #dirtyPods = new Set<string>();
   readonly #dirtyServices = new Set<string>();
@@ -57,6 +73,7 @@ export class Discovery {
 
   constructor(cluster: Cluster) {
     this.#cluster = cluster;
+    this.#waypoints = new Waypoints(cluster.network);
   }
 
   /** True when `flush` has something to do. */
@@ -75,19 +92,24 @@ export class Discovery {
     this.#podsOfNode.add(entry.node, key);
     if (standsBehind(entry)) for (const ip of ips) this.#podsAt.add(ip, key);
     this.#podMoved(key, ips);
+    this.#useWaypoints(`Pod ${key}`, Waypoints.named(pod.metadata ?? {}));
   }
 
   removePod(pod: Pod): void {
     this.#dropPod(objectKey(pod));
+    this.#useWaypoints(`Pod ${objectKey(pod)}`, []);
   }
 
   upsertService(service: KubeService): void {
     const key = objectKey(service);
     const facts = serviceFacts(service, this.#cluster);
-    const old = this.#services.get(key)?.facts;
+    const { service: before, facts: old } = this.#services.get(key) ?? {};
     this.#services.set(key, { service, facts });
     this.#servicesOfNamespace.add(service.metadata?.namespace ?? "", key);
     this.#serviceChanged(key, old, facts);
+    this.#useWaypoints(`Service ${key}`, Waypoints.named(service.metadata ?? {}));
+    if (before !== undefined) this.#gatewayService(before, false);
+    this.#gatewayService(service, true);
   }
 
   removeService(service: KubeService): void {
@@ -96,6 +118,8 @@ export class Discovery {
     this.#services.delete(key);
     this.#servicesOfNamespace.delete(service.metadata?.namespace ?? "", key);
     this.#serviceChanged(key, old, undefined);
+    this.#useWaypoints(`Service ${key}`, []);
+    this.#gatewayService(service, false);
   }
 
   upsertEndpointSlice(slice: EndpointSlice): void {
@@ -121,6 +145,36 @@ export class Discovery {
   removeNode(node: Node): void {
     this.#setLocality(node.metadata?.name ?? "", nodeLocality(undefined));
     this.#localities.delete(node.metadata?.name ?? "");
+  }
+
+  upsertNamespace(namespace: Namespace): void {
+    const { name = "", labels = {}, annotations = {} } = namespace.metadata ?? {};
+    this.#useWaypoints(`Namespace ${name}`, Waypoints.named({ labels, namespace: name }));
+    if (this.#waypoints.setNamespace(name, { labels, annotations })) this.#namespaceChanged(name);
+  }
+
+  removeNamespace(namespace: Namespace): void {
+    const { name = "" } = namespace.metadata ?? {};
+    this.#useWaypoints(`Namespace ${name}`, []);
+    if (this.#waypoints.setNamespace(name, undefined)) this.#namespaceChanged(name);
+  }
+
+  upsertGateway(gateway: Gateway): void {
+    if (this.#waypoints.upsertGateway(gateway)) this.#waypointChanged(objectKey(gateway));
+  }
+
+  removeGateway(gateway: Gateway): void {
+    if (this.#waypoints.removeGateway(gateway)) this.#waypointChanged(objectKey(gateway));
+  }
+
+  upsertGatewayClass(gatewayClass: GatewayClass): void {
+    const changed = this.#waypoints.setClass(gatewayClass.metadata?.name ?? "", gatewayClass);
+    for (const key of changed) this.#waypointChanged(key);
+  }
+
+  removeGatewayClass(gatewayClass: GatewayClass): void {
+    const changed = this.#waypoints.setClass(gatewayClass.metadata?.name ?? "", undefined);
+    for (const key of changed) this.#waypointChanged(key);
   }
 
   /** Computes what the objects given since the last time change. */
@@ -170,7 +224,12 @@ export class Discovery {
 
   #computeService(key: string): readonly Address[] {
     const entry = this.#services.get(key);
-    const made = entry && meshService(entry.service, this.#cluster);
+    const made =
+      entry &&
+      meshService(entry.service, this.#cluster, {
+        waypoints: this.#waypoints.ofService(entry.service),
+        annotations: this.#waypoints.namespace(entry.service.metadata?.namespace ?? "").annotations,
+      });
     if (made === undefined) return [];
     this.#problems.push(...made.problems);
     return [made.service];
@@ -184,7 +243,12 @@ export class Discovery {
       const facts = this.#services.get(service)?.facts;
       return facts !== undefined && selects(facts.selector, entry.pod) ? [facts] : [];
     });
+    const { waypoint, tunnel, problem } = this.#waypoints.ofWorkload(entry.pod);
+    if (problem !== undefined)
+      this.#problems.push({ object: `Pod ${key}`, field: "metadata.labels", message: problem });
     const workload = podWorkload(entry.pod, {
+      waypoint,
+      tunnel,
       cluster: this.#cluster,
       services,
       endpointPorts: standsBehind(entry) ? this.#portsAt(entry.ips) : {},
@@ -265,6 +329,35 @@ export class Discovery {
   #sliceChanged(key: string, { endpoints }: SliceFacts): void {
     this.#dirtySlices.add(key);
     for (const { ip } of endpoints) for (const pod of this.#podsAt.get(ip)) this.#dirtyPods.add(pod);
+  }
+
+  /** Remembers which waypoints an object names now. */
+  #useWaypoints(user: string, waypoints: readonly string[]): void {
+    for (const key of this.#waypointsOfUser.get(user) ?? []) this.#usersOfWaypoint.delete(key, user);
+    for (const key of waypoints) this.#usersOfWaypoint.add(key, user);
+    if (waypoints.length === 0) this.#waypointsOfUser.delete(user);
+    else this.#waypointsOfUser.set(user, waypoints);
+  }
+
+  #gatewayService(service: KubeService, isThere: boolean): void {
+    const facts = serviceFacts(service, this.#cluster);
+    if (facts === undefined) return;
+    for (const key of this.#waypoints.setService(service, facts.hostname, isThere)) this.#waypointChanged(key);
+  }
+
+  #waypointChanged(waypoint: string): void {
+    for (const user of this.#usersOfWaypoint.get(waypoint)) {
+      const [kind, key = ""] = user.split(" ");
+      if (kind === "Pod") this.#dirtyPods.add(key);
+      else if (kind === "Service") this.#dirtyServices.add(key);
+      else this.#namespaceChanged(key);
+    }
+  }
+
+  /** Whatever of its objects may depend on it is looked at again; only what comes out different is published. */
+  #namespaceChanged(name: string): void {
+    for (const key of this.#podsOfNamespace.get(name)) this.#dirtyPods.add(key);
+    for (const key of this.#servicesOfNamespace.get(name)) this.#dirtyServices.add(key);
   }
 
   #setLocality(node: string, locality: Workload["locality"]): void {

@@ -1,12 +1,15 @@
 import { findIp, type IpAddress } from "#base/ip";
 import type { Node, Pod } from "#kube";
 import { REDIRECTION_ANNOTATION } from "#model/redirection";
-import type { ServicePort, Workload } from "#model/workload";
+import type { ApplicationTunnel, GatewayAddress, ServicePort, Workload } from "#model/workload";
 import { podUid, type Cluster, type Problem } from "./cluster.ts";
 import type { ServiceFacts } from "./service.ts";
 
 const CANONICAL_NAME_LABELS = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
 const CANONICAL_REVISION_LABELS = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+
+/** `http` on a pod that speaks HBONE itself, as waypoints do. */
+const TUNNEL_LABEL = "networking.istio.io/tunnel";
 
 const NO_METADATA: { name: string; namespace: string; labels: Labels; annotations: Labels } = {
   name: "",
@@ -25,6 +28,9 @@ export interface PodSurroundings {
   /** Ports that hand-made EndpointSlices give to the pod's addresses, by service key. */
   readonly endpointPorts: Readonly<Record<string, readonly ServicePort[]>>;
   readonly locality: Workload["locality"];
+  readonly waypoint: GatewayAddress | undefined;
+  /** How it takes tunnels, when it is a waypoint itself. */
+  readonly tunnel: ApplicationTunnel | undefined;
 }
 
 /** True when the pod is selected. An empty selector selects nothing. */
@@ -60,6 +66,7 @@ export function podWorkload(pod: Pod, around: PodSurroundings): Workload | undef
   if (!isLive(pod) || ips.length === 0) return undefined;
   const { name, namespace, labels, annotations } = { ...NO_METADATA, ...pod.metadata };
   const { cluster } = around;
+  const isNative = labels[TUNNEL_LABEL] === "http";
   const workloadName = ownerName(pod);
   return {
     kind: "workload",
@@ -69,17 +76,17 @@ export function podWorkload(pod: Pod, around: PodSurroundings): Workload | undef
     addresses: ips,
     hostname: "",
     network: cluster.network,
-    tunnelProtocol: annotations[REDIRECTION_ANNOTATION] === "enabled" ? "hbone" : "none",
+    tunnelProtocol: isNative || annotations[REDIRECTION_ANNOTATION] === "enabled" ? "hbone" : "none",
     trustDomain: cluster.trustDomain,
     serviceAccount: pod.spec?.serviceAccountName || "default",
-    waypoint: undefined,
+    waypoint: around.waypoint,
     networkGateway: undefined,
     node: pod.spec?.nodeName ?? "",
     canonicalName: firstOf(labels, CANONICAL_NAME_LABELS) ?? workloadName,
     canonicalRevision: firstOf(labels, CANONICAL_REVISION_LABELS) ?? "latest",
     workloadType: "pod", // as istiod does, whatever the owner
     workloadName,
-    nativeTunnel: false,
+    nativeTunnel: isNative,
     services: { ...around.endpointPorts, ...selectedPorts(pod, around.services) },
     authorizationPolicies: [],
     healthy: isReady(pod),
@@ -87,7 +94,7 @@ export function podWorkload(pod: Pod, around: PodSurroundings): Workload | undef
     locality: around.locality,
     hostNetwork: pod.spec?.hostNetwork === true,
     capacity: 1,
-    applicationTunnel: undefined,
+    applicationTunnel: around.tunnel,
   };
 }
 

@@ -2,14 +2,16 @@ import { findIp, type IpAddress } from "#base/ip";
 import type { Service as KubeService } from "#kube";
 import type { NetworkAddress, Service, ServicePort } from "#model/workload";
 import type { Cluster, Problem } from "./cluster.ts";
+import type { WaypointChoice } from "./waypoints.ts";
 
 const SAME_ZONE = ["network", "region", "zone"] as const;
 const SAME_NODE = [...SAME_ZONE, "subzone", "node"] as const;
 const PREFERENCES = new Map<string, Service["loadBalancing"]["routingPreference"]>([
-  ["PreferClose", SAME_ZONE],
-  ["PreferSameZone", SAME_ZONE],
-  ["PreferSameNode", SAME_NODE],
+  ["preferclose", SAME_ZONE],
+  ["prefersamezone", SAME_ZONE],
+  ["prefersamenode", SAME_NODE],
 ]);
+const DISTRIBUTION = "networking.istio.io/traffic-distribution";
 
 type KubeServicePort = NonNullable<NonNullable<KubeService["spec"]>["ports"]>[number];
 
@@ -53,16 +55,26 @@ export function serviceFacts(service: KubeService, cluster: Cluster): ServiceFac
   };
 }
 
+/** What a service takes from other objects. */
+export interface ServiceSurroundings {
+  readonly waypoints: WaypointChoice;
+  /** Annotations of its namespace. */
+  readonly annotations: Readonly<Record<string, string>>;
+}
+
 /** The mesh's view of a Service. Undefined when it is none of its own (ExternalName). */
 export function meshService(
   service: KubeService,
   cluster: Cluster,
+  around: ServiceSurroundings,
 ): { service: Service; problems: readonly Problem[] } | undefined {
   const facts = serviceFacts(service, cluster);
   if (facts === undefined) return undefined;
+  const { waypoint, weighted, problem } = around.waypoints;
   const problems: Problem[] = [];
   const object = `Service ${facts.namespace}/${facts.name}`;
   const addresses = virtualIps(service, (message) => problems.push({ object, field: "spec.clusterIPs", message }));
+  if (problem !== undefined) problems.push({ object, field: "metadata.labels", message: problem });
   return {
     problems,
     service: {
@@ -75,9 +87,9 @@ export function meshService(
         return { servicePort, targetPort: typeof target === "number" ? target : 0 };
       }),
       subjectAltNames: [],
-      waypoint: undefined,
-      weightedWaypoints: [],
-      loadBalancing: loadBalancing(service),
+      waypoint,
+      weightedWaypoints: weighted,
+      loadBalancing: loadBalancing(service, around.annotations),
       ipFamilies: ipFamilies(service),
       canonical: true,
       visibility: visibility(service),
@@ -106,11 +118,14 @@ function virtualIps(service: KubeService, problem: (message: string) => void): I
   });
 }
 
-function loadBalancing(service: KubeService): Service["loadBalancing"] {
-  const { internalTrafficPolicy, trafficDistribution, publishNotReadyAddresses } = service.spec ?? {};
+/** Which endpoints are preferred. The field counts, else Istio's annotation, else that of the namespace. */
+function loadBalancing(service: KubeService, inherited: Readonly<Record<string, string>>): Service["loadBalancing"] {
+  const { internalTrafficPolicy, publishNotReadyAddresses } = service.spec ?? {};
+  const own = service.metadata?.annotations?.[DISTRIBUTION];
+  const trafficDistribution = service.spec?.trafficDistribution ?? own ?? inherited[DISTRIBUTION];
   const allowUnhealthy = publishNotReadyAddresses === true;
   if (internalTrafficPolicy === "Local") return { mode: "strict", routingPreference: ["node"], allowUnhealthy };
-  const routingPreference = PREFERENCES.get(trafficDistribution ?? "");
+  const routingPreference = PREFERENCES.get(trafficDistribution?.toLowerCase() ?? "");
   if (routingPreference !== undefined) return { mode: "failover", routingPreference, allowUnhealthy };
   return { mode: "unspecified", routingPreference: [], allowUnhealthy };
 }

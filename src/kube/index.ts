@@ -18,6 +18,7 @@ export {
 } from "./config.ts";
 export { isKubeError, kubeError, type KubeStatus } from "./errors.ts";
 export type { ExecRequest, ExecResult } from "./exec.ts";
+export { gatewayResources, selectsLabels, type Gateway, type GatewayClass, type LabelSelector } from "./gateway-api.ts";
 export { Informer, type InformerListener, type InformerOptions } from "./informer.ts";
 export {
   apiVersionOf,

@@ -4,6 +4,7 @@ import { systemClock } from "#base/clock";
 import { silentLog } from "#base/log";
 import { seededRandom } from "#base/random";
 import { KubeClient } from "./client.ts";
+import { gatewayResources } from "./gateway-api.ts";
 import { Informer } from "./informer.ts";
 import { resources, type Pod } from "./resources.ts";
 import { FakeApi } from "./testing.ts";
@@ -113,4 +114,53 @@ test("an API that ends every watch at once is not asked without pause", async (t
   await informer.start(new AbortController().signal);
   await new Promise((resolve) => setTimeout(resolve, 400));
   assert.ok(api.requests.length < 8, `${api.requests.length} requests in 400 ms`);
+});
+
+test("a kind that the cluster may lack has no objects until it is there, and none again when it goes", async (t) => {
+  const api = await FakeApi.start();
+  const log = silentLog();
+  const random = seededRandom(1);
+  const client = new KubeClient({ config: api.config, log, clock, random });
+  const timers: (() => void)[] = [];
+  // Only the waits of this informer: they end when the test says so.
+  const turned = { ...clock, after: (_ms: number, callback: () => void) => (timers.push(callback), () => {}) };
+  const ref = gatewayResources.gateways;
+  const informer = new Informer({ client, ref, log, clock: turned, random, relistAfterFailure: true, optional: true });
+  const changes: string[] = [];
+  informer.on({
+    upserted: ({ metadata }) => changes.push(`add ${metadata?.name}`),
+    deleted: ({ metadata }) => changes.push(`delete ${metadata?.name}`),
+  });
+  t.after(async () => {
+    await informer.drain(0);
+    client.close();
+    await api.stop();
+  });
+  const missing = (
+    request: { url?: string | undefined },
+    response: { writeHead: (code: number) => unknown; end: (text: string) => unknown },
+  ): boolean => {
+    if (request.url?.includes("/gateways") !== true) return false;
+    response.writeHead(404);
+    response.end('{"kind":"Status","reason":"NotFound","code":404}');
+    return true;
+  };
+  api.intercept = missing;
+  await informer.start(new AbortController().signal);
+  assert.ok(informer.synced && informer.connected, "nothing is all there is");
+  api.put("/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways", {
+    metadata: { name: "waypoint", namespace: "shop" },
+  });
+  api.intercept = undefined;
+  await until(() => {
+    timers.splice(0).forEach((callback) => callback());
+    return changes.length === 1;
+  });
+  api.intercept = missing;
+  api.compact();
+  await until(() => {
+    timers.splice(0).forEach((callback) => callback());
+    return changes.length === 2;
+  });
+  assert.deepEqual(changes, ["add waypoint", "delete waypoint"]);
 });

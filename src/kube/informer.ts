@@ -31,6 +31,11 @@ export interface InformerOptions<T extends KubeObject> {
    * has everything that happened meanwhile. Without it, a watch that has been opened again may still be catching up.
    */
   readonly relistAfterFailure?: boolean;
+  /**
+   * The cluster may be without this kind (a custom resource): then there are no objects of it, and it is looked for again
+   * every {@link OPTIONAL_MS}.
+   */
+  readonly optional?: boolean;
   readonly log: Log;
   readonly clock: Clock;
   readonly random: Random;
@@ -39,6 +44,8 @@ export interface InformerOptions<T extends KubeObject> {
 /** First delay after a failure; a restarted API is found again within about a second. */
 const RETRY_INITIAL_MS = 100;
 const RETRY_MAX_MS = 5_000;
+/** Between two looks for an optional kind that the cluster has not. */
+const OPTIONAL_MS = 5_000;
 /** A watch that lasted this long was no failure. */
 const STEADY_MS = 10_000;
 
@@ -123,6 +130,12 @@ export class Informer<T extends KubeObject> implements Service {
         for await (const next of this.#follow(version)) version = next;
       } catch (error) {
         if (signal.aborted) return;
+        if (this.#options.optional === true && isKubeError(error, "KUBE_NOT_FOUND")) {
+          version = undefined;
+          this.#take([]);
+          await sleep(clock, OPTIONAL_MS, signal).catch(() => undefined);
+          continue;
+        }
         this.#setConnected(false);
         if (this.#options.relistAfterFailure === true || isKubeError(error, "KUBE_GONE")) version = undefined;
         this.#log.warn({ error: messageOf(error) }, "lost the api, trying again");
@@ -133,7 +146,7 @@ export class Informer<T extends KubeObject> implements Service {
     }
   }
 
-  /** Reads everything and tells what differs from the copy. */
+  /** Reads everything. */
   async #relist(): Promise<string> {
     const { client, ref, namespace, labelSelector, fieldSelector } = this.#options;
     const listed = await client.list(ref, {
@@ -142,8 +155,14 @@ export class Informer<T extends KubeObject> implements Service {
       fieldSelector,
       signal: this.#stop.signal,
     });
+    this.#take(listed.items);
+    return listed.resourceVersion;
+  }
+
+  /** Everything there is: tells what differs from the copy. */
+  #take(items: readonly T[]): void {
     const gone = new Map(this.#objects);
-    for (const object of listed.items) {
+    for (const object of items) {
       gone.delete(objectKey(object));
       this.#upsert(object);
     }
@@ -152,7 +171,6 @@ export class Informer<T extends KubeObject> implements Service {
     this.#synced = true;
     this.#firstSync.resolve();
     for (const listener of this.#listeners) listener.synced?.();
-    return listed.resourceVersion;
   }
 
   /** Applies changes from `version` on; yields each new version. Ends when the API ends the watch. */

@@ -46,6 +46,7 @@ const RULES: Readonly<Record<VeilRole, Rule[]>> = {
   controller: [
     { apiGroups: [""], resources: ["pods", "services", "namespaces", "nodes", "serviceaccounts"], verbs: READ },
     { apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: READ },
+    { apiGroups: ["gateway.networking.k8s.io"], resources: ["gateways", "gatewayclasses"], verbs: READ },
     { apiGroups: [""], resources: ["configmaps"], verbs: [...READ, "create", "update", "patch"] },
     { apiGroups: ["", "events.k8s.io"], resources: ["events"], verbs: ["create", "patch"] },
     { apiGroups: ["authentication.k8s.io"], resources: ["tokenreviews"], verbs: ["create"] },
