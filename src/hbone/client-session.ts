@@ -48,6 +48,8 @@ export class ClientSession implements SessionRole {
   #nextStreamId = 1;
   #retired = false;
   #lastUsedMs: number;
+  /** Tunnels that wait with their bytes until the peer has said how many it takes. */
+  #held: { readonly opened: OpenedTunnel; readonly request: TunnelRequest }[] = [];
 
   constructor(options: ClientSessionOptions) {
     this.#options = options;
@@ -93,7 +95,9 @@ export class ClientSession implements SessionRole {
     this.#nextStreamId += 2;
     if (streamId > LAST_STREAM) this.#retired = true;
     const tunnel = this.#session.addTunnel(streamId);
-    const opened = new OpenedTunnel(tunnel, doubtful);
+    // Before its settings the peer may take fewer tunnels than we think: one it takes in any case.
+    const early = !this.#session.settingsSeen && streamId > 1;
+    const opened = new OpenedTunnel(tunnel, doubtful || early);
     tunnel.onFinished = (result) => {
       if (result.error !== undefined && !opened.retriable) request.socket.reset();
       onEnd(result);
@@ -111,7 +115,8 @@ export class ClientSession implements SessionRole {
       return opened;
     }
     this.#session.sendHeaders(streamId, fields, false);
-    if (!doubtful) opened.attach(request);
+    if (early) this.#held.push({ opened, request });
+    else if (!doubtful) opened.attach(request);
     return opened;
   }
 
@@ -148,8 +153,8 @@ export class ClientSession implements SessionRole {
 
   onTunnelHeaders(tunnel: Tunnel, list: HeaderList, endStream: boolean): void {
     if (tunnel.answered) {
-      if (endStream) tunnel.receiveEnd();
-      else tunnel.fail(hboneError("HBONE_MALFORMED", "trailers do not end the stream"), H2_CODE.PROTOCOL_ERROR);
+      // RFC 9113 §8.5: on a connected stream there is DATA and nothing else.
+      this.#session.failTunnel(tunnel, hboneError("HBONE_MALFORMED", "HEADERS on a tunnel"));
       return;
     }
     const head = readResponseHead(list);
@@ -158,8 +163,12 @@ export class ClientSession implements SessionRole {
       return;
     }
     const { status, headers } = head;
-    if (status < 200 && !endStream) return; // an interim answer
+    if (status < 200 && !endStream) {
+      this.#session.nuisances.frame("interim answer");
+      return;
+    }
     tunnel.answered = true;
+    this.#session.nuisances.useful();
     if (status === 200) {
       tunnel.onAnswer?.(status, headers);
       if (endStream && !tunnel.closed) tunnel.receiveEnd();
@@ -195,7 +204,18 @@ export class ClientSession implements SessionRole {
 
   onDrainPong(): void {}
 
+  /** Those that the peer takes go on; what is beyond its limit waits for its answer, and may be tried elsewhere. */
+  onPeerSettings(): void {
+    const room = this.#session.peerMaxStreams - (this.#session.tunnels.size - this.#held.length);
+    for (const { opened, request } of this.#held.slice(0, Math.max(room, 0))) opened.attach(request);
+    this.#held = [];
+  }
+
   onClosed(): void {
+    this.#held = [];
+  }
+
+  onGone(): void {
     this.#options.onChanged();
   }
 }
@@ -222,7 +242,7 @@ class OpenedTunnel implements ClientTunnel {
   }
 
   attach(request: TunnelRequest): void {
-    if (this.#tunnel.attached) return;
+    if (this.#tunnel.attached || this.#tunnel.closed) return;
     this.#mayRetry = false;
     this.#tunnel.attach(request.socket);
   }

@@ -59,7 +59,7 @@ export const hboneError = defineErrors("hbone", {
     hint: "the caps are in docs/limits.md; an HBONE request needs a few hundred bytes",
   },
   HBONE_FLOOD: {
-    when: "a peer sent masses of frames that carry nothing",
+    when: "a peer sent masses of frames, or opened masses of streams, that carry nothing",
     hint: "the peer is broken or hostile; it is named in the record",
   },
   HBONE_PEER_ERROR: {
@@ -77,6 +77,10 @@ export const hboneError = defineErrors("hbone", {
   HBONE_PING_TIMEOUT: {
     when: "a peer did not answer a keep-alive in time",
     hint: "the peer's node is gone or cut off; look at the network between the nodes",
+  },
+  HBONE_SETTINGS_TIMEOUT: {
+    when: "a peer did not acknowledge our HTTP/2 settings in time",
+    hint: "look at the peer's implementation and version; it answers, but not to SETTINGS",
   },
   HBONE_PEER_STATUS: {
     when: "the peer's proxy answered CONNECT with an error status",
@@ -128,7 +132,9 @@ const CODES: Readonly<Record<string, number>> = {
   HBONE_COMPRESSION: H2_CODE.COMPRESSION_ERROR,
   HBONE_HEADERS_TOO_LARGE: H2_CODE.ENHANCE_YOUR_CALM,
   HBONE_FLOOD: H2_CODE.ENHANCE_YOUR_CALM,
+  HBONE_SETTINGS_TIMEOUT: H2_CODE.SETTINGS_TIMEOUT,
   HBONE_PING_TIMEOUT: H2_CODE.NO_ERROR,
+  HBONE_PEER_ERROR: H2_CODE.NO_ERROR,
   HBONE_DRAINING: H2_CODE.NO_ERROR,
 };
 

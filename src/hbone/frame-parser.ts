@@ -21,7 +21,7 @@ export interface FrameSink {
   onPing(payload: Uint8Array, ack: boolean): void;
   onGoaway(lastStreamId: number, code: number): void;
   onWindowUpdate(streamId: number, increment: number): void;
-  /** A frame that is allowed and means nothing to us. */
+  /** A frame that is allowed and means nothing to us; DATA without content that does not end its stream is one, too. */
   onIgnored(type: number): void;
 }
 
@@ -158,8 +158,8 @@ export class FrameParser {
     if (padded && length === 0) throw hboneError("HBONE_FRAME_SIZE", "a padded DATA frame is empty");
     this.#sink.onDataFrame(this.streamId, length);
     this.#padding = 0;
-    if (length === 0) this.#endFrame();
-    else this.#stage = padded ? "padLength" : "data";
+    this.#stage = padded ? "padLength" : "data";
+    if (length === 0) this.#endEmpty();
   }
 
   #readPadLength(bytes: Uint8Array, at: number): number {
@@ -168,9 +168,15 @@ export class FrameParser {
     if (this.#padding > this.#left) throw hboneError("HBONE_PROTOCOL", "the padding of a DATA frame exceeds the frame");
     this.#sink.onPadding(this.streamId, 1);
     this.#pieces = 1;
+    this.#stage = this.#left === this.#padding ? "padding" : "data";
+    if (this.#left === this.#padding && !this.endStream) this.#sink.onIgnored(FRAME.DATA);
     if (this.#left === 0) this.#endFrame();
-    else this.#stage = this.#left === this.#padding ? "padding" : "data";
     return at + 1;
+  }
+
+  #endEmpty(): void {
+    if (!this.endStream) this.#sink.onIgnored(FRAME.DATA);
+    this.#endFrame();
   }
 
   #readData(at: number, end: number): number {
@@ -244,6 +250,7 @@ export class FrameParser {
       case FRAME.PRIORITY:
         this.#expect(length === 5, "PRIORITY", length);
         this.#expectStream("PRIORITY");
+        this.#checkDependency(bytes, at);
         this.#sink.onIgnored(this.#type);
         return;
       case FRAME.RST_STREAM:
@@ -295,8 +302,10 @@ export class FrameParser {
       this.#expect(length >= 1, "HEADERS", length);
       end -= bytes[at++] ?? 0;
     }
-    if ((this.#flags & FLAG.PRIORITY) !== 0) at += 5;
+    const prioritised = (this.#flags & FLAG.PRIORITY) !== 0;
+    if (prioritised) at += 5;
     if (at > end) throw hboneError("HBONE_PROTOCOL", "the padding of a HEADERS frame exceeds the frame");
+    if (prioritised) this.#checkDependency(bytes, at - 5);
     const endStream = (this.#flags & FLAG.END_STREAM) !== 0;
     if ((this.#flags & FLAG.END_HEADERS) !== 0) {
       this.endStream = endStream;
@@ -333,6 +342,13 @@ export class FrameParser {
     this.offset = offset;
     this.count = count;
     this.#sink.onHeaders(this);
+  }
+
+  /** Priorities mean nothing any more (RFC 9113 §5.3.2), but a stream that depends on itself never was allowed. */
+  #checkDependency(bytes: Uint8Array, at: number): void {
+    if ((getUint32(bytes, at) & 0x7fff_ffff) === this.streamId) {
+      throw hboneError("HBONE_PROTOCOL", `stream ${this.streamId} depends on itself`);
+    }
   }
 
   #expect(right: boolean, frame: string, length: number): void {

@@ -31,12 +31,13 @@ export const DEFAULT_MAX_FRAME = 16_384;
 export const LARGEST_WINDOW = 0x7fff_ffff;
 export const PREFACE = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "latin1");
 
-/** What we announce and obey as receivers. */
-export const STREAM_WINDOW_BYTES = 4 << 20;
+/** What we announce and obey as receivers: what windows begin with, and how far they grow. */
+export const STREAM_WINDOW_BYTES = 256 << 10;
+export const MOST_STREAM_WINDOW_BYTES = 4 << 20;
 export const SESSION_WINDOW_BYTES = 16 << 20;
+export const MOST_SESSION_WINDOW_BYTES = 64 << 20;
 export const MAX_FRAME_BYTES = 1 << 20;
-/** Consumed bytes are given back in batches of this size. */
-export const STREAM_CREDIT_BYTES = 1 << 20;
+/** Bytes of a session that are used up are given back in batches of this size. */
 export const SESSION_CREDIT_BYTES = 4 << 20;
 
 /** Writes a frame's header at `at`. */
@@ -67,4 +68,13 @@ export function getUint32(bytes: Uint8Array, at: number): number {
   return (
     (((bytes[at] ?? 0) << 24) | ((bytes[at + 1] ?? 0) << 16) | ((bytes[at + 2] ?? 0) << 8) | (bytes[at + 3] ?? 0)) >>> 0
   );
+}
+
+/** A whole GOAWAY frame. */
+export function goawayFrame(lastStreamId: number, code: number): Uint8Array {
+  const frame = new Uint8Array(HEADER_BYTES + 8);
+  putFrameHeader(frame, 0, { length: 8, type: FRAME.GOAWAY, flags: 0, streamId: 0 });
+  putUint32(frame, HEADER_BYTES, lastStreamId);
+  putUint32(frame, HEADER_BYTES + 4, code);
+  return frame;
 }

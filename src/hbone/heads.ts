@@ -31,6 +31,9 @@ export function readRequestHead(list: HeaderList): RequestHead | CodedError {
   if (method === "CONNECT" && (fields.pseudo.has(":scheme") || fields.pseudo.has(":path"))) {
     return hboneError("HBONE_MALFORMED", "a CONNECT request has :scheme or :path");
   }
+  if (method !== "CONNECT" && !(fields.pseudo.get(":scheme") && fields.pseudo.get(":path"))) {
+    return hboneError("HBONE_MALFORMED", `a ${method} request has no :scheme or no :path`);
+  }
   return { method, authority: fields.pseudo.get(":authority"), headers: fields.regular };
 }
 

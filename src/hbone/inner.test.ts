@@ -9,7 +9,8 @@ import { connectTcp, listenTcp, type TcpListener } from "#linux";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TestAuthority } from "../x509/testing.ts";
 import { HbonePool } from "./pool.ts";
-import { HboneServer, type InboundTunnel } from "./server.ts";
+import type { InboundTunnel } from "./server-session.ts";
+import { HboneServer } from "./server.ts";
 import { identities, testId } from "./testing.ts";
 import type { TunnelResult } from "./tunnel.ts";
 

@@ -9,6 +9,7 @@ import type { SessionWriter } from "./writer.ts";
 export interface WatchedSession {
   readonly clock: Clock;
   readonly writer: SessionWriter;
+  readonly settingsAcknowledged: boolean;
   fail(error: CodedError): void;
   /** Nothing has come for a while. */
   becomeQuiet(): void;
@@ -19,25 +20,37 @@ const DRAIN = Uint8Array.from([0x76, 0x65, 0x69, 0x6c, 0, 0, 0, 2]);
 
 /**
  * Pings a silent peer and ends the session when nothing at all comes back. Anything that arrives counts as life: on a
- * busy session no ping is sent.
+ * busy session no ping is sent. Looks, too, whether the peer has acknowledged our settings.
  */
 export class KeepAlive {
   readonly #session: WatchedSession;
   readonly #limits: HboneLimits;
+  readonly #beganMs: number;
   #heard = false;
   #cancel: (() => void) | undefined;
 
   constructor(session: WatchedSession, limits: HboneLimits) {
     this.#session = session;
     this.#limits = limits;
+    this.#beganMs = session.clock.monotonic();
   }
 
   start(): void {
     this.#heard = false;
     this.#cancel = this.#session.clock.after(this.#limits.pingIntervalMs, () => {
-      if (this.#heard) this.start();
+      if (this.#settingsOverdue()) {
+        const { settingsTimeoutMs } = this.#limits;
+        const message = `the peer did not acknowledge our settings in ${settingsTimeoutMs} ms`;
+        this.#session.fail(hboneError("HBONE_SETTINGS_TIMEOUT", message));
+      } else if (this.#heard) this.start();
       else this.#probe();
     });
+  }
+
+  /** A peer that says nothing at all is the ping's business. */
+  #settingsOverdue(): boolean {
+    const { clock, settingsAcknowledged } = this.#session;
+    return !settingsAcknowledged && this.#heard && clock.monotonic() - this.#beganMs >= this.#limits.settingsTimeoutMs;
   }
 
   stop(): void {

@@ -8,6 +8,8 @@ export interface HboneLimits {
   readonly pingIntervalMs: number;
   /** A pinged session that stays silent for this long is dead. */
   readonly pingTimeoutMs: number;
+  /** A peer that has not acknowledged our settings for this long is given up at the next look. */
+  readonly settingsTimeoutMs: number;
   /** A client's session without tunnels is closed after this time. */
   readonly idleMs: number;
   /** Tunnels that a client opens on one session (less when the peer allows less). */
@@ -17,6 +19,8 @@ export interface HboneLimits {
   /** Largest header list of a request, and of an answer. */
   readonly serverHeaderBytes: number;
   readonly clientHeaderBytes: number;
+  /** What a peer may cost in 10 s that carries nothing: 1 for a frame, 10 for a stream. */
+  readonly nuisancePoints: number;
   /** Connections that may wait for one handshake. */
   readonly waitingPerPeer: number;
   /** Sessions that one inbound listener has, and handshakes that it has under way. */
@@ -30,11 +34,13 @@ export const DEFAULT_LIMITS: HboneLimits = {
   handshakeTimeoutMs: 10_000,
   pingIntervalMs: 10_000,
   pingTimeoutMs: 20_000,
+  settingsTimeoutMs: 10_000,
   idleMs: 300_000,
   streamsPerSession: 100,
   streamsPerPeer: 200,
   serverHeaderBytes: 64 * 1024,
   clientHeaderBytes: 16 * 1024,
+  nuisancePoints: 10_000,
   waitingPerPeer: 1024,
   sessionsPerListener: 4096,
   handshakesPerListener: 512,

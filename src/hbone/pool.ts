@@ -33,6 +33,9 @@ export interface PoolPeer {
   readonly dialling: boolean;
 }
 
+/** How long broken sessions have for telling their peers. */
+const LAST_WORDS_MS = 2000;
+
 /** Sessions to one peer under one key, and who waits for the next. */
 interface Peer {
   readonly key: string;
@@ -63,7 +66,7 @@ export class HbonePool {
   /** Sessions that are open. */
   get sessions(): number {
     let count = 0;
-    for (const peer of this.#peers.values()) count += peer.sessions.length;
+    for (const peer of this.#peers.values()) count += peer.sessions.filter((session) => !session.closed).length;
     return count;
   }
 
@@ -196,15 +199,7 @@ export class HbonePool {
   async drain(deadlineMs: number): Promise<void> {
     this.#draining = true;
     for (const session of this.#allSessions()) session.retire();
-    if (this.#peers.size > 0 && deadlineMs > 0) {
-      await new Promise<void>((resolve) => {
-        const cancel = this.#options.clock.after(deadlineMs, resolve);
-        this.#whenEmpty = () => {
-          cancel();
-          resolve();
-        };
-      });
-    }
+    if (deadlineMs > 0) await this.#untilEmpty(deadlineMs);
     const error = hboneError("HBONE_DRAINING", "the proxy shuts down");
     for (const peer of this.#peers.values()) {
       peer.cancelDial?.();
@@ -212,6 +207,18 @@ export class HbonePool {
       this.#dialFailed(peer, error);
     }
     for (const session of this.#allSessions()) session.fail(error);
+    await this.#untilEmpty(LAST_WORDS_MS);
+  }
+
+  async #untilEmpty(deadlineMs: number): Promise<void> {
+    if (this.#peers.size === 0) return;
+    await new Promise<void>((resolve) => {
+      const cancel = this.#options.clock.after(deadlineMs, resolve);
+      this.#whenEmpty = () => {
+        cancel();
+        resolve();
+      };
+    });
   }
 
   /** A certificate was renewed: new tunnels of `id` use new sessions, running ones stay. */

@@ -1,43 +1,11 @@
-import { LightAbort, type AbortView } from "#base/abort";
 import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
-import { findHostPort } from "#base/ip";
 import { listenTcp, type Netns, type SocketAddress, type TcpListener, type TcpSocket } from "#linux";
-import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
-import { H2_CODE, hboneError } from "./errors.ts";
-import { FRAME, LARGEST_WINDOW } from "./frames.ts";
-import { readRequestHead, type RequestHead } from "./heads.ts";
-import { encodeField, type HeaderList } from "./hpack.ts";
+import { hboneError } from "./errors.ts";
 import { DEFAULT_LIMITS, type HboneLimits } from "./limits.ts";
-import { Session, type SessionRole } from "./session.ts";
+import { ServerSession, type InboundTunnel } from "./server-session.ts";
 import { TlsAcceptor, type SecureStream } from "./tls.ts";
-import type { Tunnel, TunnelHandle, TunnelResult } from "./tunnel.ts";
-
-/** A CONNECT of a peer whose identity is proven. Answer it with `accept` or `refuse`, once. */
-export interface InboundTunnel {
-  readonly peer: SpiffeId;
-  /** The peer proxy's end of the session, and ours. */
-  readonly remote: SocketAddress;
-  readonly local: SocketAddress;
-  readonly authority: string;
-  /** Lower-case names; repeated ones are joined by `, `. */
-  readonly headers: ReadonlyMap<string, string>;
-  /**
-   * Answers 200 and copies between the tunnel and `socket`, which it owns from then on. When the peer has given up
-   * meanwhile, `socket` is reset and `onEnd` called at once.
-   */
-  accept(
-    socket: TcpSocket,
-    options: { baggage?: string | undefined; onEnd: (result: TunnelResult) => void },
-  ): TunnelHandle;
-  /** Answers with an error status and ends. */
-  refuse(status: number): void;
-  /** The peer gave up (or the session broke), or the answer was an error status. */
-  readonly closed: boolean;
-  /** Aborted when the peer gives up. */
-  readonly signal: AbortView;
-}
 
 /** What an inbound listener is made of. */
 export interface HboneServerOptions {
@@ -58,8 +26,8 @@ export interface HboneServerOptions {
   readonly onRejected?: ((info: { remote: SocketAddress; error: CodedError }) => void) | undefined;
 }
 
-/** The client hears nothing new for this long after the first GOAWAY when it does not answer the ping. */
-const DRAIN_PING_MS = 1000;
+/** How long broken sessions have for telling their peers. */
+const LAST_WORDS_MS = 2000;
 
 /** Listens for HBONE: mutual TLS, HTTP/2, CONNECT. */
 export class HboneServer {
@@ -126,7 +94,10 @@ export class HboneServer {
     return undefined;
   }
 
-  #begin(secure: SecureStream, peer: { remote: SocketAddress; local: SocketAddress; reject: Rejecter }): void {
+  #begin(
+    secure: SecureStream,
+    peer: { remote: SocketAddress; local: SocketAddress; reject: (error: CodedError) => void },
+  ): void {
     const { clock, onTunnel } = this.#options;
     const session = new ServerSession({
       ...peer,
@@ -134,7 +105,7 @@ export class HboneServer {
       clock,
       limits: this.#limits,
       onTunnel,
-      onClosed: () => {
+      onGone: () => {
         this.#sessions.delete(session);
         this.#checkEmpty();
       },
@@ -153,209 +124,21 @@ export class HboneServer {
     this.#draining = true;
     this.#listener?.stop();
     for (const session of this.#sessions) session.drain();
-    const { clock } = this.#options;
+    if (deadlineMs > 0) await this.#untilEmpty(deadlineMs);
     const error = hboneError("HBONE_DRAINING", "the proxy shuts down");
-    if (this.#sessions.size + this.#acceptor.size > 0 && deadlineMs > 0) {
-      await new Promise<void>((resolve) => {
-        const cancel = clock.after(deadlineMs, resolve);
-        this.#whenEmpty = () => {
-          cancel();
-          resolve();
-        };
-      });
-    }
     this.#acceptor.close(error);
     for (const session of this.#sessions) session.fail(error);
-  }
-}
-
-type Rejecter = (error: CodedError) => void;
-
-interface ServerSessionOptions {
-  readonly secure: SecureStream;
-  readonly remote: SocketAddress;
-  readonly local: SocketAddress;
-  readonly clock: Clock;
-  readonly limits: HboneLimits;
-  readonly onTunnel: (tunnel: InboundTunnel) => void;
-  readonly reject: Rejecter;
-  readonly onClosed: () => void;
-}
-
-const STATUS_200 = encodeField(":status", "200");
-
-/** One peer's session: its requests become {@link InboundTunnel}s. */
-class ServerSession implements SessionRole {
-  readonly kind = "server";
-  readonly #options: ServerSessionOptions;
-  readonly #session: Session;
-  /** Requests above this stream are not looked at any more. */
-  #lastTaken = LARGEST_WINDOW;
-  #draining = false;
-  #cancelDrain: (() => void) | undefined;
-
-  constructor(options: ServerSessionOptions) {
-    this.#options = options;
-    const { clock, limits } = options;
-    this.#session = new Session({ role: this, clock, limits });
+    await this.#untilEmpty(LAST_WORDS_MS);
   }
 
-  start(): void {
-    const { stream, early } = this.#options.secure;
-    this.#session.start(stream, early);
-  }
-
-  fail(error: CodedError): void {
-    this.#session.fail(error);
-  }
-
-  /** In two steps (RFC 9113 §6.8): what the client opens until it has heard of the first is still served. */
-  drain(): void {
-    if (this.#draining || this.#session.closed) return;
-    this.#draining = true;
-    this.#session.sendGoaway(LARGEST_WINDOW);
-    this.#session.sendDrainPing();
-    this.#cancelDrain = this.#options.clock.after(DRAIN_PING_MS, () => {
-      this.onDrainPong();
+  async #untilEmpty(deadlineMs: number): Promise<void> {
+    if (this.#sessions.size + this.#acceptor.size === 0) return;
+    await new Promise<void>((resolve) => {
+      const cancel = this.#options.clock.after(deadlineMs, resolve);
+      this.#whenEmpty = () => {
+        cancel();
+        resolve();
+      };
     });
-  }
-
-  onDrainPong(): void {
-    this.#cancelDrain?.();
-    if (!this.#draining || this.#lastTaken !== LARGEST_WINDOW || this.#session.closed) return;
-    this.#lastTaken = this.#session.lastStreamId;
-    this.#session.sendGoaway(this.#lastTaken);
-    this.onTunnelEnded();
-  }
-
-  onTunnelEnded(): void {
-    if (this.#session.tunnels.size === 0 && this.#lastTaken !== LARGEST_WINDOW) this.#session.finish();
-  }
-
-  onRequest(streamId: number, list: HeaderList, endStream: boolean): void {
-    const session = this.#session;
-    if (streamId % 2 === 0) throw hboneError("HBONE_PROTOCOL", `the client opened the even stream ${streamId}`);
-    if (streamId <= session.lastStreamId) {
-      throw hboneError("HBONE_STREAM_CLOSED", `HEADERS on stream ${streamId}, which has been used`);
-    }
-    session.lastStreamId = streamId;
-    if (streamId > this.#lastTaken || session.tunnels.size >= this.#options.limits.streamsPerPeer) {
-      this.#reset(streamId, H2_CODE.REFUSED_STREAM);
-      return;
-    }
-    const head = readRequestHead(list);
-    if (head instanceof CodedError) {
-      this.#reset(streamId, H2_CODE.PROTOCOL_ERROR);
-      this.#options.reject(head);
-      return;
-    }
-    const tunnel = session.addTunnel(streamId);
-    if (endStream) tunnel.receiveEnd();
-    const wrong = wrongRequest(head);
-    if (wrong !== undefined) {
-      this.refuse(tunnel, 400);
-      this.#options.reject(hboneError("HBONE_MALFORMED", wrong, { details: { peer: this.#options.secure.peer } }));
-      return;
-    }
-    this.#options.onTunnel(new ServerTunnel(this, { tunnel, head, options: this.#options }));
-  }
-
-  #reset(streamId: number, code: number): void {
-    this.#session.resets.add(streamId);
-    this.#session.writer.control32(FRAME.RST_STREAM, streamId, code);
-  }
-
-  /** Trailers may end a tunnel; anything else is an error of the peer. */
-  onTunnelHeaders(tunnel: Tunnel, _list: HeaderList, endStream: boolean): void {
-    if (endStream) tunnel.receiveEnd();
-    else tunnel.fail(hboneError("HBONE_MALFORMED", "trailers do not end the stream"), H2_CODE.PROTOCOL_ERROR);
-  }
-
-  /** Answers 200. */
-  answer(tunnel: Tunnel, baggage: string | undefined): void {
-    tunnel.answered = true;
-    const fields = baggage === undefined ? [STATUS_200] : [STATUS_200, encodeField("baggage", baggage)];
-    this.#session.sendHeaders(tunnel.id, fields, false);
-  }
-
-  /** Answers with an error; the client's bytes are not wanted any more. */
-  refuse(tunnel: Tunnel, status: number): void {
-    if (tunnel.closed) return;
-    tunnel.answered = true;
-    this.#session.sendHeaders(tunnel.id, [encodeField(":status", String(status))], true);
-    if (tunnel.downlink.ended) tunnel.sessionLost(hboneError("HBONE_PEER_STATUS", `answered with ${status}`));
-    else tunnel.fail(hboneError("HBONE_PEER_STATUS", `answered with ${status}`), H2_CODE.NO_ERROR);
-  }
-
-  onGoaway(): void {}
-
-  onClosed(error: CodedError | undefined): void {
-    this.#cancelDrain?.();
-    this.#options.onClosed();
-    if (error !== undefined && error.code !== "HBONE_DRAINING") this.#options.reject(error);
-  }
-}
-
-/** Why a request is no CONNECT to an address; undefined when it is one. */
-function wrongRequest({ method, authority }: RequestHead): string | undefined {
-  if (method !== "CONNECT") return `the method is "${method}", not CONNECT`;
-  if (authority === undefined) return "a CONNECT request has no :authority";
-  return findHostPort(authority) === undefined ? `the :authority "${authority}" is no host and port` : undefined;
-}
-
-interface ServerTunnelParts {
-  readonly tunnel: Tunnel;
-  readonly head: RequestHead;
-  readonly options: ServerSessionOptions;
-}
-
-class ServerTunnel implements InboundTunnel {
-  readonly peer: SpiffeId;
-  readonly remote: SocketAddress;
-  readonly local: SocketAddress;
-  readonly authority: string;
-  readonly headers: ReadonlyMap<string, string>;
-  readonly signal = new LightAbort();
-  readonly #session: ServerSession;
-  readonly #tunnel: Tunnel;
-  #over: TunnelResult | undefined;
-  #onEnd: ((result: TunnelResult) => void) | undefined;
-
-  constructor(session: ServerSession, { tunnel, head, options }: ServerTunnelParts) {
-    this.peer = options.secure.peer;
-    this.remote = options.remote;
-    this.local = options.local;
-    this.authority = head.authority ?? "";
-    this.headers = head.headers;
-    this.#session = session;
-    this.#tunnel = tunnel;
-    tunnel.onFinished = (result) => {
-      this.#over = result;
-      this.signal.abort(result.error);
-      this.#onEnd?.(result);
-    };
-  }
-
-  get closed(): boolean {
-    return this.#over !== undefined;
-  }
-
-  accept(
-    socket: TcpSocket,
-    options: { baggage?: string | undefined; onEnd: (result: TunnelResult) => void },
-  ): TunnelHandle {
-    if (this.#over !== undefined) {
-      socket.reset();
-      options.onEnd(this.#over);
-      return this.#tunnel;
-    }
-    this.#onEnd = options.onEnd;
-    this.#session.answer(this.#tunnel, options.baggage);
-    this.#tunnel.attach(socket);
-    return this.#tunnel;
-  }
-
-  refuse(status: number): void {
-    this.#session.refuse(this.#tunnel, status);
   }
 }

@@ -1,123 +1,17 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { FakeClock } from "#base/clock";
-import type { CodedError } from "#base/errors";
-import type { ByteStream, StreamOwner, WriteOutcome } from "#linux";
 import { hboneError } from "./errors.ts";
-import { FLAG, FRAME, getUint32, HEADER_BYTES, PREFACE, putFrameHeader } from "./frames.ts";
+import {
+  connectFrame as connect,
+  FakeSocket,
+  fakeSession as make,
+  frame,
+  uint32,
+  type FakeRole,
+} from "./fake-session.ts";
+import { FLAG, FRAME, getUint32 } from "./frames.ts";
 import { encodeField } from "./hpack.ts";
-import { DEFAULT_LIMITS } from "./limits.ts";
-import { Session, type SessionRole } from "./session.ts";
-import type { Tunnel } from "./tunnel.ts";
-
-/** A stream without a socket: what the session writes is kept, what it is to read is put in. */
-class FakeStream implements ByteStream {
-  owner: StreamOwner | undefined;
-  buffer = new Uint8Array(0) as Uint8Array;
-  written: Buffer[] = [];
-  closed = false;
-  ended = false;
-  stalled = false;
-  readonly error = undefined;
-
-  start(owner: StreamOwner, buffer: Uint8Array): void {
-    this.owner = owner;
-    this.buffer = buffer;
-  }
-  pause(): void {}
-  resume(): void {}
-  replaceBuffer(buffer: Uint8Array): void {
-    this.buffer = buffer;
-  }
-  write(bytes: Uint8Array): WriteOutcome {
-    this.written.push(Buffer.from(bytes));
-    return this.stalled ? "pending" : "done";
-  }
-  writeAll(pieces: readonly Uint8Array[]): WriteOutcome {
-    return this.write(Buffer.concat(pieces));
-  }
-  shutdown(): void {
-    this.ended = true;
-  }
-  close(): void {
-    this.closed = true;
-  }
-  reset(): void {
-    this.closed = true;
-  }
-
-  /** Delivers bytes as a TLS session does: at most 16 KiB at a time. */
-  put(bytes: Uint8Array): void {
-    for (let at = 0; at < bytes.length && !this.closed;) {
-      const count = Math.min(bytes.length - at, this.buffer.length, 16_384);
-      this.buffer.set(bytes.subarray(at, at + count));
-      at += count;
-      this.buffer = this.owner?.onRead(count) ?? this.buffer;
-    }
-  }
-
-  /** Frames that were written: type, flags, stream, content. */
-  frames(): { type: number; flags: number; streamId: number; content: Buffer }[] {
-    const all = Buffer.concat(this.written);
-    const frames = [];
-    for (let at = 0; at + HEADER_BYTES <= all.length;) {
-      const length = all.readUIntBE(at, 3);
-      const content = all.subarray(at + HEADER_BYTES, at + HEADER_BYTES + length);
-      frames.push({ type: all[at + 3] ?? 0, flags: all[at + 4] ?? 0, streamId: getUint32(all, at + 5), content });
-      at += HEADER_BYTES + length;
-    }
-    return frames;
-  }
-}
-
-class FakeRole implements SessionRole {
-  readonly kind = "server";
-  session: Session | undefined;
-  tunnels: Tunnel[] = [];
-  closedWith: CodedError | undefined | "open" = "open";
-
-  onRequest(streamId: number, _list: readonly string[], endStream: boolean): void {
-    const tunnel = this.session?.addTunnel(streamId);
-    if (tunnel === undefined) return;
-    tunnel.answered = true;
-    this.tunnels.push(tunnel);
-    if (endStream) tunnel.receiveEnd();
-  }
-  onTunnelHeaders(tunnel: Tunnel): void {
-    tunnel.receiveEnd();
-  }
-  onGoaway(): void {}
-  onTunnelEnded(): void {}
-  onDrainPong(): void {}
-  onClosed(error: CodedError | undefined): void {
-    this.closedWith = error;
-  }
-}
-
-// eslint-disable-next-line max-params -- a row of a table of frames reads best so
-function frame(type: number, streamId: number, content: Uint8Array | number[] = [], flags = 0): Buffer {
-  const out = Buffer.alloc(HEADER_BYTES + content.length);
-  putFrameHeader(out, 0, { length: content.length, type, flags, streamId });
-  out.set(content, HEADER_BYTES);
-  return out;
-}
-
-const settings = frame(FRAME.SETTINGS, 0);
-const connect = (streamId: number): Buffer =>
-  frame(FRAME.HEADERS, streamId, encodeField(":method", "CONNECT"), FLAG.END_HEADERS);
-const uint32 = (value: number): number[] => [value >>> 24, (value >>> 16) & 255, (value >>> 8) & 255, value & 255];
-
-function make(): { stream: FakeStream; role: FakeRole; session: Session; clock: FakeClock } {
-  const clock = new FakeClock();
-  const role = new FakeRole();
-  const session = new Session({ role, clock, limits: DEFAULT_LIMITS });
-  role.session = session;
-  const stream = new FakeStream();
-  session.start(stream, new Uint8Array(0));
-  stream.put(Buffer.concat([PREFACE, settings]));
-  return { stream, role, session, clock };
-}
 
 async function nextTurn(): Promise<void> {
   await new Promise((resolve) => {
@@ -130,77 +24,174 @@ function codeOf(role: FakeRole): string | undefined {
 }
 
 test("each broken rule of a session ends it with its code, which the peer is told", async () => {
-  const mega = Buffer.alloc(1 << 20);
-  const data = (streamId: number): Buffer => frame(FRAME.DATA, streamId, mega);
+  const widest = frame(FRAME.SETTINGS, 0, [0, 4, 0x7f, 0xff, 0xff, 0xff]);
   const cases: [string, Buffer[], number][] = [
     ["HBONE_PROTOCOL", [frame(FRAME.DATA, 1, [1])], 1],
     ["HBONE_PROTOCOL", [frame(FRAME.RST_STREAM, 1, uint32(8))], 1],
     ["HBONE_PROTOCOL", [frame(FRAME.WINDOW_UPDATE, 1, uint32(8))], 1],
     ["HBONE_PROTOCOL", [frame(FRAME.WINDOW_UPDATE, 0, uint32(0))], 1],
     ["HBONE_FLOW_CONTROL", [frame(FRAME.WINDOW_UPDATE, 0, uint32(0x7fff_ffff))], 3],
-    ["HBONE_FLOW_CONTROL", [connect(1), frame(FRAME.WINDOW_UPDATE, 1, uint32(0x7fff_ffff))], 3],
+    ["HBONE_FLOW_CONTROL", [connect(1), frame(FRAME.WINDOW_UPDATE, 1, uint32(0x7fff_0000 - 1)), widest], 3],
     ["HBONE_FLOW_CONTROL", [frame(FRAME.SETTINGS, 0, [0, 4, 0x80, 0, 0, 0])], 3],
     ["HBONE_PROTOCOL", [frame(FRAME.SETTINGS, 0, [0, 5, 0, 0, 0, 1])], 1],
     ["HBONE_PROTOCOL", [frame(FRAME.SETTINGS, 0, [0, 2, 0, 0, 0, 2])], 1],
-    ["HBONE_STREAM_CLOSED", [connect(1), frame(FRAME.DATA, 1, [], FLAG.END_STREAM), frame(FRAME.DATA, 1, [1])], 5],
+    ["HBONE_PROTOCOL", [frame(FRAME.SETTINGS, 0, [], FLAG.ACK)], 1],
+    ["HBONE_FLOOD", [frame(FRAME.SETTINGS, 0, Buffer.alloc(6 * 33))], 11],
     ["HBONE_STREAM_CLOSED", [connect(1), frame(FRAME.RST_STREAM, 1, uint32(8)), frame(FRAME.DATA, 1, [1])], 5],
     ["HBONE_COMPRESSION", [frame(FRAME.HEADERS, 1, [0x80], FLAG.END_HEADERS)], 9],
     ["HBONE_FRAME_SIZE", [frame(FRAME.PING, 0, [1])], 6],
-    // nobody takes the bytes: the window of a tunnel is 4 MiB
-    ["HBONE_FLOW_CONTROL", [connect(1), data(1), data(1), data(1), data(1), frame(FRAME.DATA, 1, [1])], 3],
+    // nobody takes the bytes: the window of a tunnel is 256 KiB
+    ["HBONE_FLOW_CONTROL", [connect(1), frame(FRAME.DATA, 1, Buffer.alloc(256 << 10)), frame(FRAME.DATA, 1, [1])], 3],
   ];
   for (const [code, frames, h2Code] of cases) {
     const { stream, role } = make();
     await nextTurn();
     stream.put(Buffer.concat(frames));
     assert.equal(codeOf(role), code);
-    assert.ok(stream.closed);
     const last = stream.frames().at(-1);
     assert.equal(last?.type, FRAME.GOAWAY, code);
     assert.equal(getUint32(last.content, 4), h2Code, code);
+    assert.ok(stream.ended && !stream.closed, "it waits for the peer's end, so that the peer hears of it");
+    stream.owner?.onEnd();
+    assert.ok(stream.closed && role.gone);
   }
 });
 
-test("the session's window bounds what all tunnels together hold", async () => {
+test("a rule of one stream that is broken ends that stream alone", async () => {
+  const end = frame(FRAME.DATA, 1, [], FLAG.END_STREAM);
+  const cases: [Buffer[], number][] = [
+    [[frame(FRAME.WINDOW_UPDATE, 1, uint32(0))], 1],
+    [[frame(FRAME.WINDOW_UPDATE, 1, uint32(0x7fff_ffff))], 3],
+    [[end, frame(FRAME.DATA, 1, [1])], 5],
+    [[end, frame(FRAME.HEADERS, 1, encodeField("a", "b"), FLAG.END_HEADERS | FLAG.END_STREAM)], 5],
+  ];
+  for (const [frames, h2Code] of cases) {
+    const { stream, role, session } = make();
+    stream.put(Buffer.concat([connect(1), connect(3), ...frames]));
+    await nextTurn();
+    assert.equal(codeOf(role), "open");
+    const resets = stream.frames().filter(({ type }) => type === FRAME.RST_STREAM);
+    assert.deepEqual(
+      resets.map(({ streamId, content }) => [streamId, getUint32(content, 0)]),
+      [[1, h2Code]],
+    );
+    assert.deepEqual([...session.tunnels.keys()], [3]);
+    // What was under way is no error, as far as the window allows; then it is one.
+    stream.put(frame(FRAME.DATA, 1, Buffer.alloc(200_000)));
+    assert.equal(codeOf(role), "open");
+    stream.put(frame(FRAME.DATA, 1, Buffer.alloc(200_000)));
+    assert.equal(codeOf(role), "HBONE_FLOW_CONTROL");
+  }
+});
+
+test("after both sides have reset a stream nothing may come on it", () => {
+  const { stream, role } = make();
+  stream.put(connect(1));
+  role.tunnels[0]?.fail(hboneError("HBONE_ABORTED", "enough"), 8);
+  stream.put(Buffer.concat([frame(FRAME.DATA, 1, [1]), frame(FRAME.RST_STREAM, 1, uint32(8))]));
+  assert.equal(codeOf(role), "open");
+  stream.put(frame(FRAME.DATA, 1, [1]));
+  assert.equal(codeOf(role), "HBONE_STREAM_CLOSED");
+});
+
+test("however many tunnels are stalled, each with all that it may hold, the next has its window", async () => {
   const { stream, role, session } = make();
-  for (let id = 1; id <= 9; id += 2) stream.put(connect(id));
-  const mega = Buffer.alloc(1 << 20);
-  for (let i = 0; i < 16; i++) stream.put(frame(FRAME.DATA, 1 + 2 * (i % 4), mega));
+  const all = 100;
+  for (let i = 0; i < all; i++) {
+    stream.put(Buffer.concat([connect(1 + 2 * i), frame(FRAME.DATA, 1 + 2 * i, Buffer.alloc(256 << 10))]));
+  }
   assert.equal(codeOf(role), "open");
   assert.ok(session.intake.pinnedSlabs <= 17, `${session.intake.pinnedSlabs} slabs are pinned`);
-  stream.put(frame(FRAME.DATA, 9, [1]));
-  assert.equal(codeOf(role), "HBONE_FLOW_CONTROL");
   await nextTurn();
+  const updates = stream.frames().filter(({ type, streamId }) => type === FRAME.WINDOW_UPDATE && streamId === 0);
+  const given = updates.reduce((sum, { content }) => sum + content.readUInt32BE(0), 65_535);
+  assert.equal(given, session.window.size);
+  assert.ok(given >= all * (256 << 10) && given <= (all + 4) * (256 << 10), `${given} bytes`);
+  for (const tunnel of role.tunnels) tunnel.fail(hboneError("HBONE_ABORTED", "enough"), 8);
+  assert.equal(session.window.size, 16 << 20, "what stalled tunnels held is given back, but for the growth");
 });
 
 test("a byte here and there for a stalled tunnel does not hold a slab each", async () => {
   const { stream, role, session } = make();
-  stream.put(Buffer.concat([connect(1), connect(3)]));
-  role.tunnels[1]?.fail(hboneError("HBONE_ABORTED", "enough"), 8);
+  stream.put(connect(1));
   const filler = Buffer.alloc(64 * 1024);
-  // The second tunnel was reset: its bytes are dropped at once and credited, so that this could go on for ever.
+  let other = 1;
   for (let i = 0; i < 400; i++) {
     stream.put(frame(FRAME.DATA, 1, [i & 255]));
-    if (i < 180) stream.put(frame(FRAME.DATA, 3, filler));
+    if (i % 3 === 0) {
+      // Tunnels that are reset: their bytes are dropped at once.
+      other += 2;
+      stream.put(connect(other));
+      session.tunnels.get(other)?.fail(hboneError("HBONE_ABORTED", "enough"), 8);
+    }
+    stream.put(frame(FRAME.DATA, other, other === 1 ? [] : filler));
     await nextTurn();
   }
   assert.equal(codeOf(role), "open");
   assert.ok(session.intake.pinnedSlabs <= 17, `${session.intake.pinnedSlabs} slabs are pinned`);
 });
 
-test("floods of frames that carry nothing end the session", () => {
-  const floods: [string, Buffer][] = [
-    ["PING", frame(FRAME.PING, 0, [1, 2, 3, 4, 5, 6, 7, 8])],
-    ["SETTINGS", settings],
-    ["empty DATA", frame(FRAME.DATA, 1)],
-    ["PRIORITY", frame(FRAME.PRIORITY, 1, [0, 0, 0, 0, 1])],
-    ["unknown", frame(0x77, 0)],
-  ];
-  for (const [name, one] of floods) {
-    const { stream, role } = make();
+test("the peer's windows are obeyed while its settings change, also below zero", async () => {
+  const { stream, role } = make();
+  const initialWindow = (size: number): Buffer => frame(FRAME.SETTINGS, 0, [0, 4, ...uint32(size)]);
+  const sent = async (): Promise<number> => {
+    await nextTurn();
+    const data = stream.frames().filter(({ type }) => type === FRAME.DATA);
+    return data.reduce((sum, { content }) => sum + content.length, 0);
+  };
+  stream.put(Buffer.concat([frame(FRAME.WINDOW_UPDATE, 0, uint32(1 << 20)), initialWindow(1000), connect(1)]));
+  const socket = new FakeSocket();
+  role.tunnels[0]?.attach(socket);
+  socket.send(3000);
+  assert.equal(await sent(), 1000);
+  assert.ok(socket.stream.paused, "nothing more is read meanwhile");
+  stream.put(initialWindow(400)); // the window is -600 now
+  stream.put(frame(FRAME.WINDOW_UPDATE, 1, uint32(500)));
+  assert.equal(await sent(), 1000);
+  stream.put(frame(FRAME.WINDOW_UPDATE, 1, uint32(101)));
+  assert.equal(await sent(), 1001);
+  stream.put(initialWindow(1400));
+  assert.equal(await sent(), 2001);
+  stream.put(Buffer.concat([initialWindow(0), initialWindow(2000), initialWindow(1500), initialWindow(65_535)]));
+  assert.equal(await sent(), 3000);
+  assert.ok(!socket.stream.paused);
+});
+
+test("a stream that its peer has ended still gets windows and priorities", async () => {
+  const { stream, role } = make();
+  stream.put(Buffer.concat([frame(FRAME.SETTINGS, 0, [0, 4, ...uint32(0)]), connect(1)]));
+  const socket = new FakeSocket();
+  role.tunnels[0]?.attach(socket);
+  socket.send(10);
+  stream.put(frame(FRAME.DATA, 1, [], FLAG.END_STREAM));
+  stream.put(Buffer.concat([frame(FRAME.PRIORITY, 1, [0, 0, 0, 0, 1]), frame(FRAME.WINDOW_UPDATE, 1, uint32(10))]));
+  await nextTurn();
+  const data = stream.frames().find(({ type }) => type === FRAME.DATA);
+  assert.equal(data?.content.length, 10);
+  assert.equal(codeOf(role), "open");
+});
+
+test("a window grows while its bytes find their reader quickly, and not while they come slowly or wait", async () => {
+  for (const [pauseMs, takes, grows] of [
+    [0, true, true],
+    [60, true, false],
+    [0, false, false],
+  ] as const) {
+    const { stream, role, session, clock } = make();
     stream.put(connect(1));
-    for (let i = 0; i < 100; i++) stream.put(Buffer.concat(Array.from({ length: 200 }, () => one)));
-    assert.equal(codeOf(role), "HBONE_FLOOD", name);
+    const socket = new FakeSocket();
+    socket.stream.stalled = !takes;
+    role.tunnels[0]?.attach(socket);
+    let sent = 0;
+    for (let i = 0; i < 64 && (role.tunnels[0]?.window.left ?? 0) >= 65_536; i++, sent += 65_536) {
+      stream.put(frame(FRAME.DATA, 1, Buffer.alloc(65_536)));
+      await nextTurn();
+      await clock.advance(pauseMs);
+    }
+    assert.equal(codeOf(role), "open");
+    assert.equal(sent, takes ? 64 * 65_536 : 256 << 10);
+    assert.equal((role.tunnels[0]?.window.left ?? 0) > 256 << 10, grows);
+    assert.equal(session.window.size, 16 << 20, "there was room in the session's window");
   }
 });
 
@@ -272,7 +263,7 @@ test("any frames leave a session open or end it with a code of ours, and every t
       } else {
         assert.match(role.closedWith?.code ?? "", /^HBONE_/);
       }
-      assert.ok(stream.closed);
+      assert.ok(stream.ended);
       assert.equal(session.tunnels.size, 0);
       assert.equal(new Set(ends).size, ends.length);
     }),

@@ -2,30 +2,23 @@ import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import type { ByteStream, StreamOwner } from "#linux";
 import { commonSlab, SLAB_BYTES } from "./buffers.ts";
+import { Departure, discarded } from "./departure.ts";
 import { H2_CODE, h2CodeOf, hboneError } from "./errors.ts";
 import { FrameParser, type FrameSink } from "./frame-parser.ts";
-import {
-  FLAG,
-  FRAME,
-  HEADER_BYTES,
-  LARGEST_WINDOW,
-  putFrameHeader,
-  putUint32,
-  SESSION_CREDIT_BYTES,
-  SESSION_WINDOW_BYTES,
-} from "./frames.ts";
+import { FLAG, FRAME, goawayFrame, LARGEST_WINDOW, STREAM_WINDOW_BYTES } from "./frames.ts";
 import { HpackDecoder, TABLE_BYTES, type HeaderList } from "./hpack.ts";
 import { Intake } from "./intake.ts";
 import { KeepAlive } from "./keep-alive.ts";
 import type { HboneLimits } from "./limits.ts";
 import { NuisanceGuard } from "./nuisance-guard.ts";
 import { RecentStreams } from "./recent-streams.ts";
-import { readSettings, sendPreface } from "./settings.ts";
+import { SessionWindow } from "./session-window.ts";
+import { changeWindows, readSettings, sendPreface } from "./settings.ts";
 import { Tunnel, type TunnelSession } from "./tunnel.ts";
 import { SessionWriter } from "./writer.ts";
 
-/** How long a closed session waits for the peer's close. */
-const LINGER_MS = 1000;
+/** A smaller WINDOW_UPDATE is hardly worth its frame. */
+const LEAST_INCREMENT = 64;
 
 /** What the two roles make of a session's events. */
 export interface SessionRole {
@@ -40,8 +33,12 @@ export interface SessionRole {
   onTunnelEnded(): void;
   /** Our drain ping was answered. */
   onDrainPong(): void;
-  /** Exactly once. Undefined: it ended as it should. */
+  /** The peer's first SETTINGS are in force. */
+  onPeerSettings(): void;
+  /** Exactly once: nothing goes through it any more. Undefined: it ended as it should. */
   onClosed(error: CodedError | undefined): void;
+  /** Exactly once, after `onClosed`: its stream is closed, too. */
+  onGone(): void;
 }
 
 /** What a session is made of. */
@@ -62,6 +59,8 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   /** How many tunnels the peer lets us open. */
   peerMaxStreams: number;
   settingsSeen = false;
+  /** The peer has ours in force. */
+  settingsAcknowledged = false;
   /** The highest stream that the peer opened (server) or we opened (client). */
   lastStreamId = 0;
   closed = false;
@@ -73,16 +72,16 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   readonly #parser: FrameParser;
   readonly #decoder: HpackDecoder;
   readonly #keepAlive: KeepAlive;
+  readonly window: SessionWindow;
   #stream: ByteStream | undefined;
-  #receiveWindow = SESSION_WINDOW_BYTES;
-  #used = 0;
+  #departure: Departure | undefined;
   /** The tunnel of the current DATA frame. */
   #current: Tunnel | undefined;
   /** Late frames of streams that we reset are no error. */
   readonly resets = new RecentStreams();
-  readonly #nuisances: NuisanceGuard;
+  readonly nuisances: NuisanceGuard;
   #finishing = false;
-  #cancelLinger: (() => void) | undefined;
+  #reading = false; // in `onRead`
 
   constructor({ role, clock, limits }: SessionOptions) {
     this.clock = clock;
@@ -94,13 +93,20 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     this.writer = new SessionWriter((error) => {
       this.fail(error);
     });
+    this.window = new SessionWindow((increment) => {
+      if (!this.closed) this.writer.control32(FRAME.WINDOW_UPDATE, 0, increment);
+    });
     this.#keepAlive = new KeepAlive(this, limits);
-    this.#nuisances = new NuisanceGuard(clock);
+    this.nuisances = new NuisanceGuard(clock, limits.nuisancePoints);
   }
 
   /** Begins: our settings go out, and what the peer sent already (`early`) is taken. */
   start(stream: ByteStream, early: Uint8Array): void {
     this.#stream = stream;
+    this.#departure = new Departure(stream, this.clock, () => {
+      this.#close(undefined);
+      this.#role.onGone();
+    });
     sendPreface(this.writer, this.#role.kind, this.#limits);
     this.writer.attach(stream);
     stream.start(this, commonSlab.bytes);
@@ -115,9 +121,15 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   // From the stream.
 
   onRead(count: number): Uint8Array | undefined {
+    if (this.closed) {
+      this.#departure?.discard(count);
+      return undefined;
+    }
     this.#keepAlive.heard();
+    this.#reading = true;
     this.#parse(this.intake.position, count);
-    return this.closed ? undefined : this.intake.next(count);
+    this.#reading = false;
+    return this.closed ? discarded : this.intake.next(count);
   }
 
   #parse(start: number, count: number): void {
@@ -148,47 +160,48 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   }
 
   #lost(cause: CodedError | undefined): void {
-    if (this.#finishing && this.tunnels.size === 0) {
-      this.#close(undefined);
-      return;
-    }
-    const why = cause === undefined ? "the peer closed it" : cause.message;
+    this.#close(this.#lossOf(cause));
+    this.#departure?.leave();
+  }
+
+  #lossOf(cause: CodedError | undefined): CodedError | undefined {
     const refused = this.#role.kind === "client" && !this.settingsSeen;
-    const error = refused
+    if (this.tunnels.size === 0 && (this.#finishing || (!refused && cause === undefined))) return undefined;
+    const why = cause === undefined ? "the peer closed it" : cause.message;
+    return refused
       ? hboneError("HBONE_SESSION_REFUSED", `the peer closed the session at once: ${why}`, { cause })
       : hboneError("HBONE_SESSION_LOST", `the session ended: ${why}`, { cause });
-    this.#close(this.tunnels.size === 0 && !refused && cause === undefined ? undefined : error);
   }
 
   // Frames.
 
   onDataFrame(streamId: number, length: number): void {
-    this.#receiveWindow -= length;
-    if (this.#receiveWindow < 0) throw hboneError("HBONE_FLOW_CONTROL", "the peer overran the session's window");
+    this.window.take(length);
     const tunnel = this.tunnels.get(streamId);
     this.#current = tunnel;
     if (tunnel === undefined) {
       this.#checkUsed(streamId, "DATA");
-      if (!this.resets.has(streamId)) throw hboneError("HBONE_STREAM_CLOSED", `DATA on the closed stream ${streamId}`);
+      const left = this.resets.take(streamId, length);
+      if (left === undefined) throw hboneError("HBONE_STREAM_CLOSED", `DATA on the closed stream ${streamId}`);
+      if (left < 0) throw hboneError("HBONE_FLOW_CONTROL", `the peer overran stream ${streamId}, which was reset`);
       return;
     }
-    if (tunnel.downlink.ended) throw hboneError("HBONE_STREAM_CLOSED", `DATA after the end of stream ${streamId}`);
     if (this.#role.kind === "client" && !tunnel.answered) {
       throw hboneError("HBONE_PROTOCOL", `DATA before the answer on stream ${streamId}`);
     }
-    tunnel.receiveWindow -= length;
-    if (tunnel.receiveWindow < 0) throw hboneError("HBONE_FLOW_CONTROL", `the peer overran stream ${streamId}`);
-    if (length === 0 && !this.#parser.endStream) this.#nuisances.count("empty DATA");
+    tunnel.window.left -= length;
+    if (tunnel.window.left < 0) throw hboneError("HBONE_FLOW_CONTROL", `the peer overran stream ${streamId}`);
+    if (tunnel.downlink.ended) this.failTunnel(tunnel, hboneError("HBONE_STREAM_CLOSED", "DATA after the end"));
   }
 
   onData(piece: FrameParser): void {
     const tunnel = this.#current;
-    if (tunnel === undefined || tunnel.closed) this.credit(piece.count);
+    if (tunnel === undefined || tunnel.closed) this.window.credit(piece.count);
     else tunnel.receive(this.intake.slab, piece);
   }
 
   onPadding(_streamId: number, count: number): void {
-    this.credit(count);
+    this.window.credit(count);
     this.#current?.creditStream(count);
   }
 
@@ -203,8 +216,8 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     const list = this.#decoder.decode(block.bytes, block.offset, block.offset + block.count);
     const tunnel = this.tunnels.get(streamId);
     if (tunnel !== undefined) {
-      if (tunnel.downlink.ended) throw hboneError("HBONE_STREAM_CLOSED", `HEADERS after the end of stream ${streamId}`);
-      this.#role.onTunnelHeaders(tunnel, list, endStream);
+      if (!tunnel.downlink.ended) this.#role.onTunnelHeaders(tunnel, list, endStream);
+      else this.failTunnel(tunnel, hboneError("HBONE_STREAM_CLOSED", "HEADERS after the end"));
       return;
     }
     if (this.resets.has(streamId)) return;
@@ -214,65 +227,78 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   onReset(streamId: number, code: number): void {
     this.#checkUsed(streamId, "RST_STREAM");
     const tunnel = this.tunnels.get(streamId);
-    const early = tunnel === undefined ? !this.resets.has(streamId) : !tunnel.answered;
-    if (early) this.#nuisances.count("RST_STREAM");
-    tunnel?.receiveReset(code);
+    if (tunnel === undefined) {
+      if (!this.resets.forget(streamId)) this.nuisances.frame("RST_STREAM");
+      return;
+    }
+    if (!tunnel.answered) this.nuisances.stream("RST_STREAM before the answer");
+    tunnel.receiveReset(code);
   }
 
   onSettings(settings: readonly (readonly [number, number])[]): void {
-    if (this.settingsSeen) this.#nuisances.count("SETTINGS");
+    const first = !this.settingsSeen;
+    if (!first) this.nuisances.frame("SETTINGS");
     const { writer } = this;
     const peer = readSettings(settings);
     if (peer.maxFrame !== undefined) writer.peerMaxFrame = peer.maxFrame;
     if (peer.maxStreams !== undefined) this.peerMaxStreams = Math.min(peer.maxStreams, this.#limits.streamsPerSession);
     if ((peer.headerTableBytes ?? TABLE_BYTES) < TABLE_BYTES) this.tableUpdateDue = true;
-    if (peer.initialWindow !== undefined) {
-      const change = peer.initialWindow - writer.peerInitialWindow;
-      writer.peerInitialWindow = peer.initialWindow;
-      for (const tunnel of this.tunnels.values()) this.#enlarge(tunnel, change);
-    }
+    if (peer.initialWindow !== undefined) changeWindows(this.tunnels.values(), writer, peer.initialWindow);
     this.settingsSeen = true;
+    if (first) this.#role.onPeerSettings();
     writer.control({ type: FRAME.SETTINGS, flags: FLAG.ACK, streamId: 0, length: 0 });
   }
 
-  #enlarge(tunnel: Tunnel, by: number): void {
-    if (tunnel.uplink.window + by > LARGEST_WINDOW) {
-      throw hboneError("HBONE_FLOW_CONTROL", `the peer's window of stream ${tunnel.id} is too large`);
-    }
-    tunnel.uplink.addWindow(by);
+  onSettingsAck(): void {
+    if (this.settingsAcknowledged) throw hboneError("HBONE_PROTOCOL", "SETTINGS are acknowledged that were not sent");
+    this.settingsAcknowledged = true;
   }
 
-  onSettingsAck(): void {}
   onPing(payload: Uint8Array, ack: boolean): void {
+    this.nuisances.frame("PING");
     if (ack) {
       if (this.#keepAlive.isDrainPong(payload)) this.#role.onDrainPong();
       return;
     }
-    this.#nuisances.count("PING");
     const at = this.writer.control({ type: FRAME.PING, flags: FLAG.ACK, streamId: 0, length: 8 });
     this.writer.buffer.set(payload, at);
   }
 
   onGoaway(lastStreamId: number, code: number): void {
+    this.nuisances.frame("GOAWAY");
     this.#role.onGoaway(lastStreamId, code);
   }
 
   onWindowUpdate(streamId: number, increment: number): void {
-    if (increment === 0) throw hboneError("HBONE_PROTOCOL", `WINDOW_UPDATE of 0 on stream ${streamId}`);
+    if (increment < LEAST_INCREMENT) this.nuisances.frame("WINDOW_UPDATE");
     if (streamId === 0) {
-      this.writer.sendWindow += increment;
-      if (this.writer.sendWindow > LARGEST_WINDOW)
-        throw hboneError("HBONE_FLOW_CONTROL", "the session's window overflows");
-      this.writer.windowOpened();
+      this.#enlargeSession(increment);
       return;
     }
     const tunnel = this.tunnels.get(streamId);
-    if (tunnel === undefined) this.#checkUsed(streamId, "WINDOW_UPDATE");
-    else this.#enlarge(tunnel, increment);
+    if (tunnel === undefined) {
+      this.#checkUsed(streamId, "WINDOW_UPDATE");
+      if (increment === 0) throw hboneError("HBONE_PROTOCOL", `WINDOW_UPDATE of 0 on the closed stream ${streamId}`);
+    } else if (increment === 0) {
+      this.failTunnel(tunnel, hboneError("HBONE_PROTOCOL", "WINDOW_UPDATE of 0"));
+    } else if (tunnel.uplink.window + increment > LARGEST_WINDOW) {
+      this.failTunnel(tunnel, hboneError("HBONE_FLOW_CONTROL", "the peer's window overflows"));
+    } else {
+      tunnel.uplink.addWindow(increment);
+    }
+  }
+
+  #enlargeSession(increment: number): void {
+    if (increment === 0) throw hboneError("HBONE_PROTOCOL", "WINDOW_UPDATE of 0");
+    this.writer.sendWindow += increment;
+    if (this.writer.sendWindow > LARGEST_WINDOW) {
+      throw hboneError("HBONE_FLOW_CONTROL", "the session's window overflows");
+    }
+    this.writer.windowOpened();
   }
 
   onIgnored(type: number): void {
-    this.#nuisances.count(`type ${type}`);
+    this.nuisances.frame(type === FRAME.DATA ? "empty DATA" : `type ${type}`);
   }
 
   /** A stream that nobody has opened yet must not be used. */
@@ -292,17 +318,22 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     return tunnel;
   }
 
-  credit(count: number): void {
-    this.#used += count;
-    if (this.#used < SESSION_CREDIT_BYTES || this.closed) return;
-    this.#receiveWindow += this.#used;
-    this.writer.control32(FRAME.WINDOW_UPDATE, 0, this.#used);
-    this.#used = 0;
+  /** The peer broke a rule that concerns one stream alone (RFC 9113 §5.4.2). */
+  failTunnel(tunnel: Tunnel, error: CodedError): void {
+    tunnel.fail(error, h2CodeOf(error.code));
+    this.nuisances.stream(error.message);
+  }
+
+  /** Refuses a stream that got no tunnel. */
+  refuseStream(streamId: number, code: number): void {
+    this.resets.add(streamId, STREAM_WINDOW_BYTES);
+    this.writer.control32(FRAME.RST_STREAM, streamId, code);
+    this.nuisances.stream("a request that is refused");
   }
 
   forget(tunnel: Tunnel, reset: boolean): void {
     this.tunnels.delete(tunnel.id);
-    if (reset) this.resets.add(tunnel.id);
+    if (reset) this.resets.add(tunnel.id, tunnel.window.left);
     if (!this.closed) this.#role.onTunnelEnded();
   }
 
@@ -321,9 +352,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   }
 
   sendGoaway(lastStreamId: number): void {
-    const at = this.writer.control({ type: FRAME.GOAWAY, flags: 0, streamId: 0, length: 8 });
-    putUint32(this.writer.buffer, at, lastStreamId);
-    putUint32(this.writer.buffer, at + 4, H2_CODE.NO_ERROR);
+    this.writer.raw(goawayFrame(lastStreamId, H2_CODE.NO_ERROR));
   }
 
   /** A ping whose answer is reported to the role: everything that the peer sent before it has come by then. */
@@ -336,23 +365,17 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     if (this.#finishing || this.closed) return;
     this.#finishing = true;
     this.writer.whenIdle(() => {
-      if (this.closed) return;
-      this.#stream?.shutdown();
-      this.#cancelLinger = this.clock.after(LINGER_MS, () => {
-        this.#close(undefined);
-      });
+      if (!this.closed) this.#departure?.begin();
     });
   }
 
-  /** Ends the session because of `error`: the peer is told, every tunnel is reset. */
+  /** Ends the session because of `error`: every tunnel is reset, and the peer is told, if it still listens. */
   fail(error: CodedError): void {
     if (this.closed) return;
-    const last = new Uint8Array(HEADER_BYTES + 8);
-    putFrameHeader(last, 0, { length: 8, type: FRAME.GOAWAY, flags: 0, streamId: 0 });
-    putUint32(last, HEADER_BYTES, this.#role.kind === "server" ? this.lastStreamId : 0);
-    putUint32(last, HEADER_BYTES + 4, h2CodeOf(error.code));
-    this.writer.finish(last);
+    this.writer.finish(goawayFrame(this.#role.kind === "server" ? this.lastStreamId : 0, h2CodeOf(error.code)));
     this.#close(error);
+    if (this.#stream?.error === undefined) this.#departure?.begin();
+    else this.#departure?.leave();
   }
 
   #close(error: CodedError | undefined): void {
@@ -361,10 +384,10 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     this.#parser.stop();
     this.writer.stop();
     this.#keepAlive.stop();
-    this.#cancelLinger?.();
-    this.#stream?.close();
     const gone = error ?? hboneError("HBONE_SESSION_LOST", "the session has ended");
     for (const tunnel of this.tunnels.values()) tunnel.sessionLost(gone);
+    this.window.close();
+    if (!this.#reading) this.#stream?.replaceBuffer(discarded);
     this.intake.close();
     this.#role.onClosed(error);
   }

@@ -12,7 +12,11 @@ import {
   STREAM_WINDOW_BYTES,
 } from "./frames.ts";
 import type { HboneLimits } from "./limits.ts";
+import type { Tunnel } from "./tunnel.ts";
 import type { SessionWriter } from "./writer.ts";
+
+/** No peer has so much to say; each setting costs us, and the peer six bytes. */
+const MOST_SETTINGS = 32;
 
 /** How a session begins: the preface (client), our settings, and the session's window. */
 export function sendPreface(writer: SessionWriter, role: "client" | "server", limits: HboneLimits): void {
@@ -41,8 +45,14 @@ export interface PeerSettings {
   readonly maxFrame: number | undefined;
 }
 
-/** Reads a SETTINGS frame. Throws `HBONE_PROTOCOL` or `HBONE_FLOW_CONTROL` for a value that is not allowed. */
+/**
+ * Reads a SETTINGS frame. Throws `HBONE_PROTOCOL` or `HBONE_FLOW_CONTROL` for a value that is not allowed, `HBONE_FLOOD`
+ * for too many.
+ */
 export function readSettings(settings: readonly (readonly [number, number])[]): PeerSettings {
+  if (settings.length > MOST_SETTINGS) {
+    throw hboneError("HBONE_FLOOD", `a SETTINGS frame has ${settings.length} settings`);
+  }
   const values = new Map(settings);
   const initialWindow = values.get(SETTING.INITIAL_WINDOW_SIZE);
   if ((initialWindow ?? 0) > LARGEST_WINDOW) {
@@ -59,4 +69,19 @@ export function readSettings(settings: readonly (readonly [number, number])[]): 
     initialWindow,
     maxFrame: maxFrame === undefined ? undefined : Math.min(maxFrame, MAX_FRAME_BYTES),
   };
+}
+
+/**
+ * The peer has changed the window that its tunnels begin with: open ones change by the difference, below 0 if need be
+ * (RFC 9113 §6.9.2). Throws `HBONE_FLOW_CONTROL`.
+ */
+export function changeWindows(tunnels: Iterable<Tunnel>, writer: SessionWriter, initialWindow: number): void {
+  const change = initialWindow - writer.peerInitialWindow;
+  writer.peerInitialWindow = initialWindow;
+  for (const { id, uplink } of tunnels) {
+    if (uplink.window + change > LARGEST_WINDOW) {
+      throw hboneError("HBONE_FLOW_CONTROL", `the peer's new settings overflow the window of stream ${id}`);
+    }
+    uplink.addWindow(change);
+  }
 }

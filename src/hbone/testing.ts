@@ -10,7 +10,8 @@ import { TestAuthority } from "../x509/testing.ts";
 import type { HboneLimits } from "./limits.ts";
 import type { OpenRequest } from "./open-request.ts";
 import { HbonePool } from "./pool.ts";
-import { HboneServer, type InboundTunnel } from "./server.ts";
+import { HboneServer } from "./server.ts";
+import type { InboundTunnel } from "./server-session.ts";
 import type { TunnelResult } from "./tunnel.ts";
 
 /** For tests: the ID of a workload of the test's trust domain. */

@@ -9,7 +9,8 @@ import { connectTcp, type TcpSocket } from "#linux";
 import type { TlsIdentity } from "#model/tls-identity";
 import { TestAuthority, x509 } from "../x509/testing.ts";
 import { HbonePool } from "./pool.ts";
-import { HboneServer, type InboundTunnel } from "./server.ts";
+import type { InboundTunnel } from "./server-session.ts";
+import { HboneServer } from "./server.ts";
 import { identities, testId } from "./testing.ts";
 import type { TunnelResult } from "./tunnel.ts";
 

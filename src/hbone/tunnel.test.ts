@@ -176,6 +176,53 @@ for (const path of ["handles", "public"] as const) {
       });
     });
 
+    test("many stalled readers beside a fast one: all hold what they may, and it loses nothing of its speed", async () => {
+      useSocketPath(path);
+      const stalledCount = 30;
+      const stalled: Socket[] = [];
+      const app = (socket: Socket): void => {
+        socket.on("end", () => socket.end("done"));
+        socket.once("data", (chunk) => {
+          if (chunk[0] !== "s".charCodeAt(0)) return;
+          socket.pause();
+          stalled.push(socket);
+        });
+      };
+      await withRig({ app }, async (rig) => {
+        const chunk = Buffer.alloc(1 << 20, 1);
+        const fast = async (): Promise<number> => {
+          const socket = rig.dial();
+          const beganMs = performance.now();
+          for (let i = 0; i < 48; i++) socket.write(chunk);
+          socket.end();
+          assert.equal(await readAll(socket), "done");
+          return performance.now() - beganMs;
+        };
+        await fast();
+        const aloneMs = await fast();
+        const writers = Array.from({ length: stalledCount }, () => {
+          const socket = rig.dial();
+          socket.write("s");
+          socket.write(Buffer.alloc(8 << 20, 1));
+          return socket;
+        });
+        await until("all are stalled", () => stalled.length === stalledCount);
+        const sent = (): number => writers.reduce((sum, one) => sum + one.bytesWritten - one.writableLength, 0);
+        let last = -1;
+        await until("their writers stop", () => {
+          const now = sent();
+          const same = now === last;
+          last = now;
+          return same && now > stalledCount * (256 << 10);
+        });
+        assert.ok(last < stalledCount * (8 << 20), "the twin: they do not get on");
+        assert.equal(rig.pool.sessions, 1);
+        const besideMs = await fast();
+        for (const socket of stalled) socket.destroy();
+        assert.ok(besideMs < 10 * aloneMs + 1000, `${besideMs} ms beside them, ${aloneMs} ms alone`);
+      });
+    });
+
     test("a busy socket gets large buffers, and gives them back when it is quiet or its reads are small", async () => {
       useSocketPath(path);
       await withRig({ app: echo }, async (rig) => {
@@ -304,8 +351,9 @@ for (const path of ["handles", "public"] as const) {
         const socket = rig.dial();
         socket.write("a");
         await once(socket, "data");
+        const broken = closed(socket);
         await rig.server.drain(50);
-        await closed(socket);
+        await broken;
         await until("both results", () => rig.results.outbound.length + rig.results.inbound.length === 2);
         assert.equal(rig.results.inbound[0]?.error?.code, "HBONE_DRAINING");
         assert.match(rig.results.outbound[0]?.error?.code ?? "", /^HBONE_(SESSION_LOST|STREAM_REFUSED)$/);
@@ -343,8 +391,9 @@ for (const path of ["handles", "public"] as const) {
         const socket = rig.dial();
         socket.write("a");
         await once(socket, "data");
+        const broken = closed(socket);
         await rig.pool.drain(0);
-        await closed(socket);
+        await broken;
         assert.equal(rig.results.outbound[0]?.error?.code, "HBONE_DRAINING");
       });
     });

@@ -4,8 +4,10 @@ import type { StreamOwner, TcpSocket } from "#linux";
 import { sharedBuffer, type Slab } from "./buffers.ts";
 import { Downlink, type DownlinkHost } from "./downlink.ts";
 import { H2_CODE, hboneError } from "./errors.ts";
-import { FRAME, STREAM_CREDIT_BYTES, STREAM_WINDOW_BYTES } from "./frames.ts";
+import { FRAME } from "./frames.ts";
 import type { FrameParser } from "./frame-parser.ts";
+import type { SessionWindow } from "./session-window.ts";
+import { TunnelWindow } from "./tunnel-window.ts";
 import { Uplink, type UplinkHost } from "./uplink.ts";
 import type { SessionWriter } from "./writer.ts";
 
@@ -34,8 +36,7 @@ export interface TunnelHandle {
 export interface TunnelSession {
   readonly writer: SessionWriter;
   readonly clock: Clock;
-  /** Received bytes are used up: the peer may send as many again. */
-  credit(count: number): void;
+  readonly window: SessionWindow;
   /** The tunnel has ended. `reset`: RST_STREAM was sent, so that late frames of it are no error. */
   forget(tunnel: Tunnel, reset: boolean): void;
 }
@@ -51,10 +52,9 @@ export class Tunnel implements StreamOwner, UplinkHost, DownlinkHost, TunnelHand
   readonly id: number;
   readonly uplink: Uplink;
   readonly downlink: Downlink;
+  readonly window: TunnelWindow;
   readonly writer: SessionWriter;
   readonly clock: Clock;
-  /** What the peer may still send on this tunnel. */
-  receiveWindow = STREAM_WINDOW_BYTES;
   closed = false;
   /** The final answer (to CONNECT) has been sent or received. */
   answered = false;
@@ -64,7 +64,6 @@ export class Tunnel implements StreamOwner, UplinkHost, DownlinkHost, TunnelHand
   onFinished: ((result: TunnelResult) => void) | undefined;
   readonly #session: TunnelSession;
   #socket: TunnelSocket | undefined;
-  #used = 0;
 
   constructor(id: number, session: TunnelSession) {
     this.id = id;
@@ -73,6 +72,7 @@ export class Tunnel implements StreamOwner, UplinkHost, DownlinkHost, TunnelHand
     this.clock = session.clock;
     this.uplink = new Uplink(id, session.writer.peerInitialWindow, this);
     this.downlink = new Downlink(this);
+    this.window = new TunnelWindow(session.window, session.clock);
   }
 
   get bytes(): { readonly sent: number; readonly received: number } {
@@ -161,17 +161,15 @@ export class Tunnel implements StreamOwner, UplinkHost, DownlinkHost, TunnelHand
   }
 
   onDelivered(count: number): void {
-    this.#session.credit(count);
+    this.#session.window.credit(count);
     this.creditStream(count);
   }
 
   /** Gives the peer's window of this tunnel back, in batches. */
   creditStream(count: number): void {
-    this.#used += count;
-    if (this.#used < STREAM_CREDIT_BYTES || this.closed || this.downlink.ended) return;
-    this.receiveWindow += this.#used;
-    this.writer.control32(FRAME.WINDOW_UPDATE, this.id, this.#used);
-    this.#used = 0;
+    if (this.closed || this.downlink.ended) return;
+    const increment = this.window.credit(count);
+    if (increment > 0) this.writer.control32(FRAME.WINDOW_UPDATE, this.id, increment);
   }
 
   /** Ends the tunnel because of a failure here: the peer is told with RST_STREAM, the plain socket is reset. */
@@ -196,7 +194,8 @@ export class Tunnel implements StreamOwner, UplinkHost, DownlinkHost, TunnelHand
     else this.#socket?.reset();
     this.uplink.drop();
     const undelivered = this.downlink.drop();
-    if (undelivered > 0) this.#session.credit(undelivered);
+    this.window.close();
+    if (undelivered > 0) this.#session.window.credit(undelivered);
     this.#session.forget(this, resetSent);
     const { sent, received } = this.bytes;
     this.onFinished?.({ bytesSent: sent, bytesReceived: received, error });

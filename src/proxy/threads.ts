@@ -1,4 +1,4 @@
-import { sleep, type Clock } from "#base/clock";
+import type { Clock } from "#base/clock";
 import { messageOf, type CodedError } from "#base/errors";
 import type { AccessLevel } from "#model/access-log";
 import type { SpiffeId } from "#model/spiffe-id";
@@ -39,8 +39,6 @@ export interface DataThreadsParts {
 const ANSWER_MS = 30_000;
 /** Connections, or peers of pools, that are listed for operators. */
 const MAX_LISTED = 100_000;
-/** How long threads go on after their last connection has ended. */
-const LINGER_MS = 250;
 
 interface Member {
   readonly port: ThreadPort;
@@ -155,8 +153,6 @@ export class DataThreads {
   async drain(deadlineMs: number): Promise<void> {
     this.#isStopping = true;
     await this.#all((seq) => ({ type: "drain", seq, drainMs: deadlineMs })).catch(() => undefined); // they end anyway
-    // The last bytes of the last tunnels are on their way: a session that is cut with unread frames would be reset.
-    await sleep(this.#parts.clock, Math.min(deadlineMs, LINGER_MS));
     await Promise.all(this.#members.map(({ port }) => port.terminate()));
   }
 
