@@ -4,7 +4,7 @@ import type { Log } from "#base/log";
 import { decodeAddress } from "#proto";
 import { addressName, type Address } from "#model/workload";
 import type { Rejection, ResourceUpdate } from "#xds";
-import { WorkloadTable, type AddressChange } from "./table.ts";
+import { WorkloadTable, type PackedChange } from "./table.ts";
 
 /** Addresses that go to the data threads at once: connections get their turn between two such parts of a large push. */
 export const ADDRESSES_PER_MESSAGE = 500;
@@ -12,7 +12,7 @@ export const ADDRESSES_PER_MESSAGE = 500;
 /** What the addresses of the mesh go through. */
 export interface AddressesParts {
   /** Puts a change in force on all data threads; resolves when it is. */
-  readonly spread: (change: AddressChange, synced: boolean) => Promise<void>;
+  readonly spread: (change: PackedChange, synced: boolean) => Promise<void>;
   readonly clock: Clock;
   readonly log: Log;
 }
@@ -37,32 +37,37 @@ export class Addresses {
 
   /** Takes one update. The names that it returns were refused; all else is in force when it resolves. */
   async take(update: ResourceUpdate): Promise<readonly Rejection[]> {
+    const { upserts, removes } = update;
     const rejections: Rejection[] = [];
-    const upserts: Address[] = [];
-    for (const { name, value } of update.upserts) {
-      const decoded = decode(name, value);
-      if ("reason" in decoded) rejections.push(decoded);
-      else upserts.push(decoded.address);
-    }
-    const old = !this.#isSynced;
     for (let at = 0; at === 0 || at < upserts.length; at += ADDRESSES_PER_MESSAGE) {
-      const part = upserts.slice(at, at + ADDRESSES_PER_MESSAGE);
-      const change = { upserts: part, removes: at === 0 ? update.removes : [], old };
-      const tooMany = this.table.apply(change, this.#parts.clock.monotonic());
-      rejections.push(...tooMany.map((name) => ({ name, reason: "more addresses than this proxy keeps" })));
-      const kept =
-        tooMany.length === 0
-          ? change
-          : { ...change, upserts: part.filter((address) => !tooMany.includes(addressName(address))) };
-      await this.#parts.spread(kept, false);
+      const part: Address[] = [];
+      for (const { name, value } of upserts.slice(at, at + ADDRESSES_PER_MESSAGE)) {
+        const decoded = decode(name, value);
+        if ("reason" in decoded) rejections.push(decoded);
+        else part.push(decoded.address);
+      }
+      const refused = await this.#put(part, at === 0 ? removes : []);
+      rejections.push(...refused.map((name) => ({ name, reason: "more addresses than this proxy keeps" })));
     }
+    for (let part = this.#findWasteful(); part.length > 0; part = this.#findWasteful()) await this.#put(part, []);
     return rejections;
+  }
+
+  #findWasteful(): readonly Address[] {
+    return this.table.wasteful(ADDRESSES_PER_MESSAGE);
+  }
+
+  async #put(upserts: readonly Address[], removes: readonly string[]): Promise<readonly string[]> {
+    const { change, refused } = this.table.pack({ upserts, removes, old: !this.#isSynced });
+    this.table.apply(change, this.#parts.clock.monotonic());
+    await this.#parts.spread(change, false);
+    return refused;
   }
 
   /** The first snapshot is complete. */
   async markSynced(): Promise<void> {
     this.#isSynced = true;
-    await this.#parts.spread({ upserts: [], removes: [], old: true }, true);
+    await this.#parts.spread({ packet: undefined, removes: [], old: true }, true);
     this.#parts.log.info({ addresses: this.table.size }, "first snapshot of addresses complete");
   }
 }

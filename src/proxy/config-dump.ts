@@ -43,7 +43,7 @@ export function dumpState({ table, policies, pods, certificates, ...state }: Dum
   const { node, openssl } = process.versions;
   return streamJson([
     ["workloads", { list: mapped(workloads, dumpWorkload) }],
-    ["services", { list: mapped(services, (service) => dumpService(service, table.endpoints(service))) }],
+    ["services", { list: mapped(services, (service) => dumpService(service, table.walkEndpoints(service))) }],
     ["policies", { list: mapped(policies, dumpPolicy) }],
     ["stagedServices", { members: mapped(staged, ([name, endpoints]) => [name, dumpEndpoints(name, endpoints)]) }],
     [

@@ -4,7 +4,6 @@ import type { Random } from "#base/random";
 import { formatLost } from "#model/access-log";
 import { Admissions } from "./admissions.ts";
 import type { ProxyConfig } from "./config.ts";
-import { proxyError } from "./errors.ts";
 import { Knowledge } from "./knowledge.ts";
 import { Looks } from "./looks.ts";
 import type { FromThread, ToThread } from "./messages.ts";
@@ -130,9 +129,8 @@ export class DataThread {
       else if (message.type === "certificate") this.#putCertificate(message);
       else if (message.type === "policies") this.#putPolicies(message);
       else {
-        const refused = this.#knowledge.apply(message.change);
+        this.#knowledge.apply(message.change);
         if (message.synced) this.#knowledge.markSynced();
-        if (refused.length > 0) throw proxyError("PROXY_LIMIT", `${refused.length} addresses are too many`);
       }
       this.#parts.post({ type: "done", seq: message.seq });
     } catch (error) {

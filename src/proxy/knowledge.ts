@@ -6,7 +6,7 @@ import { PolicyIndex } from "#policy";
 import { OWN_PORTS, type ProxyConfig } from "./config.ts";
 import { NameCache, type NameAnswer } from "./names.ts";
 import type { View } from "./route.ts";
-import { WorkloadTable, type AddressChange } from "./table.ts";
+import { WorkloadTable, type PackedChange } from "./table.ts";
 import { Waiting } from "./waiting.ts";
 
 /** What the control plane said about a name: it is (and is in the table now), it is not, or nobody answered. */
@@ -65,9 +65,9 @@ export class Knowledge {
     return this.#answers.count + this.#changes.count;
   }
 
-  /** Takes a change of addresses. Returns the names that were refused. */
-  apply(change: AddressChange): readonly string[] {
-    return this.table.apply(change, this.#clock.monotonic());
+  /** Takes a change of addresses. */
+  apply(change: PackedChange): void {
+    this.table.apply(change, this.#clock.monotonic());
   }
 
   /** The first snapshot is complete. */

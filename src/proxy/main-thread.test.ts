@@ -10,6 +10,7 @@ import { TYPE_ADDRESS } from "#xds";
 import { Addresses, ADDRESSES_PER_MESSAGE } from "./addresses.ts";
 import { endCause, plainCause, tunnelCause } from "./causes.ts";
 import type { ToThread } from "./messages.ts";
+import { recordsOf, viewPacket } from "./packed-addresses.ts";
 import { Records } from "./records.ts";
 import { RecordQueue } from "./record-queue.ts";
 import { WorkloadTable, type AddressChange } from "./table.ts";
@@ -28,8 +29,9 @@ describe("addresses of the control plane", () => {
   const rig = () => {
     const spread: { change: AddressChange; synced: boolean }[] = [];
     const addresses = new Addresses({
-      spread: (change, synced) => {
-        spread.push({ change, synced });
+      spread: ({ packet, ...change }, synced) => {
+        const records = packet === undefined ? [] : [...recordsOf(viewPacket(packet))];
+        spread.push({ change: { ...change, upserts: records.map((record) => record.decode()) }, synced });
         return Promise.resolve();
       },
       clock: new FakeClock(),
@@ -166,7 +168,7 @@ describe("data threads", () => {
 
   it("all get every change of addresses", async () => {
     const { threads, one, two } = rig();
-    await threads.addresses({ upserts: [], removes: ["x"], old: false }, false);
+    await threads.addresses({ packet: undefined, removes: ["x"], old: false }, false);
     assert.deepEqual([one.types(), two.types()], [["addresses"], ["addresses"]]);
   });
 
@@ -350,10 +352,15 @@ describe("causes", () => {
 
 describe("the table's cap", () => {
   it("refuses what is new and keeps what is known", () => {
-    const table = new WorkloadTable();
-    Object.defineProperty(table, "size", { value: 500_000 });
-    const refused = table.apply({ upserts: [testWorkload("a", "10.1.0.1")], removes: [], old: false }, 0);
-    assert.deepEqual(refused, ["Kubernetes//Pod/shop/a"]);
-    assert.equal(table.findWorkload("Kubernetes//Pod/shop/a"), undefined);
+    const table = new WorkloadTable(2);
+    const [a, b, c] = ["a", "b", "c"].map((name, i) => testWorkload(name, `10.1.0.${i + 1}`));
+    if (a === undefined || b === undefined || c === undefined) assert.fail();
+    table.apply({ upserts: [a], removes: [], old: false }, 0);
+    const { change, refused } = table.pack({ upserts: [a, b, c], removes: [], old: false });
+    table.apply(change, 0);
+    assert.deepEqual(refused, [c.uid]);
+    assert.deepEqual([table.size, table.findWorkload(c.uid)], [2, undefined]);
+    assert.deepEqual(table.pack({ upserts: [c], removes: [a.uid], old: false }).refused, [], "what goes makes room");
+    assert.deepEqual(table.pack({ upserts: [a], removes: [], old: false }).refused, [], "what is known is kept");
   });
 });

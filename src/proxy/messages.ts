@@ -7,7 +7,7 @@ import type { Answer } from "./knowledge.ts";
 import type { NameAnswer } from "./names.ts";
 import type { LookKind, Slice } from "./looks.ts";
 import type { LocalPod } from "./route.ts";
-import type { AddressChange } from "./table.ts";
+import type { PackedChange } from "./table.ts";
 
 /**
  * What the main thread and a data thread say to each other. Messages arrive in the order in which they were sent, and
@@ -24,7 +24,7 @@ export type ToThread =
   | {
       readonly type: "addresses";
       readonly seq: number;
-      readonly change: AddressChange;
+      readonly change: PackedChange;
       /** True when the first snapshot is complete with this change. */
       readonly synced: boolean;
     }

@@ -91,6 +91,45 @@ describe("WorkloadTable", () => {
     assert.equal(table.findServiceByVip("", parseIp("10.96.0.2"), "shop")?.name, "wide");
   });
 
+  it("is the same on every thread that gets the same packets, however often they are packed anew", () => {
+    const [main, thread] = [new WorkloadTable(), new WorkloadTable()];
+    const put = (upserts: readonly Address[], removes: readonly string[] = []): void => {
+      const { change } = main.pack({ upserts, removes, old: false });
+      for (const table of [main, thread]) table.apply(change, 7);
+    };
+    const web = testService("web", "10.96.0.1");
+    const pods = Array.from({ length: 600 }, (_, i) =>
+      testWorkload(`w${i}`, `10.1.${i >> 8}.${i & 255}`, { services: { [addressName(web)]: [] } }),
+    );
+    put([web]);
+    for (const pod of pods) put([pod]); // one packet each, as they come one by one
+    for (const pod of pods.slice(0, 100)) put([], [pod.uid]);
+    let packedAnew = 0;
+    for (let part = main.wasteful(500); part.length > 0; part = main.wasteful(500)) {
+      packedAnew += part.length;
+      put(part);
+    }
+    assert.ok(packedAnew >= 300, `${packedAnew} of 501 packed anew`);
+    for (const table of [main, thread]) {
+      assert.equal(table.size, 501);
+      assert.equal([...table.endpoints(web)].length, 500);
+      assert.equal(table.findWorkloadByIp("", parseIp("10.1.0.99")), undefined);
+      assert.equal(table.findWorkloadByIp("", parseIp("10.1.2.0"))?.name, "w512");
+      assert.equal(table.enrolledSinceMs(pods[599]?.uid ?? ""), 7);
+    }
+    put([{ ...(pods[599] ?? assert.fail()), healthy: false }]);
+    assert.equal([...thread.endpoints(web)].filter(({ healthy }) => !healthy).length, 1, "a list is made anew");
+  });
+
+  it("takes the last of two addresses of one name in one packet", () => {
+    const a = testWorkload("a", "10.1.0.1");
+    const table = tableOf(a, { ...a, node: "other" });
+    assert.equal(table.size, 1);
+    assert.equal(table.findWorkload(a.uid)?.node, "other");
+    table.apply({ upserts: [], removes: [a.uid], old: false }, 0);
+    assert.equal(table.size, 0);
+  });
+
   it("equals a plain list on any sequence of changes", () => {
     const address = fc.record({
       uid: fc.constantFrom("c//Pod/a", "c//Pod/b", "entry"),

@@ -1,4 +1,6 @@
 import { cidrContains, isV6, type IpAddress } from "#base/ip";
+import { AddressStore } from "./address-store.ts";
+import { packAddresses, viewPacket } from "./packed-addresses.ts";
 import { addressName, type Address, type NetworkAddress, type Service, type Workload } from "#model/workload";
 
 /** A change of what the control plane says. */
@@ -10,60 +12,70 @@ export interface AddressChange {
   readonly old: boolean;
 }
 
-/** Beyond this many workloads and services further ones are refused. */
+/** The same, as it goes to the data threads: addresses in memory that all threads share. */
+export interface PackedChange extends Omit<AddressChange, "upserts"> {
+  readonly packet: SharedArrayBuffer | undefined;
+}
+
 const MAX_ADDRESSES = 500_000;
 
 /**
  * What the mesh is, as far as this node knows: workloads by uid and address, services by virtual address and hostname,
- * endpoints by service. Main thread and data threads each keep one, fed by the same changes in the same order.
+ * endpoints by service. Main thread and data threads each keep one, fed by the same changes in the same order; the
+ * addresses themselves are there once (docs/adr/0042-addresses-as-bytes.md).
  *
  * A workload names the services it belongs to; the index of endpoints is keyed by those names, so that an endpoint may
  * come before its service (it is staged: known, and not used until the service is there).
  */
 export class WorkloadTable {
-  readonly #workloads = new Map<string, Workload>();
-  readonly #services = new Map<string, Service>();
-  /** `network/ip` to uids; more than one while an address is re-used. */
-  readonly #byIp = new Map<string, Map<string, Workload>>();
-  /** `network/ip` to service names. */
-  readonly #byVip = new Map<string, Map<string, Service>>();
-  readonly #byHostname = new Map<string, Map<string, Service>>();
-  /** `namespace/hostname` to workloads that have a hostname: few. */
-  readonly #namedWorkloads = new Map<string, Map<string, Workload>>();
-  /** Services with a prefix instead of an address: few, looked at one by one. */
-  readonly #prefixes = new Map<string, Service>();
-  /** `namespace/hostname` to endpoints by uid. */
-  readonly #endpoints = new Map<string, Map<string, Workload>>();
-  /** When a workload became HBONE, by `monotonic`; -Infinity for what counts as old. */
-  readonly #enrolledSince = new Map<string, number>();
+  readonly #store = new AddressStore();
+  readonly #most: number;
+
+  /** `most`: beyond so many workloads and services further ones are refused. */
+  constructor(most = MAX_ADDRESSES) {
+    this.#most = most;
+  }
 
   /** How many resources it holds. */
   get size(): number {
-    return this.#workloads.size + this.#services.size;
+    return this.#store.size;
   }
 
-  /** Applies one change, removals first. Returns the names that were refused because the table is full. */
-  apply(change: AddressChange, monotonicMs: number): readonly string[] {
-    for (const name of change.removes) this.#remove(name);
-    const refused: string[] = [];
-    for (const address of change.upserts) {
-      const name = addressName(address);
-      const known = this.#workloads.has(name) || this.#services.has(name);
-      if (!known && this.size >= MAX_ADDRESSES) refused.push(name);
-      else if (address.kind === "workload") this.#putWorkload(address, change.old ? -Infinity : monotonicMs);
-      else this.#putService(name, address);
-    }
-    return refused;
+  /** Packs a change for all tables, without what does not fit any more: the names of `refused`. */
+  pack({ upserts, removes, old }: AddressChange): {
+    readonly change: PackedChange;
+    readonly refused: readonly string[];
+  } {
+    const room = this.#most - this.size + removes.length;
+    const names = upserts.length <= room ? [] : upserts.map(addressName).filter((name) => !this.#store.has(name));
+    const refused = new Set(names.slice(Math.max(0, room)));
+    const kept = refused.size === 0 ? upserts : upserts.filter((address) => !refused.has(addressName(address)));
+    const packet = kept.length === 0 ? undefined : packAddresses(kept);
+    return { change: { packet, removes, old }, refused: [...refused] };
+  }
+
+  /** Applies one change, removals first. */
+  apply(change: AddressChange | PackedChange, monotonicMs: number): void {
+    const { packet, removes, old } = "upserts" in change ? this.pack(change).change : change;
+    for (const name of removes) this.#store.remove(name);
+    if (packet !== undefined) this.#store.put(viewPacket(packet), old ? -Infinity : monotonicMs);
+  }
+
+  /** Addresses whose packing wastes memory; they are to be packed and applied again. At most `most`, often none. */
+  wasteful(most: number): readonly Address[] {
+    return this.#store.sparse(most);
   }
 
   /** By uid. */
   findWorkload(uid: string): Workload | undefined {
-    return this.#workloads.get(uid);
+    const [found] = this.#store.find("name", uid);
+    return found?.kind === "workload" ? found : undefined;
   }
 
   /** By `namespace/hostname`. */
   findService(name: string): Service | undefined {
-    return this.#services.get(name);
+    const [found] = this.#store.find("name", name);
+    return found?.kind === "service" ? found : undefined;
   }
 
   /**
@@ -72,7 +84,7 @@ export class WorkloadTable {
    */
   findWorkloadByIp(network: string, ip: IpAddress): Workload | undefined {
     let best: Workload | undefined;
-    for (const workload of this.#byIp.get(`${network}/${ip}`)?.values() ?? []) {
+    for (const workload of workloadsOf(this.#store.find("ip", `${network}/${ip}`))) {
       if (best === undefined || rank(workload) > rank(best)) best = workload;
     }
     return best;
@@ -83,31 +95,36 @@ export class WorkloadTable {
    * several the client's own namespace, then the longer prefix, then the canonical one.
    */
   findServiceByVip(network: string, ip: IpAddress, namespace: string): Service | undefined {
-    const exact = bestService([...(this.#byVip.get(`${network}/${ip}`)?.values() ?? [])], namespace);
-    if (exact !== undefined || this.#prefixes.size === 0) return exact;
-    const matching = [...this.#prefixes.values()].filter((service) => prefixLength(service, network, ip) >= 0);
+    const exact = bestService(servicesOf(this.#store.find("vip", `${network}/${ip}`)), namespace);
+    if (exact !== undefined) return exact;
+    const matching = this.#store.prefixes().filter((service) => prefixLength(service, network, ip) >= 0);
     const longest = (service: Service): number => prefixLength(service, network, ip);
     return bestService(matching, namespace, longest);
   }
 
   /** The service that a client in `namespace` reaches by this hostname. */
   findServiceByHostname(hostname: string, namespace: string): Service | undefined {
-    return bestService([...(this.#byHostname.get(hostname)?.values() ?? [])], namespace);
+    return bestService(servicesOf(this.#store.find("serviceHost", hostname)), namespace);
   }
 
   /** A workload of this hostname; of several any. */
   findWorkloadByHostname(namespace: string, hostname: string): Workload | undefined {
-    return this.#namedWorkloads.get(`${namespace}/${hostname}`)?.values().next().value;
+    return workloadsOf(this.#store.find("workloadHost", `${namespace}/${hostname}`))[0];
   }
 
   /** All endpoints of a service, healthy or not. */
   endpoints(service: Service): Iterable<Workload> {
-    return this.#endpoints.get(addressName(service))?.values() ?? [];
+    return this.#store.endpoints(addressName(service));
+  }
+
+  /** The same, decoded one by one and not kept: for who looks at all services. */
+  walkEndpoints(service: Service): Iterable<Workload> {
+    return this.#store.walkEndpoints(addressName(service));
   }
 
   /** When a workload became enrolled, on the monotonic clock; undefined while it is not. */
   enrolledSinceMs(uid: string): number | undefined {
-    return this.#enrolledSince.get(uid);
+    return this.#store.enrolledSinceMs(uid);
   }
 
   /** Everything, for a dump. What is walked may change meanwhile. */
@@ -117,82 +134,22 @@ export class WorkloadTable {
     /** Endpoints that came before their services, by the services' names. */
     staged: readonly (readonly [service: string, endpoints: Iterable<Workload>])[];
   } {
-    const staged = [...this.#endpoints].filter(([name]) => !this.#services.has(name));
+    const store = this.#store;
+    const staged = [...store.served()].filter((name) => this.findService(name) === undefined);
     return {
-      workloads: this.#workloads.values(),
-      services: this.#services.values(),
-      staged: staged.map(([name, endpoints]) => [name, endpoints.values()]),
+      workloads: store.all("workload"),
+      services: store.all("service"),
+      staged: staged.map((name) => [name, store.walkEndpoints(name)]),
     };
   }
-
-  #putWorkload(workload: Workload, sinceMs: number): void {
-    const before = this.#workloads.get(workload.uid);
-    if (before !== undefined) this.#unlinkWorkload(before);
-    this.#workloads.set(workload.uid, workload);
-    for (const key of ipKeys(workload)) link(this.#byIp, key, workload);
-    for (const service of Object.keys(workload.services)) link(this.#endpoints, service, workload);
-    if (workload.hostname !== "") link(this.#namedWorkloads, nameOf(workload), workload);
-    if (workload.tunnelProtocol !== "hbone") this.#enrolledSince.delete(workload.uid);
-    else if (!this.#enrolledSince.has(workload.uid)) this.#enrolledSince.set(workload.uid, sinceMs);
-  }
-
-  #putService(name: string, service: Service): void {
-    const before = this.#services.get(name);
-    if (before !== undefined) this.#unlinkService(name, before);
-    this.#services.set(name, service);
-    link(this.#byHostname, service.hostname, service);
-    for (const address of service.addresses) {
-      if (address.length === undefined) link(this.#byVip, `${address.network}/${address.address}`, service);
-      else this.#prefixes.set(name, service);
-    }
-  }
-
-  #remove(name: string): void {
-    const workload = this.#workloads.get(name);
-    if (workload !== undefined) {
-      this.#unlinkWorkload(workload);
-      this.#workloads.delete(name);
-      this.#enrolledSince.delete(name);
-      return;
-    }
-    const service = this.#services.get(name);
-    if (service === undefined) return;
-    this.#unlinkService(name, service);
-    this.#services.delete(name);
-  }
-
-  #unlinkWorkload(workload: Workload): void {
-    for (const key of ipKeys(workload)) unlink(this.#byIp, key, workload.uid);
-    for (const service of Object.keys(workload.services)) unlink(this.#endpoints, service, workload.uid);
-    unlink(this.#namedWorkloads, nameOf(workload), workload.uid);
-  }
-
-  #unlinkService(name: string, service: Service): void {
-    unlink(this.#byHostname, service.hostname, name);
-    for (const address of service.addresses) unlink(this.#byVip, `${address.network}/${address.address}`, name);
-    this.#prefixes.delete(name);
-  }
 }
 
-function link<T extends Address>(index: Map<string, Map<string, T>>, key: string, value: T): void {
-  const name = addressName(value);
-  const entry = index.get(key);
-  if (entry === undefined) index.set(key, new Map([[name, value]]));
-  else entry.set(name, value);
+function workloadsOf(addresses: readonly Address[]): readonly Workload[] {
+  return addresses.filter((address) => address.kind === "workload");
 }
 
-function unlink(index: Map<string, Map<string, unknown>>, key: string, name: string): void {
-  const entry = index.get(key);
-  entry?.delete(name);
-  if (entry?.size === 0) index.delete(key);
-}
-
-function ipKeys(workload: Workload): string[] {
-  return workload.hostNetwork ? [] : workload.addresses.map((ip) => `${workload.network}/${ip}`);
-}
-
-function nameOf({ namespace, hostname }: Workload): string {
-  return `${namespace}/${hostname}`;
+function servicesOf(addresses: readonly Address[]): readonly Service[] {
+  return addresses.filter((address) => address.kind === "service");
 }
 
 function rank(workload: Workload): number {

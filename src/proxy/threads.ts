@@ -11,7 +11,7 @@ import type { FromThread, ToThread } from "./messages.ts";
 import type { NameResolver } from "./names.ts";
 import type { OpenConnection } from "./record.ts";
 import type { LocalPod } from "./route.ts";
-import type { AddressChange } from "./table.ts";
+import type { PackedChange } from "./table.ts";
 
 /** One data thread, seen from the main thread. */
 export interface ThreadPort {
@@ -81,7 +81,7 @@ export class DataThreads {
   }
 
   /** Applies a change everywhere; resolves when it is in force everywhere. */
-  async addresses(change: AddressChange, synced: boolean): Promise<void> {
+  async addresses(change: PackedChange, synced: boolean): Promise<void> {
     await this.#all((seq) => ({ type: "addresses", seq, change, synced }));
   }
 
