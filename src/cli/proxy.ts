@@ -17,6 +17,8 @@ interface ProxyFlags {
   readonly trustDomain: string;
   readonly clusterId: string;
   readonly network: string;
+  readonly originalSource: "on" | "off";
+  readonly baggage: "on" | "off";
   readonly drain: number;
   readonly adminPort: number;
   readonly metricsPort: number;
@@ -40,6 +42,16 @@ export function proxyCommand(context: CliContext, version: string): Command {
     .option("--trust-domain <name>", "the identities' trust domain", env["TRUST_DOMAIN"] ?? "cluster.local")
     .option("--cluster-id <name>", "the cluster in workloads' names", env["CLUSTER_ID"] ?? "Kubernetes")
     .option("--network <name>", "the network this node is on", env["NETWORK"] ?? "")
+    .addOption(
+      new Option("--original-source <on|off>", "whether applications see their clients' addresses")
+        .choices(["on", "off"])
+        .default("on"),
+    )
+    .addOption(
+      new Option("--baggage <on|off>", "whether answers to peers say who a pod is, and what peers say so is recorded")
+        .choices(["on", "off"])
+        .default("on"),
+    )
     .option("--drain <seconds>", "how long connections may go on at the end", wholeNumber, 5)
     .option("--admin-port <port>", "admin, on loopback", wholeNumber, 15_000)
     .option("--metrics-port <port>", "metrics", wholeNumber, 15_020)
@@ -92,6 +104,8 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
       trustDomain,
       network,
       clusterRanges: flags.clusterRanges ?? DEFAULT_CLUSTER_RANGES,
+      originalSource: flags.originalSource === "on",
+      baggage: flags.baggage === "on",
       accessFormat: flags.logFormat,
     }),
     agentSocket,

@@ -2,7 +2,7 @@ import koffi from "koffi";
 import type { CodedError } from "#base/errors";
 import { bytesToIp, findIp, ipToBytes, isV6, type IpAddress } from "#base/ip";
 import { systemRandom } from "#base/random";
-import { checkCall, lastErrno, libc, linuxError } from "./libc.ts";
+import { checkCall, lastErrno, libc, linuxError, socketError } from "./libc.ts";
 
 /** An address and port of a TCP connection; IPv4-mapped IPv6 is shown as IPv4. */
 export interface SocketAddress {
@@ -201,6 +201,17 @@ const fcntlCall = libc.func("int fcntl(int fd, int command, int flags)");
 function setBlocking(fd: number): void {
   const F_SETFL = 4;
   checkCall("fcntl", Number(fcntlCall(fd, F_SETFL, 0)));
+}
+
+const sendCall = libc.func("int64_t send(int fd, const uint8_t *bytes, size_t count, int flags)");
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+
+/** Gives bytes to the kernel at once. Throws `LINUX_SOCKET` when it does not take all of them. */
+export function sendAtOnce(fd: number, bytes: Uint8Array): void {
+  const taken = Number(sendCall(fd, bytes, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL));
+  if (taken === bytes.length) return;
+  throw socketError("send", taken < 0 ? lastErrno().text : `only ${taken} of ${bytes.length} bytes were taken`);
 }
 
 /** Whether the close of a socket, by whomever, is a reset. */

@@ -4,7 +4,7 @@ import { createServer, Socket, type AddressInfo } from "node:net";
 import { describe, test } from "node:test";
 import { Worker } from "node:worker_threads";
 import { systemClock } from "#base/clock";
-import type { CodedError } from "#base/errors";
+import { CodedError } from "#base/errors";
 import type { StreamOwner } from "./byte-stream.ts";
 import { findWrongShape } from "./raw-stream.ts";
 import { connectTcp, listenTcp, socketPath, useSocketPath, type TcpSocket } from "./tcp.ts";
@@ -100,6 +100,32 @@ for (const path of ["handles", "public"] as const) {
     const scenario = (name: string, body: () => Promise<void>): void => {
       test(name, within(body));
     };
+
+    scenario(
+      "what is sent first comes before what the stream writes; nothing is sent to an end that is gone",
+      async () => {
+        const { ours, other } = await pair();
+        let text = "";
+        other.on("data", (part: Buffer) => (text += part.toString()));
+        ours.sendFirst(Buffer.from("first "));
+        const owner = new Recorder();
+        ours.stream.start(owner, owner.buffer);
+        ours.stream.write(Buffer.from("then"));
+        await until("both", () => text === "first then");
+        ours.close();
+        const gone = await pair();
+        gone.other.resetAndDestroy();
+        await until("the reset", () => {
+          try {
+            gone.ours.sendFirst(Buffer.from("words"));
+            return false;
+          } catch (error) {
+            return error instanceof CodedError && error.code === "LINUX_SOCKET";
+          }
+        });
+        gone.ours.close();
+      },
+    );
 
     scenario("bytes arrive in the owner's buffer, the end is said once", async () => {
       const { ours, other } = await pair();

@@ -29,6 +29,7 @@ import {
   readLocalAddress,
   readOriginalDestination,
   readRemoteAddress,
+  sendAtOnce,
   setResetOnClose,
   type SocketAddress,
 } from "./socket-options.ts";
@@ -101,6 +102,14 @@ export class TcpSocket {
     this.#stream ??=
       this.#inner instanceof Socket ? new PublicStream(this.#inner, { copies: false }) : new RawStream(this.#inner);
     return this.#stream;
+  }
+
+  /**
+   * Sends a few bytes before anything else, on a socket that was just connected: there is room for them. Throws `LINUX_SOCKET`
+   * when the connection is gone already.
+   */
+  sendFirst(bytes: Uint8Array): void {
+    sendAtOnce(this.#fd, bytes);
   }
 
   /** A `net.Socket` for a TLS handshake. It owns the connection from then on: `close` and `reset` here do nothing more. */

@@ -26,6 +26,10 @@ export interface ProxyConfig {
   readonly holdMs: number;
   /** How long one TCP connect may take. */
   readonly dialMs: number;
+  /** Applications see the address of their client, not of the proxy. Default: true. */
+  readonly originalSource: boolean;
+  /** Answers to peers say who the pod is (`baggage`), and what peers say so is taken for records. Default: true. */
+  readonly baggage: boolean;
   /** How access records are written. Default: text, as upstream does. */
   readonly accessFormat: AccessFormat;
 }
@@ -49,6 +53,8 @@ export function proxyConfig(given: Partial<ProxyConfig> & { readonly node: strin
     propagationBoundMs: 10_000,
     holdMs: 5_000,
     dialMs: 10_000,
+    originalSource: true,
+    baggage: true,
     accessFormat: "plain",
     ...given,
   };

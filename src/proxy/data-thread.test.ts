@@ -9,7 +9,7 @@ import type { FlowRecord } from "#model/flow";
 import { parseSpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import type { Address } from "#model/workload";
-import { proxyConfig } from "./config.ts";
+import { proxyConfig, type ProxyConfig } from "./config.ts";
 import { DataThread } from "./data-thread.ts";
 import { FakeNetwork, FakeSocket, FakeTunnel } from "./fake-network.ts";
 import type { LookKind, Slice } from "./looks.ts";
@@ -42,9 +42,16 @@ class Rig {
   readonly thread: DataThread;
   #seq = 0;
 
-  constructor(options: { pod?: string; addresses?: readonly Address[] | undefined; certificate?: boolean } = {}) {
+  constructor(
+    options: {
+      pod?: string;
+      addresses?: readonly Address[] | undefined;
+      certificate?: boolean;
+      config?: Partial<ProxyConfig>;
+    } = {},
+  ) {
     this.thread = new DataThread({
-      config: proxyConfig({ node: "node1" }),
+      config: proxyConfig({ node: "node1", ...options.config }),
       clock: this.clock,
       random: seededRandom(1),
       network: this.network,
@@ -347,7 +354,8 @@ describe("an outbound connection", () => {
 });
 
 describe("an inbound tunnel", () => {
-  const rigOfServer = (): Rig => new Rig({ pod: "server", addresses: everything });
+  const inWeb = { ...server, services: { "shop/web.shop.svc.cluster.local": [] } };
+  const rigOfServer = (): Rig => new Rig({ pod: "server", addresses: [...everything, inWeb] });
 
   it("reaches the application from the client's address, answered only then", async () => {
     const rig = rigOfServer();
@@ -370,6 +378,52 @@ describe("an inbound tunnel", () => {
     assert.equal(record?.direction, "inbound");
     assert.equal(record?.source.identity, "spiffe://cluster.local/ns/shop/sa/client");
     assert.equal(record?.destination.service, "web.shop.svc.cluster.local");
+  });
+
+  it("has a PROXY protocol header in front where the pod asks for one, and none otherwise", async () => {
+    const applicationTunnel = { protocol: "proxy", port: 15_088 } as const;
+    const rig = new Rig({ pod: "server", addresses: [client, { ...server, applicationTunnel }] });
+    const application = new FakeSocket("127.0.0.1:15088", "127.0.0.1:50000");
+    rig.network.dial = async () => Promise.resolve(application);
+    const tunnel = await rig.tunnel(new FakeTunnel("10.96.0.1:80"));
+    assert.equal(tunnel.status, 200);
+    assert.deepEqual([rig.network.dialled[0]?.ip, rig.network.dialled[0]?.port], ["127.0.0.1", 15_088]);
+    const [header] = application.sent;
+    assert.equal(
+      Buffer.from(header ?? [])
+        .subarray(-41)
+        .toString(),
+      "(spiffe://cluster.local/ns/shop/sa/client",
+    );
+    const plainRig = rigOfServer();
+    plainRig.network.dial = async () => Promise.resolve(application);
+    await plainRig.tunnel(new FakeTunnel("10.1.0.2:8080"));
+    assert.equal(application.sent.length, 1);
+  });
+
+  it("is described by its baggage when it came through a gateway, and not otherwise", async () => {
+    const headers = { baggage: "k8s.cluster.name=far,k8s.namespace.name=ns,k8s.deployment.name=web,service.name=web" };
+    const sourceOf = async (
+      more: Record<string, string>,
+      config?: Partial<ProxyConfig>,
+    ): Promise<FlowRecord["source"] | undefined> => {
+      const rig = new Rig({ pod: "server", addresses: [server], ...(config && { config }) });
+      const tunnel = await rig.tunnel(new FakeTunnel("10.1.0.2:8080", { headers: { ...headers, ...more } }));
+      tunnel.carry?.end();
+      await rig.settle();
+      return rig.records()[0]?.source;
+    };
+    const far = await sourceOf({ "x-forwarded-network": "east" });
+    assert.deepEqual([far?.cluster, far?.namespace, far?.workload], ["far", "ns", "web"]);
+    assert.equal((await sourceOf({}))?.workload, undefined);
+    assert.equal((await sourceOf({ "x-forwarded-network": "" }))?.workload, undefined);
+    const off = await sourceOf({ "x-forwarded-network": "east" }, { baggage: false });
+    assert.equal(off?.workload, undefined);
+  });
+
+  it("is answered without baggage where baggage is off", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything, config: { baggage: false } });
+    assert.equal((await rig.tunnel(new FakeTunnel("10.1.0.2:8080"))).baggage, undefined);
   });
 
   it("is answered 503 when the application does not listen", async () => {

@@ -13,6 +13,8 @@ export class FakeSocket implements PodSocket {
   readonly #original: SocketAddress | undefined;
   state: "open" | "closed" | "reset" = "open";
   resetsOnDeath = false;
+  /** What was sent before the copy. */
+  readonly sent: Uint8Array[] = [];
 
   /** `original`: where it was redirected from; undefined: it was not. */
   constructor(remote: string, local: string, original?: string) {
@@ -23,6 +25,10 @@ export class FakeSocket implements PodSocket {
 
   originalDestination(): SocketAddress | undefined {
     return this.#original;
+  }
+
+  sendFirst(bytes: Uint8Array): void {
+    this.sent.push(bytes);
   }
 
   resetOnDeath(): void {

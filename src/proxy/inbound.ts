@@ -12,7 +12,6 @@
  * From 4 on the connection is judged again whenever policies change (admissions.ts), and ends when it is not allowed any more.
  * Whatever fails before 6 answers CONNECT with an error status, or resets the plain connection.
  */
-import type { AbortView } from "#base/abort";
 import type { CodedError } from "#base/errors";
 import { isV6, parseIp } from "#base/ip";
 import type { FlowReason } from "#model/flow";
@@ -22,12 +21,27 @@ import { dryRunDetail } from "./authorize.ts";
 import { endCause, plainCause, tunnelCause, type Cause } from "./causes.ts";
 import { INBOUND_PORT, PACKET_MARK } from "./config.ts";
 import { proxyError } from "./errors.ts";
-import { findTraceId, formatBaggage, newTraceparent, parseForwardedHost } from "./headers.ts";
+import {
+  findTraceId,
+  formatBaggage,
+  newTraceparent,
+  parseBaggage,
+  parseForwardedHost,
+  type Baggage,
+} from "./headers.ts";
+import { encodeProxyHeader } from "./proxy-protocol.ts";
 import type { PodSocket, PodTunnel } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
 import type { Facts, Party } from "./record.ts";
 import type { SocketAddress } from "./route.ts";
-import { decideInbound, decidePlaintext, type PlainRequest, type TunnelRequest, type Verdict } from "./verdict.ts";
+import {
+  decideInbound,
+  decidePlaintext,
+  isFromElsewhere,
+  type PlainRequest,
+  type TunnelRequest,
+  type Verdict,
+} from "./verdict.ts";
 
 type Settled = Extract<Verdict, { kind: "connect" | "refuse" }>;
 type Allowed = Extract<Verdict, { kind: "connect" }>;
@@ -37,11 +51,12 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
   const record = context.flows.begin("inbound");
   const { peer, remote, local, authority, headers } = tunnel;
   const forwardedHost = parseForwardedHost(headers.get("forwarded") ?? "");
-  const request: TunnelRequest = { peer, remote, local, authority, forwardedHost };
+  const forwardedNetwork = headers.get("x-forwarded-network");
+  const request: TunnelRequest = { peer, remote, local, authority, forwardedHost, forwardedNetwork };
   const verdict = await settle(context, (view) => decideInbound(context.pod, request, view));
   const traceId = findTraceId(headers.get("traceparent")) ?? findTraceId(newTraceparent(context.random));
   const facts = (reason: FlowReason, detail = ""): Facts => ({
-    source: { address: remote, workload: verdict.source, identity: peer },
+    source: { address: remote, workload: verdict.source, described: describedSource(context, headers), identity: peer },
     destination: podParty(context, local, true),
     service: verdict.kind === "connect" ? verdict.service : undefined,
     hboneTarget: authority,
@@ -61,7 +76,7 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
   }
   let dialled: Dialled;
   try {
-    dialled = await dial(context, verdict, tunnel.signal);
+    dialled = await dial(context, verdict, tunnel);
   } catch (error) {
     const cause = tunnel.closed ? GAVE_UP : plainCause(error);
     refuse(cause.reason === "policy_changed" ? 401 : 503, cause);
@@ -76,7 +91,7 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
   }
   const own = ownWorkload(context);
   const handle = tunnel.accept(application, {
-    baggage: own === undefined ? undefined : formatBaggage(own),
+    baggage: own === undefined || !context.config.baggage ? undefined : formatBaggage(own),
     onEnd: ({ bytesSent: sent, bytesReceived: received, error }) => {
       admission.leave();
       record.close({ sent, received }, error && endCause(error));
@@ -89,6 +104,12 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
 }
 
 const GAVE_UP: Cause = { reason: "reset", detail: "the peer gave up" };
+
+/** What a connection that came through a gateway says of its source: its address is the gateway's. A label, nothing more. */
+function describedSource({ config }: PodContext, headers: PodTunnel["headers"]): Baggage | undefined {
+  if (!config.baggage || !isFromElsewhere(headers.get("x-forwarded-network"), config.network)) return undefined;
+  return parseBaggage(headers.get("baggage") ?? "");
+}
 
 /** Records a session that was refused before it could ask for anything: no TLS, no identity, a wrong one. */
 export function recordRejected(context: PodContext, remote: SocketAddress, error: CodedError): void {
@@ -135,7 +156,7 @@ export async function carryPlaintext(context: PodContext, socket: PodSocket): Pr
   }
   let dialled: Dialled;
   try {
-    dialled = await dial(context, verdict, undefined);
+    dialled = await dial(context, verdict);
   } catch (error) {
     refuse(verdict.source, plainCause(error));
     connections.leave();
@@ -188,20 +209,26 @@ interface Dialled {
   readonly admission: Admission;
 }
 
-/** Stage 5: dials the application as the client. Fails also when the policies change meanwhile and do not allow it any more. */
-async function dial(context: PodContext, verdict: Allowed, signal: AbortView | undefined): Promise<Dialled> {
+/**
+ * Stage 5: dials the application as the client, and tells it first who calls where the verdict says so. Fails also when the policies change meanwhile and do not allow it any
+ * more.
+ */
+async function dial(context: PodContext, verdict: Allowed, tunnel?: PodTunnel): Promise<Dialled> {
   const { network, netns, clock, config, admissions, flows } = context;
-  const { target, sourceIp, policy, dryRun } = verdict;
+  const { target, sourceIp, proxyTo, policy, dryRun } = verdict;
   const admission = admissions.enter(policy); // in the turn of the verdict: no change of policies comes between the two
   if (dryRun !== undefined) {
     flows.cells.bind("veil_proxy_dry_run_total", { result: dryRun.allowed ? "allow" : "deny" }).value++;
   }
   const timeoutMs = config.dialMs;
   try {
-    const how = { netns, mark: PACKET_MARK, sourceIp, timeoutMs, clock, signal, sameHost: true };
+    const how = { netns, mark: PACKET_MARK, sourceIp, timeoutMs, clock, signal: tunnel?.signal, sameHost: true };
     const application = await network.connectTcp({ ...how, ...target });
     application.resetOnDeath();
-    if (admission.denied === undefined) return { application, admission };
+    if (admission.denied === undefined) {
+      if (proxyTo !== undefined && tunnel !== undefined) sendHeader(application, proxyTo, tunnel);
+      return { application, admission };
+    }
     application.reset();
     throw policyChanged(admission.denied);
   } catch (error) {
@@ -213,6 +240,15 @@ async function dial(context: PodContext, verdict: Allowed, signal: AbortView | u
 /** Why a connection that was allowed ends. */
 function policyChanged(decision: Decision): CodedError {
   return proxyError("PROXY_POLICY_CHANGED", `connection closed due to policy change: ${describeDecision(decision)}`);
+}
+
+function sendHeader(socket: PodSocket, destination: SocketAddress, { remote: source, peer }: PodTunnel): void {
+  try {
+    socket.sendFirst(encodeProxyHeader({ source, destination, peer }));
+  } catch (error) {
+    socket.reset();
+    throw error;
+  }
 }
 
 function plainFacts(

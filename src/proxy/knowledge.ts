@@ -90,6 +90,7 @@ export class Knowledge {
       network: this.#config.network,
       clusterRanges: this.#config.clusterRanges,
       propagationBoundMs: this.#config.propagationBoundMs,
+      originalSource: this.#config.originalSource,
       monotonicMs,
       isAbsent: (name) => (this.#absent.get(name) ?? -Infinity) > monotonicMs,
       ownPorts: OWN_PORTS,

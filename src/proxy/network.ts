@@ -25,7 +25,7 @@ import {
 /** What the data path uses of a connection; {@link TcpSocket} is one. */
 export type PodSocket = Pick<
   TcpSocket,
-  "remote" | "local" | "originalDestination" | "resetOnDeath" | "close" | "reset"
+  "remote" | "local" | "originalDestination" | "resetOnDeath" | "sendFirst" | "close" | "reset"
 >;
 
 /** What the data path uses of an inbound tunnel. */

@@ -13,6 +13,7 @@ import type { Encryption, FlowReason, FlowRecord } from "#model/flow";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { Service, Workload } from "#model/workload";
 import { responseFlags } from "./flags.ts";
+import type { Baggage } from "./headers.ts";
 import { proxyMetrics } from "./metrics.ts";
 import type { LocalPod, SocketAddress } from "./route.ts";
 
@@ -22,6 +23,8 @@ export interface Party {
   readonly workload: Workload | undefined;
   /** What is known without the control plane: the pod that the agent handed over. */
   readonly pod?: Pick<LocalPod, "podUid" | "name" | "namespace"> | undefined;
+  /** What it says of itself, where nothing else is known of it. */
+  readonly described?: Baggage | undefined;
   /** Only what TLS has proved, or will present. */
   readonly identity: SpiffeId | undefined;
 }
@@ -306,12 +309,14 @@ function toRecord(
   };
 }
 
-function peerOf({ address, workload, pod, identity }: Party): FlowRecord["source"] {
+function peerOf(party: Party): FlowRecord["source"] {
+  const { address, workload, identity } = party;
+  const { workloadName, namespace, cluster } = knownOf(party);
   return {
     address: formatAddress(address),
-    workload: workload?.name ?? pod?.name,
-    namespace: workload?.namespace ?? pod?.namespace,
-    cluster: workload?.clusterId,
+    workload: workload?.name ?? workloadName,
+    namespace,
+    cluster,
     identity,
   };
 }
@@ -319,6 +324,15 @@ function peerOf({ address, workload, pod, identity }: Party): FlowRecord["source
 function formatAddress({ ip, port }: SocketAddress): string {
   return formatHostPort(ip, port);
 }
+
+/** What is known of one end: of its workload, else what it says of itself, else what the agent has said of the pod. */
+function knownOf({ workload, pod, described }: Party): Omit<Baggage, "workloadType"> {
+  if (workload === undefined) return described ?? { ...NOTHING, namespace: pod?.namespace, workloadName: pod?.name };
+  const { clusterId: cluster, namespace, workloadName, canonicalName: service, canonicalRevision: revision } = workload;
+  return { cluster, namespace, workloadName, service, revision };
+}
+
+const NOTHING = { cluster: undefined, service: undefined, revision: undefined } as const;
 
 function reporterOf(direction: FlowRecord["direction"]): string {
   return direction === "outbound" ? "source" : "destination";
@@ -339,24 +353,24 @@ function trafficLabels(direction: FlowRecord["direction"], facts: Facts): Record
   };
 }
 
-function partyLabels(side: string, { workload, pod, identity }: Party): Record<string, string> {
-  const service = nonEmpty(workload?.canonicalName);
-  const revision = nonEmpty(workload?.canonicalRevision);
+function partyLabels(side: string, party: Party): Record<string, string> {
+  const { cluster, namespace, workloadName, service, revision } = knownOf(party);
   return {
-    [`${side}_workload`]: nonEmpty(workload?.workloadName ?? pod?.name),
-    [`${side}_canonical_service`]: service,
-    [`${side}_canonical_revision`]: revision,
-    [`${side}_workload_namespace`]: nonEmpty(workload?.namespace ?? pod?.namespace),
-    [`${side}_principal`]: nonEmpty(identity),
-    [`${side}_app`]: service,
-    [`${side}_version`]: revision,
-    [`${side}_cluster`]: nonEmpty(workload?.clusterId),
+    [`${side}_workload`]: nonEmpty(workloadName),
+    [`${side}_canonical_service`]: nonEmpty(service),
+    [`${side}_canonical_revision`]: nonEmpty(revision),
+    [`${side}_workload_namespace`]: nonEmpty(namespace),
+    [`${side}_principal`]: nonEmpty(party.identity),
+    [`${side}_app`]: nonEmpty(service),
+    [`${side}_version`]: nonEmpty(revision),
+    [`${side}_cluster`]: nonEmpty(cluster),
   };
 }
 
-function partyKey({ workload, pod, identity }: Party): string {
+function partyKey(party: Party): string {
+  const { workload, identity } = party;
   if (workload !== undefined) return `${workload.uid}\0${identity}`;
-  return `${pod?.namespace}\0${pod?.name}\0${identity}`;
+  return [identity, ...Object.values(knownOf(party))].join("\0");
 }
 
 function nonEmpty(text: string | undefined): string {

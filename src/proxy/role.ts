@@ -223,6 +223,7 @@ function viewOf({ config, clock, random }: ProxyOptions, { addresses, policies }
     network: config.network,
     clusterRanges: config.clusterRanges,
     propagationBoundMs: config.propagationBoundMs,
+    originalSource: config.originalSource,
     monotonicMs: clock.monotonic(),
     ownPorts: OWN_PORTS,
     isAbsent: () => false,

@@ -38,6 +38,8 @@ export interface View {
   /** The proxy's own ports: nobody may ask it to dial them. */
   readonly ownPorts: ReadonlySet<number>;
   readonly propagationBoundMs: number;
+  /** Applications see their clients' addresses. */
+  readonly originalSource: boolean;
   /** The monotonic clock at the time of the decision. */
   readonly monotonicMs: number;
   /** True when the control plane has just answered that no workload and no service has this name (`network/ip`). */

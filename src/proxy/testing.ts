@@ -91,6 +91,7 @@ export function testView(addresses: readonly Address[], more: Partial<View> = {}
     network: "",
     clusterRanges: [parseCidr("10.0.0.0/8"), parseCidr("fd00::/8")],
     propagationBoundMs: 10_000,
+    originalSource: true,
     monotonicMs: 0,
     ownPorts: OWN_PORTS,
     isAbsent: () => false,

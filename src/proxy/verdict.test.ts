@@ -111,7 +111,8 @@ describe("decideInbound", () => {
       line(decideInbound(testPod("server"), { ...request, authority }, view));
     assert.equal(decide("web.shop.svc.cluster.local:80"), "wait");
     assert.equal(decide("10.1.0.2:8080"), "wait");
-    assert.equal(decide("10.1.0.3:8080"), "refuse 400 bad_request");
+    assert.equal(decide("10.1.0.3:8080"), "wait", "the pod may be its waypoint");
+    assert.equal(decide("10.1.0.2"), "refuse 400 bad_request");
   });
 
   it("labels the service by what the client dialled", () => {

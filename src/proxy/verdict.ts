@@ -1,11 +1,11 @@
-import { findHostPort, findIp, cidrContains, formatHostPort, type IpAddress } from "#base/ip";
+import { findHostPort, cidrContains, formatHostPort, type IpAddress } from "#base/ip";
 import type { FlowReason } from "#model/flow";
 import { parseWorkloadIdentity, type SpiffeId } from "#model/spiffe-id";
 import type { Service, Workload } from "#model/workload";
 import type { DryRun, PolicyQuestion } from "#policy";
 import { authorize } from "./authorize.ts";
-import { targetPortOf } from "./endpoints.ts";
-import { isLoopback, type LocalPod, type SocketAddress, type View } from "./route.ts";
+import { deliver, findAsked, guessService, spoofed, type Asked } from "./delivery.ts";
+import { type LocalPod, type SocketAddress, type View } from "./route.ts";
 
 /**
  * What happens to a connection that arrives at a pod.
@@ -21,6 +21,8 @@ export type Verdict =
       readonly target: SocketAddress;
       /** The client's address, which the application shall see. Undefined: leave it to the kernel. */
       readonly sourceIp: IpAddress | undefined;
+      /** Set: a PROXY protocol header comes first, with this as the destination. */
+      readonly proxyTo: SocketAddress | undefined;
       readonly reason: "ok" | "source_not_enrolled" | "enrolling";
       readonly source: Workload | undefined;
       readonly service: Service | undefined;
@@ -48,6 +50,8 @@ export interface TunnelRequest {
   readonly authority: string;
   /** The service that the client dialled (`forwarded: …;host=`): a label for records, nothing else. */
   readonly forwardedHost?: string | undefined;
+  /** The network that the connection says it comes from (`x-forwarded-network`), when it says so. */
+  readonly forwardedNetwork?: string | undefined;
 }
 
 /** A plain connection that was redirected. */
@@ -60,62 +64,56 @@ export interface PlainRequest {
  * Decides about a tunnel. First match:
  *
  * 1. the authority is no `host:port`                      → refuse 400 `bad_request`
- * 2. an address other than the one that was dialled       → refuse 400 `bad_request`
- * 3. nothing is known yet, policies neither              → wait
- * 4. a hostname that is no service of this pod, or a port that it does not have → refuse 503 `no_healthy_upstream`
+ * 2. nothing is known yet, policies neither              → wait
+ * 3. an address other than the one that was dialled, unless the pod takes tunnels for it (its waypoint, or with an
+ *    application tunnel)                                  → refuse 400 `bad_request`
+ * 4. a hostname that is no service of this pod (nor of one that it takes tunnels for), or a port that it does not have
+ *                                                         → refuse 503 `no_healthy_upstream`
  * 5. one of the proxy's own ports                         → refuse 503 `self_call`
  * 6. nobody has said which policies apply to the pod      → ask
  * 7. a policy applies that cannot be enforced             → refuse 401 `policy_not_enforced`
  * 8. the policies do not allow it                         → refuse 401 `policy_denied`
  * 9. else                                                 → connect; the application sees the client's address,
- *    unless the pod calls itself
+ *    unless the pod calls itself; with an application tunnel, that tunnel's port, and a PROXY protocol header where it
+ *    asks for one
  */
 export function decideInbound(pod: LocalPod, request: TunnelRequest, view: View): Verdict {
-  const { remote, local } = request;
-  const source = sourceOf(remote.ip, request.peer, view);
+  const { local } = request;
+  const source = sourceOf(request, view);
   const authority = findHostPort(request.authority);
   if (authority === undefined) {
     return refuse("bad_request", { status: 400, detail: `authority "${request.authority}" is no host:port`, source });
   }
-  const ip = findIp(authority.host);
-  if (ip !== undefined && ip !== local.ip) {
-    return refuse("bad_request", { status: 400, detail: `asked for ${ip} on a session to ${local.ip}`, source });
-  }
   if (!view.synced) return { kind: "wait" };
-  const asked = ip === undefined ? findPort(pod, authority, view) : { port: authority.port, service: undefined };
-  if (asked === undefined || asked.port === 0) {
-    const detail = `this pod does not serve ${request.authority}`;
-    return refuse("no_healthy_upstream", { status: 503, detail, source });
-  }
-  return decidePort(pod, { ...request, ...asked, source }, view);
+  const asked = findAsked(pod, { local, authority }, view);
+  if ("reason" in asked) return refuse(asked.reason, { ...asked, source });
+  return decidePort(pod, { ...request, asked, source }, view);
 }
 
 function decidePort(
   pod: LocalPod,
-  request: TunnelRequest & { port: number; service: Service | undefined; source: Workload | undefined },
+  request: TunnelRequest & { asked: Asked; source: Workload | undefined },
   view: View,
 ): Verdict {
-  const { remote, local, port, forwardedHost, source } = request;
+  const { remote, local, asked, forwardedHost, source } = request;
+  const { port } = asked;
   if (view.ownPorts.has(port)) {
     return refuse("self_call", { status: 503, detail: `port ${port} is the proxy's own`, source });
   }
-  const asked = { identity: request.peer, sourceIp: remote.ip, destinationIp: local.ip, destinationPort: port };
-  const authorized = authorize(pod, asked, view);
+  const own = view.table.findWorkload(pod.workloadUid);
+  const delivery = deliver(own, { client: remote.ip, local: local.ip, asked }, view);
+  if (delivery === undefined) {
+    const detail = `${request.authority} has no address that a PROXY protocol header could carry`;
+    return refuse("no_healthy_upstream", { status: 503, detail, source });
+  }
+  const { port: destinationPort } = delivery.target;
+  const question = { identity: request.peer, sourceIp: remote.ip, destinationIp: local.ip, destinationPort };
+  const authorized = authorize(pod, question, view);
   if (authorized.kind === "ask") return authorized;
   if (authorized.kind === "refused") return refuse(authorized.reason, { status: 401, source, ...authorized });
   const { question: policy, dryRun } = authorized;
-  const service = request.service ?? view.table.findServiceByHostname(forwardedHost ?? "", pod.namespace);
-  const target = { ip: local.ip, port };
-  return {
-    kind: "connect",
-    target,
-    sourceIp: spoofed(remote.ip, local.ip),
-    reason: "ok",
-    source,
-    service,
-    policy,
-    dryRun,
-  };
+  const service = asked.service ?? guessService(own, { port, host: forwardedHost }, view);
+  return { kind: "connect", ...delivery, reason: "ok", source, service, policy, dryRun };
 }
 
 /**
@@ -153,7 +151,8 @@ export function decidePlaintext(
   const connect = (reason: "source_not_enrolled" | "enrolling"): Verdict => ({
     kind: "connect",
     target,
-    sourceIp: spoofed(remote.ip, target.ip),
+    sourceIp: spoofed(remote.ip, target.ip, view),
+    proxyTo: undefined,
     reason,
     source,
     service: undefined,
@@ -175,9 +174,13 @@ function ownSinceMs(pod: LocalPod & { readonly podSinceMs: number }, view: View)
   return view.table.enrolledSinceMs(pod.workloadUid);
 }
 
-/** The workload at this address, when it is one of the identity that the peer has proved: else it is somebody else's. */
-function sourceOf(ip: IpAddress, peer: SpiffeId, view: View): Workload | undefined {
-  const workload = view.table.findWorkloadByIp(view.network, ip);
+/**
+ * The workload that calls: the one at the peer's address, when it is one of the identity that the peer has proved. What
+ * comes from another network has come through a gateway: the address is the gateway's.
+ */
+function sourceOf({ remote, peer, forwardedNetwork }: TunnelRequest, view: View): Workload | undefined {
+  if (isFromElsewhere(forwardedNetwork, view.network)) return undefined;
+  const workload = view.table.findWorkloadByIp(view.network, remote.ip);
   if (workload === undefined) return undefined;
   try {
     const proved = parseWorkloadIdentity(peer);
@@ -188,22 +191,9 @@ function sourceOf(ip: IpAddress, peer: SpiffeId, view: View): Workload | undefin
   }
 }
 
-function findPort(
-  pod: LocalPod,
-  { host, port }: { host: string; port: number },
-  view: View,
-): { port: number; service: Service } | undefined {
-  const service = view.table.findServiceByHostname(host, pod.namespace);
-  const workload = view.table.findWorkload(pod.workloadUid);
-  if (service === undefined || workload === undefined) return undefined;
-  if (workload.services[`${service.namespace}/${service.hostname}`] === undefined) return undefined;
-  const target = targetPortOf(service, workload, port);
-  return target === undefined ? undefined : { port: target, service };
-}
-
-/** A pod that calls itself, or a loopback address, is dialled from an address that the kernel chooses. */
-function spoofed(client: IpAddress, pod: IpAddress): IpAddress | undefined {
-  return client === pod || isLoopback(client) || isLoopback(pod) ? undefined : client;
+/** True when a connection says that it comes from another network than `own`. */
+export function isFromElsewhere(forwardedNetwork: string | undefined, own: string): boolean {
+  return forwardedNetwork !== undefined && forwardedNetwork.toLowerCase() !== own.toLowerCase();
 }
 
 function refuse(
