@@ -17,6 +17,7 @@ interface Flags {
   readonly clusterId: string;
   readonly network: string;
   readonly clusterDomain: string;
+  readonly rootNamespace: string;
   readonly nodeAccount?: readonly string[];
   readonly logLevel: LogLevel;
 }
@@ -36,6 +37,7 @@ export function controllerCommand(context: CliContext): Command {
     .option("--cluster-id <name>", "name of this cluster", "Kubernetes")
     .option("--network <name>", "network that the pods' addresses belong to", "")
     .option("--cluster-domain <name>", "domain of services", "cluster.local")
+    .option("--root-namespace <name>", "policies in it are about the whole mesh", "istio-system")
     .option(
       "--node-account <namespace/name...>",
       "service accounts that act for their node (default: Veil's agent, ztunnel)",
@@ -52,10 +54,11 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
   const random = systemRandom;
   const config =
     flags.kubeconfig === undefined ? await inClusterConfig(context.env) : await loadKubeConfig(flags.kubeconfig);
-  const { trustDomain, clusterId, network, clusterDomain, namespace, podName, listen, metricsListen } = flags;
+  const { trustDomain, clusterId, network, clusterDomain, rootNamespace, namespace, podName, listen, metricsListen } =
+    flags;
   const controller = createController({
     client: new KubeClient({ config, log, clock, random }),
-    cluster: { trustDomain, clusterId, network, clusterDomain },
+    cluster: { trustDomain, clusterId, network, clusterDomain, rootNamespace },
     namespace,
     podName,
     listen,

@@ -3,7 +3,7 @@ import type { Log } from "#base/log";
 import { CellSet } from "#base/metrics";
 import type { Random } from "#base/random";
 import type { Service } from "#base/service";
-import { Discovery, type Cluster, type Problem } from "#discovery";
+import { Discovery, securityKinds, type Cluster, type DiscoveryUpdate, type Problem } from "#discovery";
 import {
   gatewayResources,
   Informer,
@@ -13,8 +13,9 @@ import {
   type Pod,
   type ResourceRef,
 } from "#kube";
-import { TYPE_ADDRESS, type ResourceCache } from "#xds";
+import { TYPE_ADDRESS, TYPE_AUTHORIZATION, type ResourceCache } from "#xds";
 import { controllerMetrics } from "./metrics.ts";
+import { PolicyStatuses } from "./policy-statuses.ts";
 
 /** Changes are collected for this long after the first, then published together. */
 const BATCH_MS = 2;
@@ -35,8 +36,9 @@ export interface CatalogOptions {
 type Informers = readonly Informer<KubeObject>[];
 
 /**
- * Keeps the xDS cache equal to what the Kubernetes API says: watches pods, services, endpoint slices, nodes, namespaces and gateways, turns
- * what changes into workloads and services, and publishes it within a few milliseconds.
+ * Keeps the xDS cache equal to what the Kubernetes API says: watches pods, services, endpoint slices, nodes, namespaces,
+ * and gateways and policies where the cluster has these kinds, turns what changes into workloads, services and what the
+ * nodes enforce, and publishes it within a few milliseconds.
  *
  *     watch event ──▶ Discovery (what depends on it) ── 2 ms ──▶ ResourceCache ──▶ every stream
  *
@@ -49,6 +51,7 @@ export class Catalog implements Service {
   readonly #metrics: CellSet;
   readonly #discovery: Discovery;
   readonly #informers: Informers;
+  readonly #statuses: PolicyStatuses;
   readonly #onFresh = new Set<() => void>();
   readonly #onFlush = new Set<() => void>();
   #complete = false;
@@ -79,7 +82,9 @@ export class Catalog implements Service {
       upserted: (namespace) => discovery.upsertNamespace(namespace),
       deleted: (namespace) => discovery.removeNamespace(namespace),
     });
-    this.#informers = [this.pods, services, slices, nodes, namespaces, ...this.#followGateways(discovery)];
+    const builtIn = [this.pods, services, slices, nodes, namespaces];
+    this.#informers = [...builtIn, ...this.#followGateways(discovery), ...this.#followPolicies(discovery)];
+    this.#statuses = new PolicyStatuses(options);
   }
 
   /** True once everything that the API had was published. Stays true. */
@@ -109,6 +114,7 @@ export class Catalog implements Service {
 
   async drain(deadlineMs: number): Promise<void> {
     this.#scheduled?.();
+    this.#statuses.stop();
     await Promise.all(this.#informers.map((informer) => informer.drain(deadlineMs)));
   }
 
@@ -156,6 +162,26 @@ export class Catalog implements Service {
     return [gateways, classes];
   }
 
+  #followPolicies({ policies }: Discovery): Informers {
+    const authorizations = this.#follow(
+      securityKinds.authorizationPolicies,
+      {
+        upserted: (object) => policies.upsertAuthorizationPolicy(object),
+        deleted: (object) => policies.removeAuthorizationPolicy(object),
+      },
+      { optional: true },
+    );
+    const peers = this.#follow(
+      securityKinds.peerAuthentications,
+      {
+        upserted: (object) => policies.upsertPeerAuthentication(object),
+        deleted: (object) => policies.removePeerAuthentication(object),
+      },
+      { optional: true },
+    );
+    return [authorizations, peers];
+  }
+
   #follow<T extends KubeObject>(
     ref: ResourceRef<T>,
     take: { upserted: (object: T) => void; deleted: (object: T) => void },
@@ -195,17 +221,24 @@ export class Catalog implements Service {
     this.#scheduled?.();
     this.#scheduled = undefined;
     const { cache } = this.#options;
-    const { upserts, removes, problems } = this.#discovery.flush();
-    cache.apply({
-      typeUrl: TYPE_ADDRESS,
-      upserts: upserts.map((address) => ({ typeUrl: TYPE_ADDRESS, ...address })),
-      removes,
-    });
+    const { upserts, removes, policies, problems } = this.#discovery.flush();
+    // A policy is there before a workload lists it, and goes after.
+    this.#publish(TYPE_AUTHORIZATION, { upserts: policies.upserts, removes: [] });
+    this.#publish(TYPE_ADDRESS, { upserts, removes });
+    this.#publish(TYPE_AUTHORIZATION, { upserts: [], removes: policies.removes });
+    this.#statuses.take(policies.verdicts);
+    const changes = upserts.length + removes.length + policies.upserts.length + policies.removes.length;
     this.#metrics.bind("veil_controller_publications_total", {}).value++;
-    this.#metrics.bind("veil_controller_published_changes_total", {}).value += upserts.length + removes.length;
+    this.#metrics.bind("veil_controller_published_changes_total", {}).value += changes;
     this.#metrics.bind("veil_controller_resources", {}).value = cache.size(TYPE_ADDRESS);
+    this.#metrics.bind("veil_controller_policies", {}).value = cache.size(TYPE_AUTHORIZATION);
     this.#report(problems);
     for (const look of this.#onFlush) look();
+  }
+
+  #publish(typeUrl: string, { upserts, removes }: Pick<DiscoveryUpdate, "upserts" | "removes">): void {
+    const resources = upserts.map((one) => ({ typeUrl, ...one }));
+    this.#options.cache.apply({ typeUrl, upserts: resources, removes });
   }
 
   #report(problems: readonly Problem[]): void {

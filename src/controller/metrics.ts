@@ -7,6 +7,11 @@ export const controllerMetrics = defineMetrics("controller", {
     help: "Workloads and services that are published.",
     labels: [],
   },
+  veil_controller_policies: {
+    kind: "gauge",
+    help: "Policies that are published.",
+    labels: [],
+  },
   veil_controller_publications_total: {
     kind: "counter",
     help: "Batches of changes that were published.",
@@ -14,7 +19,7 @@ export const controllerMetrics = defineMetrics("controller", {
   },
   veil_controller_published_changes_total: {
     kind: "counter",
-    help: "Workloads and services that were published or withdrawn.",
+    help: "Workloads, services and policies that were published or withdrawn.",
     labels: [],
   },
   veil_controller_object_problems_total: {

@@ -7,6 +7,8 @@ export interface Cluster {
   readonly trustDomain: string;
   /** Domain of services, for example `cluster.local`. */
   readonly clusterDomain: string;
+  /** Policies in this namespace are about the whole mesh. Default `istio-system`. */
+  readonly rootNamespace?: string;
 }
 
 /** A part of an object that could not be used; the rest of the object, or its last good state, stays in force. */

@@ -225,7 +225,8 @@ test("only what changed is published again", () => {
   const noticed = pod();
   noticed.metadata = { ...noticed.metadata, resourceVersion: "2", annotations: { unrelated: "yes" } };
   discovery.upsertPod(noticed);
-  assert.deepEqual(discovery.flush(), { upserts: [], removes: [], problems: [] });
+  const policies = { upserts: [], removes: [], verdicts: [] };
+  assert.deepEqual(discovery.flush(), { upserts: [], removes: [], policies, problems: [] });
   discovery.upsertService(service());
   assert.deepEqual(
     discovery.flush().upserts.map(({ name }) => name),

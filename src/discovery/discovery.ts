@@ -15,6 +15,7 @@ import { type Cluster, type Problem } from "./cluster.ts";
 import { endpointPorts, endpointWorkload, sliceFacts, type SliceFacts } from "./endpoint.ts";
 import { Multimap } from "./multimap.ts";
 import { isLive, nodeLocality, podIps, podWorkload, selects } from "./pod.ts";
+import { PolicyDiscovery, type PolicyUpdate } from "./policies.ts";
 import { publish, type PublishedAddress } from "./publication.ts";
 import { meshService, serviceFacts, type ServiceFacts } from "./service.ts";
 import { Waypoints } from "./waypoints.ts";
@@ -24,8 +25,11 @@ export interface DiscoveryUpdate {
   /** Services first, then workloads. */
   readonly upserts: readonly PublishedAddress[];
   readonly removes: readonly string[];
+  readonly policies: Pick<PolicyUpdate, "upserts" | "removes" | "verdicts">;
   readonly problems: readonly Problem[];
 }
+
+const DEFAULT_ROOT_NAMESPACE = "istio-system";
 
 interface PodEntry {
   readonly pod: Pod;
@@ -43,10 +47,13 @@ interface PodEntry {
  *     Node ────────────▶ the pods on it (their locality)
  *     Namespace ───────▶ its pods and services (their waypoint)
  *     Gateway, GatewayClass, the Service of a Gateway ──▶ whatever names it as its waypoint
+ *     policies ────────▶ themselves; the pods of their namespace, or of the mesh (the policies that they list)
  *
  * Holds one entry per object that it was given.
  */
 export class Discovery {
+  /** Policies, and which of them a workload lists. */
+  readonly policies: PolicyDiscovery;
   readonly #cluster: Cluster;
   readonly #pods = new Map<string, PodEntry>();
   readonly #podsOfNamespace = new Multimap<string, string>();
@@ -74,11 +81,16 @@ export class Discovery {
   constructor(cluster: Cluster) {
     this.#cluster = cluster;
     this.#waypoints = new Waypoints(cluster.network);
+    this.policies = new PolicyDiscovery(cluster.rootNamespace ?? DEFAULT_ROOT_NAMESPACE, (namespace) => {
+      const keys = namespace === undefined ? this.#pods.keys() : this.#podsOfNamespace.get(namespace);
+      for (const key of keys) this.#dirtyPods.add(key);
+    });
   }
 
   /** True when `flush` has something to do. */
   get dirty(): boolean {
-    return this.#dirtyPods.size + this.#dirtyServices.size + this.#dirtySlices.size > 0;
+    const dirty = this.#dirtyPods.size + this.#dirtyServices.size + this.#dirtySlices.size;
+    return dirty > 0 || this.policies.dirty;
   }
 
   upsertPod(pod: Pod): void {
@@ -189,9 +201,10 @@ export class Discovery {
     this.#dirtyServices.clear();
     this.#dirtyPods.clear();
     this.#dirtySlices.clear();
-    const problems = this.#problems;
+    const { problems: unenforced, ...policies } = this.policies.flush();
+    const problems = [...this.#problems, ...unenforced];
     this.#problems = [];
-    return { upserts, removes, problems };
+    return { upserts, removes, policies, problems };
   }
 
   /** Publishes what an object makes now in place of what it made before. What cannot be computed stays as it was. */
@@ -253,6 +266,7 @@ export class Discovery {
       services,
       endpointPorts: standsBehind(entry) ? this.#portsAt(entry.ips) : {},
       locality: this.#localities.get(entry.node) ?? nodeLocality(undefined),
+      policies: this.policies.listOf(namespace, entry.pod.metadata?.labels ?? {}),
     });
     return workload === undefined ? [] : [workload];
   }

@@ -31,6 +31,8 @@ export interface PodSurroundings {
   readonly waypoint: GatewayAddress | undefined;
   /** How it takes tunnels, when it is a waypoint itself. */
   readonly tunnel: ApplicationTunnel | undefined;
+  /** Names of the policies that apply to it alone. */
+  readonly policies: readonly string[];
 }
 
 /** True when the pod is selected. An empty selector selects nothing. */
@@ -88,7 +90,7 @@ export function podWorkload(pod: Pod, around: PodSurroundings): Workload | undef
     workloadName,
     nativeTunnel: isNative,
     services: { ...around.endpointPorts, ...selectedPorts(pod, around.services) },
-    authorizationPolicies: [],
+    authorizationPolicies: around.policies,
     healthy: isReady(pod),
     clusterId: cluster.clusterId,
     locality: around.locality,

@@ -1,4 +1,5 @@
 import { resources, type KubeObject, type PodTemplateSpec, type ResourceRef } from "#kube";
+import { POLICY_KINDS } from "./policy-kinds.ts";
 import { POD_NETNS_FOLDER, POD_RANGE, SERVICE_RANGE } from "./layout.ts";
 
 /** Where Veil is installed. */
@@ -47,6 +48,8 @@ const RULES: Readonly<Record<VeilRole, Rule[]>> = {
     { apiGroups: [""], resources: ["pods", "services", "namespaces", "nodes", "serviceaccounts"], verbs: READ },
     { apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: READ },
     { apiGroups: ["gateway.networking.k8s.io"], resources: ["gateways", "gatewayclasses"], verbs: READ },
+    { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies", "peerauthentications"], verbs: READ },
+    { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies/status"], verbs: ["patch"] },
     { apiGroups: [""], resources: ["configmaps"], verbs: [...READ, "create", "update", "patch"] },
     { apiGroups: ["", "events.k8s.io"], resources: ["events"], verbs: ["create", "patch"] },
     { apiGroups: ["authentication.k8s.io"], resources: ["tokenreviews"], verbs: ["create"] },
@@ -72,6 +75,7 @@ export function veilManifests(values: InstallValues): Manifest[] {
   const roles: readonly VeilRole[] = ["controller", "agent", "proxy"];
   return [
     manifest(resources.namespaces, { metadata: { name: VEIL_NAMESPACE } }),
+    ...POLICY_KINDS.map((kind) => manifest(resources.customResourceDefinitions, kind)),
     ...roles.flatMap(accountOf),
     ...roles.flatMap(accessInside),
     controllerService(),
