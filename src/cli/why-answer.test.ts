@@ -32,6 +32,7 @@ function proxySays(options: Partial<Explanation> = {}): Explanation {
     destinationWorkload: undefined,
     destinationService: undefined,
     acceptedIdentities: [],
+    policy: undefined,
     connections: [],
     ...options,
   };
@@ -58,6 +59,19 @@ test("a pair without labels is told which command enrols it", () => {
   assert.match(answer.because, /shop\/a has no label/);
   assert.equal(answer.remedy, "kubectl label namespace shop io.cilium/mtls-enabled=true");
   assert.match(formatAnswer(answer), /NOT encrypted/);
+});
+
+test("a policy that refuses the connection is named, also where it would be encrypted", () => {
+  const policy = { allowed: false, because: "explicitly denied by: shop/p" };
+  assert.match(
+    formatAnswer(answerWhy({ ...base, proxy: proxySays({ policy }) })),
+    /REFUSE it: explicitly denied by: shop\/p/,
+  );
+  const allowed = { allowed: true, because: "allowed by: shop/p" };
+  assert.match(
+    formatAnswer(answerWhy({ ...base, proxy: proxySays({ policy: allowed }) })),
+    /let it in: allowed by: shop\/p/,
+  );
 });
 
 test("a label whose value means nothing is named, with the values that do", () => {

@@ -82,6 +82,7 @@ export function formatAnswer(answer: WhyAnswer): string {
   const lines = [
     `${source.name} -> ${destination.name}: ${answer.encrypted ? "encrypted (mutual TLS)" : "NOT encrypted"}`,
     `  because ${answer.because}`,
+    ...describePolicy(answer.proxy?.policy),
     ...(answer.remedy === undefined ? [] : [`  to change it: ${answer.remedy}`]),
     "",
     describeEnd("source", source),
@@ -145,6 +146,11 @@ function remedyOf({ source, destination }: Ends): string | undefined {
 function describeEnd(which: string, end: WhyEnd): string {
   const node = end.node === undefined ? "" : ` on ${end.node}`;
   return `  ${which} ${end.name}${node} ${WORDS[end.labels]}; ${end.enrolled ? "its connections are redirected" : "its connections are not redirected"}`;
+}
+
+function describePolicy(policy: Explanation["policy"]): string[] {
+  if (policy === undefined) return [];
+  return [`  the destination's policies ${policy.allowed ? "let it in" : "REFUSE it"}: ${policy.because}`];
 }
 
 function describeConnection(record: FlowRecord): string {

@@ -13,6 +13,7 @@ import type { ToThread } from "./messages.ts";
 import { recordsOf, viewPacket } from "./packed-addresses.ts";
 import { Records } from "./records.ts";
 import { RecordQueue } from "./record-queue.ts";
+import { testPolicy } from "../policy/testing.ts";
 import { WorkloadTable, type AddressChange } from "./table.ts";
 import { testPod, testService, testView, testWorkload } from "./testing.ts";
 import { DataThreads, type ThreadPort } from "./threads.ts";
@@ -305,6 +306,24 @@ describe("explanations", () => {
     assert.equal(why("10.1.0.2:80", parts({}, testView([], { synced: false }))), "wait false no_snapshot");
     assert.equal(why("10.1.0.2:80", parts({ certificate: () => undefined })), "refuse false no_certificate");
     assert.equal(why("10.1.0.2:80", parts(), "shop/stranger"), "plain false source_not_enrolled");
+  });
+
+  it("name the policy at the destination that lets it in or refuses it", () => {
+    const view = testView([client, server, plain]);
+    const policy = (destination: string, source = "shop/client"): string => {
+      const answer = explain(parts({}, view), source, destination);
+      if (typeof answer === "string") return answer;
+      return answer.policy === undefined ? "nobody" : `${answer.policy.allowed} ${answer.policy.because}`;
+    };
+    assert.equal(policy("10.1.0.2:80"), "true no policy restricts it");
+    const strict = testPolicy("strict", [{ notPrincipals: [{ kind: "presence" }] }], { action: "deny" });
+    const port = testPolicy("port", [{ destinationPorts: [80] }]);
+    view.policies.apply({ upserts: [strict, port], unusable: [], removes: [] });
+    assert.equal(policy("10.1.0.2:80"), "true allowed by: shop/port");
+    assert.equal(policy("10.1.0.2:81"), "false allow policies exist, but none allowed");
+    assert.equal(policy("10.1.0.2:80", "shop/plain"), "false explicitly denied by: shop/strict");
+    assert.equal(policy("10.1.0.3:80"), "nobody", "it is not enrolled");
+    assert.equal(policy("10.1.0.2:80", "shop/unknown"), "nobody", "nobody knows its address");
   });
 
   it("say what is wrong with the question", () => {

@@ -4,6 +4,7 @@ import type { FlowRecord } from "#model/flow";
 import type { TlsIdentity } from "#model/tls-identity";
 import type { Workload } from "#model/workload";
 import type { Records } from "./records.ts";
+import { explainPolicies, type PolicyExplanation } from "./why-policy.ts";
 import { decideOutbound, type LocalPod, type Route, type View } from "./route.ts";
 
 /** The answer to "why is a connection from this pod to there (not) encrypted?", as this node's proxy sees it. */
@@ -22,6 +23,8 @@ export interface Explanation {
   readonly destinationWorkload: string | undefined;
   readonly destinationService: string | undefined;
   readonly acceptedIdentities: readonly string[];
+  /** Whether the destination lets it in; undefined where no policies are enforced. */
+  readonly policy: PolicyExplanation | undefined;
   /** The newest connections between the two, newest first. */
   readonly connections: readonly FlowRecord[];
 }
@@ -57,6 +60,7 @@ export function explain(parts: WhyParts, source: string, destination: string): E
     const workload = view.table.findWorkloadByIp(view.network, ip);
     return {
       ...about,
+      policy: explainPolicies({ source, pod, to, route: undefined }, view),
       decision: "plain",
       encrypted: false,
       reason: "source_not_enrolled",
@@ -68,10 +72,11 @@ export function explain(parts: WhyParts, source: string, destination: string): E
   }
   const route = decideOutbound(pod, to, view);
   const missing = route.kind === "tunnel" && parts.certificate(pod) === undefined;
-  return { ...about, ...(missing ? uncertified(pod, route) : describe(route)) };
+  const policy = explainPolicies({ source, pod, to, route }, view);
+  return { ...about, policy, ...(missing ? uncertified(pod, route) : describe(route)) };
 }
 
-type Described = Omit<Explanation, "source" | "destination" | "sourceServedHere" | "connections">;
+type Described = Omit<Explanation, "source" | "destination" | "sourceServedHere" | "policy" | "connections">;
 
 function describe(route: Route): Described {
   const nobody = {
