@@ -31,3 +31,4 @@ export {
 } from "./gen/veil/node_pb.js";
 export { decodeAddress, encodeAddress, MAX_ADDRESS_BYTES } from "./address.ts";
 export { DocumentSchema as OpenApiDocumentSchema } from "./gen/openapi/openapi_pb.js";
+export { ProfileSchema, type Profile } from "./gen/pprof/profile_pb.js";

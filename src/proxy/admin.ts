@@ -5,6 +5,7 @@ import { xdsMetrics } from "#xds";
 import { dashboard } from "./dashboard.ts";
 import type { PodPoolPeer, ThreadSamples } from "./looks.ts";
 import { proxyMetrics } from "./metrics.ts";
+import type { ProfilePages } from "./profile-page.ts";
 import type { OpenConnection } from "./record.ts";
 import { explain, type WhyParts } from "./why.ts";
 
@@ -19,6 +20,7 @@ export interface AdminParts {
   /** What is missing for readiness; empty: ready. */
   readonly pending: () => readonly string[];
   readonly quit: () => void;
+  readonly profiles: ProfilePages;
   readonly scopes: LogScopes;
 }
 
@@ -46,6 +48,16 @@ const PAGES: readonly AdminPage[] = [
     path: "/debug/pool",
     about: "sessions to other proxies and from them, by pod",
     show: async ({ pool }) => jsonPage(200, await pool()),
+  },
+  {
+    path: "/debug/pprof/profile",
+    about: "where processor time goes, for go tool pprof: ?seconds=1-300&frequency=1-1000&thread=main&format=v8",
+    show: async ({ profiles }, request) => profiles.show("cpu", request),
+  },
+  {
+    path: "/debug/pprof/heap",
+    about: "what is allocated in so many ?seconds= and stays, for go tool pprof",
+    show: async ({ profiles }, request) => profiles.show("heap", request),
   },
   {
     path: "/logging",

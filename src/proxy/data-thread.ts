@@ -10,6 +10,7 @@ import type { FromThread, ToThread } from "./messages.ts";
 import type { Network } from "./network.ts";
 import type { ThreadContext } from "./pod-context.ts";
 import { PodProxy } from "./pod-proxy.ts";
+import { recordProfile } from "./profiler.ts";
 import { RecordQueue } from "./record-queue.ts";
 import { FlowLog } from "./record.ts";
 
@@ -111,6 +112,9 @@ export class DataThread {
       case "podDrop":
         this.#finish(message.seq, this.#dropPod(message.podUid, message.drainMs));
         return;
+      case "profile":
+        void this.#profile(message);
+        return;
       case "drain":
         this.#finish(message.seq, this.#drain(message.drainMs));
         return;
@@ -176,6 +180,16 @@ export class DataThread {
     const pods = [...this.#pods.keys()];
     await Promise.all(pods.map((podUid) => this.#dropPod(podUid, drainMs)));
     this.#records.flush();
+  }
+
+  async #profile({ seq, thread, request }: Extract<ToThread, { type: "profile" }>): Promise<void> {
+    const { clock, post } = this.#parts;
+    try {
+      const profile = await recordProfile(request, thread, { clock, signal: new AbortController().signal });
+      post({ type: "done", seq, profile });
+    } catch (error) {
+      this.#fail(seq, error);
+    }
   }
 
   #finish(seq: number, work: Promise<void>): void {

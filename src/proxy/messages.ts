@@ -6,6 +6,8 @@ import type { ProxyConfig } from "./config.ts";
 import type { Answer } from "./knowledge.ts";
 import type { NameAnswer } from "./names.ts";
 import type { LookKind, Slice } from "./looks.ts";
+import type { ThreadProfile } from "./pprof.ts";
+import type { ProfileRequest } from "./profiler.ts";
 import type { LocalPod } from "./route.ts";
 import type { PackedChange } from "./table.ts";
 
@@ -45,6 +47,8 @@ export type ToThread =
   | { readonly type: "resolved"; readonly hostname: string; readonly answer: NameAnswer }
   /** The next slice of a look; `known` begins a new one. */
   | { readonly type: "look"; readonly seq: number; readonly kind: LookKind; readonly known: number | undefined }
+  /** Record what the thread does; the answer comes after the request's time. */
+  | { readonly type: "profile"; readonly seq: number; readonly thread: string; readonly request: ProfileRequest }
   | { readonly type: "drain"; readonly seq: number; readonly drainMs: number }
   /** How loud a line of the access log must be to be written. */
   | { readonly type: "accessLevel"; readonly level: AccessLevel }
@@ -59,6 +63,7 @@ export type FromThread =
       readonly error?: { readonly code: string; readonly message: string } | undefined;
       /** The answer to a look; undefined after its last slice. */
       readonly slice?: Slice | undefined;
+      readonly profile?: ThreadProfile | undefined;
     }
   /** A connection is held: who is `name`? Answered by `answer`. */
   | { readonly type: "ask"; readonly name: string }

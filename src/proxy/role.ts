@@ -22,6 +22,8 @@ import { Policies } from "./policies.ts";
 import { ANY_ADDRESS } from "./network.ts";
 import { Pods } from "./pods.ts";
 import { processSamples } from "./process-samples.ts";
+import { ProfilePages } from "./profile-page.ts";
+import { recordProfile } from "./profiler.ts";
 import { Records } from "./records.ts";
 import type { View } from "./route.ts";
 import { DataThreads, type ThreadPort } from "./threads.ts";
@@ -81,6 +83,7 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
     dump: async () => dump(options, parts),
     connections: async () => threads.connections(),
     pool: async () => threads.pool(),
+    profiles: profilePages(options, threads),
     why: {
       view: () => viewOf(options, parts),
       findPod: (name) => parts.pods.find(name),
@@ -97,6 +100,17 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
   ];
   const services = [threadService(options, parts), ...servers, parts.xds, parts.certificates, parts.zds];
   return { services, failure: failure.promise };
+}
+
+/** Profiles of this thread and of the data threads together. */
+function profilePages({ clock }: ProxyOptions, threads: DataThreads): ProfilePages {
+  return new ProfilePages({
+    clock,
+    record: async (request, signal) => {
+      const main = recordProfile(request, "main", { clock, signal });
+      return (await Promise.all([main.then((one) => [one]), threads.profile(request)])).flat();
+    },
+  });
 }
 
 interface Parts {

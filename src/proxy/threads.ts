@@ -9,6 +9,8 @@ import type { Answer } from "./knowledge.ts";
 import type { LookKind, PodPoolPeer, Slice, ThreadSamples } from "./looks.ts";
 import type { FromThread, ToThread } from "./messages.ts";
 import type { NameResolver } from "./names.ts";
+import type { ThreadProfile } from "./pprof.ts";
+import type { ProfileRequest } from "./profiler.ts";
 import type { OpenConnection } from "./record.ts";
 import type { LocalPod } from "./route.ts";
 import type { PackedChange } from "./table.ts";
@@ -139,6 +141,14 @@ export class DataThreads {
     return (await Promise.all(this.#members.map(async (member) => this.#samplesOf(member)))).flat();
   }
 
+  /** Records what the threads do, named `data-1` and so on. */
+  async profile(request: ProfileRequest): Promise<readonly ThreadProfile[]> {
+    const answers = this.#members.map(async (member, i) =>
+      this.#request(member, (seq) => ({ type: "profile", seq, thread: `data-${i + 1}`, request })),
+    );
+    return (await Promise.all(answers)).flatMap(({ profile }) => profile ?? []);
+  }
+
   /** The connections that are open, at most {@link MAX_LISTED}. */
   async connections(): Promise<readonly OpenConnection[]> {
     return this.#list("connections", ({ connections }) => connections);
@@ -218,7 +228,7 @@ export class DataThreads {
     const message = make(seq);
     const { promise, resolve } = Promise.withResolvers<Extract<FromThread, { type: "done" }>>();
     this.#pending.set(seq, resolve);
-    const patienceMs = ANSWER_MS + ("drainMs" in message ? message.drainMs : 0);
+    const patienceMs = ANSWER_MS + expectedMs(message);
     const cancel = this.#parts.clock.after(patienceMs, () => {
       this.#parts.failed(
         proxyError("PROXY_THREAD", `a data thread has not answered "${message.type}" in ${patienceMs} ms`),
@@ -253,4 +263,10 @@ export class DataThreads {
   async #answer(port: ThreadPort, name: string): Promise<void> {
     port.post({ type: "answer", name, answer: await this.#parts.ask(name) });
   }
+}
+
+/** How long a request takes when all goes well. */
+function expectedMs(message: ToThread): number {
+  if ("drainMs" in message) return message.drainMs;
+  return message.type === "profile" ? message.request.durationMs : 0;
 }
