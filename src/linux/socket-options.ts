@@ -41,6 +41,7 @@ const OPTIONS = {
   TCP_KEEPIDLE: [IPPROTO_TCP, 4],
   TCP_KEEPINTVL: [IPPROTO_TCP, 5],
   TCP_KEEPCNT: [IPPROTO_TCP, 6],
+  TCP_CONGESTION: [IPPROTO_TCP, 13],
 } as const;
 
 /** SO_ORIGINAL_DST, and IP6T_SO_ORIGINAL_DST: the same number on two levels. */
@@ -79,15 +80,24 @@ export interface SocketKind {
   readonly transparent?: boolean | undefined;
   /** Probes a silent connection; the default is true. */
   readonly keepAlive?: boolean | undefined;
+  /**
+   * The other ends are on this machine: no network lies between that could be congested, so that nothing is paced (a host that
+   * has BBR for its networks would pace here, too: a fifth of the CPU of each byte).
+   */
+  readonly sameHost?: boolean | undefined;
 }
 
+/** Always there, and the only algorithm that keeps no timers and no model of the path. */
+const PLAIN_CONGESTION = Buffer.from("reno");
+
 /** Makes a TCP socket in the namespace that the thread is in: no delay, keep-alive. The caller closes it. */
-export function makeTcpSocket({ v6, mark, transparent, keepAlive }: SocketKind): number {
+export function makeTcpSocket({ v6, mark, transparent, keepAlive, sameHost }: SocketKind): number {
   const fd = Number(socketCall(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (fd < 0) throw outOfFiles() ?? asError("socket", fd);
   try {
     setNumber(fd, "TCP_NODELAY", 1);
     if (keepAlive !== false) setKeepAlive(fd);
+    if (sameHost === true) setPlainCongestion(fd);
     if (mark !== undefined) setNumber(fd, "SO_MARK", mark);
     if (transparent === true) setNumber(fd, v6 ? "IPV6_TRANSPARENT" : "IP_TRANSPARENT", 1);
     if (transparent === true && v6) setNumber(fd, "IP_TRANSPARENT", 1);
@@ -103,6 +113,12 @@ function setKeepAlive(fd: number): void {
   setNumber(fd, "TCP_KEEPIDLE", KEEPALIVE_SECONDS);
   setNumber(fd, "TCP_KEEPINTVL", KEEPALIVE_SECONDS);
   setNumber(fd, "TCP_KEEPCNT", KEEPALIVE_PROBES);
+}
+
+/** A machine that forbids it loses speed alone. */
+function setPlainCongestion(fd: number): void {
+  const [level, option] = OPTIONS.TCP_CONGESTION;
+  setOption(fd, level, option, PLAIN_CONGESTION, PLAIN_CONGESTION.length);
 }
 
 function outOfFiles(): CodedError | undefined {

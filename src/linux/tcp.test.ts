@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createServer, Socket, type AddressInfo } from "node:net";
 import { describe, test } from "node:test";
@@ -338,3 +339,17 @@ for (const path of ["handles", "public"] as const) {
     );
   });
 }
+
+test("sockets whose other end is on the same host pace nothing, those that were accepted neither", async () => {
+  const accepted: TcpSocket[] = [];
+  const listener = listenTcp({ ip: "127.0.0.1", port: 0, sameHost: true }, (socket) => accepted.push(socket));
+  const dialled = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 2000, clock, sameHost: true });
+  await until("a connection", () => accepted.length === 1);
+  const { stdout } = spawnSync("ss", ["-Htin", `( sport = :${listener.port} or dport = :${listener.port} )`], {
+    encoding: "utf8",
+  });
+  assert.equal(stdout.match(/^\s+reno /gm)?.length, 2, stdout);
+  dialled.close();
+  for (const socket of accepted) socket.close();
+  listener.stop();
+});

@@ -187,6 +187,8 @@ export interface ListenOptions {
   readonly backlog?: number | undefined;
   /** Accepted sockets are as after {@link TcpSocket.resetOnDeath}: they inherit it, which costs nothing per connection. */
   readonly resetOnDeath?: boolean | undefined;
+  /** Whoever connects is in the same namespace. */
+  readonly sameHost?: boolean | undefined;
 }
 
 /** A listening socket. */
@@ -208,7 +210,8 @@ export function listenTcp(options: ListenOptions, onConnection: (socket: TcpSock
   const ip = checkAddress(options.ip);
   const backlog = options.backlog ?? BACKLOG;
   const fd = within(options.netns, () => {
-    const made = makeTcpSocket({ v6: ip.includes(":"), mark: options.mark, transparent: options.transparent });
+    const { mark, transparent, sameHost } = options;
+    const made = makeTcpSocket({ v6: ip.includes(":"), mark, transparent, sameHost });
     try {
       bindAndListen(made, { ip, port: options.port }, { reusePort: options.reusePort === true, backlog });
     } catch (error) {
@@ -345,6 +348,7 @@ function makeOutgoing(options: ConnectOptions, to: IpAddress): number {
       mark: options.mark,
       transparent: source !== undefined,
       keepAlive: options.sameHost !== true,
+      sameHost: options.sameHost,
     });
     try {
       if (source !== undefined) bindSource(fd, source);

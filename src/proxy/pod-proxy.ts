@@ -106,6 +106,7 @@ export class PodProxy {
         transparent: true,
         reusePort: true,
         resetOnDeath: true,
+        sameHost: port === OUTBOUND_PORT,
       },
       onConnection,
     );
