@@ -1,7 +1,7 @@
 /**
  * A long mixed load through the proxies of two nodes, and what it leaves behind: memory, descriptors, records.
  *
- *     node --conditions=veil-source bench/soak.ts [--minutes 60] [--rate 30]     (root)
+ *     node --conditions=veil-source bench/soak.ts [--minutes 60] [--rate 30] [--long 40] [--bulk 2] [--idle 200]     (root)
  *
  * Two enrolled clients, one on either node, call one server: long connections that talk, a few that move 2 MB/s, idle ones, and
  * `rate` new connections a second; both ends check every byte. Every 15 s the memory (PSS) and the descriptors of each proxy and agent
@@ -29,13 +29,19 @@ import {
 } from "../test/netns/mesh.ts";
 
 const { values } = parseArgs({
-  options: { minutes: { type: "string", default: "60" }, rate: { type: "string", default: "30" } },
+  options: {
+    minutes: { type: "string", default: "60" },
+    rate: { type: "string", default: "30" },
+    long: { type: "string", default: "40" },
+    bulk: { type: "string", default: "2" },
+    idle: { type: "string", default: "200" },
+  },
 });
 const SECONDS = Number(values.minutes) * 60;
 const SAMPLE_MS = 15_000;
 /** This part of the run is warm-up: it does not count for the slope. */
 const WARM_UP = 0.25;
-const LONG = { long: 40, bulk: 2, idle: 200 };
+const LONG = { long: values.long, bulk: values.bulk, idle: values.idle };
 
 interface Sample {
   readonly minute: number;
