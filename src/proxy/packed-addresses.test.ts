@@ -73,13 +73,16 @@ describe("packed addresses", () => {
     );
   });
 
-  it("are not found by address on the host's network, and by a prefix neither", () => {
+  it("are apart on the host's network, and are not found by a prefix", () => {
     const kinds = (address: Address): string =>
       keysOf(address)
         .map(([kind]) => kind)
         .join(" ");
     assert.equal(kinds(testWorkload("a", "10.0.0.1")), "name ip");
-    assert.equal(kinds(testWorkload("a", "10.0.0.1", { hostNetwork: true, hostname: "a.b" })), "name workloadHost");
+    assert.equal(
+      kinds(testWorkload("a", "10.0.0.1", { hostNetwork: true, hostname: "a.b" })),
+      "name hostIp workloadHost",
+    );
     const prefix = { network: "", address: "10.0.0.0" as IpAddress, length: 8 };
     assert.equal(kinds(testService("a", undefined, { addresses: [prefix] })), "name serviceHost");
     assert.equal(kinds(testService("a", "10.0.0.1")), "name vip serviceHost");

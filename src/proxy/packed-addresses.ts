@@ -17,7 +17,7 @@ export interface PackedAddresses {
 }
 
 /** Ways to find an address; each kind has names of its own. */
-export type KeyKind = "name" | "ip" | "vip" | "serviceHost" | "workloadHost";
+export type KeyKind = "name" | "ip" | "hostIp" | "vip" | "serviceHost" | "workloadHost";
 
 const FLAG = { service: 1, prefix: 2, hbone: 4 } as const;
 const PACKET_HEAD = 2;
@@ -77,12 +77,13 @@ export function hashKey(packetSeed: number, kind: KeyKind | "endpoints", text: s
   return hash ^ (hash >>> 13);
 }
 
-/** All keys of an address, its name first. Workloads on the host's network are not found by address. */
+/** All keys of an address, its name first. A workload on the host's network has its node's addresses, which are kept apart. */
 export function keysOf(address: Address): readonly (readonly [KeyKind, string])[] {
   const name = ["name", addressName(address)] as const;
   if (address.kind === "workload") {
     const { hostNetwork, addresses, network, namespace, hostname } = address;
-    const ips = hostNetwork ? [] : addresses.map((ip) => ["ip", `${network}/${ip}`] as const);
+    const kind = hostNetwork ? "hostIp" : "ip";
+    const ips = addresses.map((ip) => [kind, `${network}/${ip}`] as const);
     return [name, ...ips, ...(hostname === "" ? [] : [["workloadHost", `${namespace}/${hostname}`] as const])];
   }
   const vips = address.addresses.flatMap(({ network, address: ip, length }) =>

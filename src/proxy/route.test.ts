@@ -181,10 +181,23 @@ const rows: readonly Row[] = [
     expect: `tunnel 10.1.0.2:15008 10.1.0.2:8080 ${id("server")}`,
   },
   {
-    name: "a workload on the host's network is not found by address",
+    name: "a workload on the host's network by its node's address: that is the node's, and nobody is asked",
     to: "10.1.0.8:80",
     with: [testWorkload("host", "10.1.0.8", { hostNetwork: true })],
-    expect: "ask /10.1.0.8",
+    expect: "plain 10.1.0.8:80 destination_not_enrolled",
+  },
+  {
+    name: "a workload on the host's network through a service",
+    to: "10.96.0.8:80",
+    with: [
+      testService("onhost", "10.96.0.8"),
+      testWorkload("host", "10.1.0.8", {
+        hostNetwork: true,
+        tunnelProtocol: "none",
+        services: { "shop/onhost.shop.svc.cluster.local": [] },
+      }),
+    ],
+    expect: "plain 10.1.0.8:8080 destination_not_enrolled",
   },
   {
     name: "a workload without a valid identity is refused, not reached in clear",

@@ -120,7 +120,7 @@ const NOBODY: Destination = { workload: undefined, service: undefined };
  * 10. the workload is enrolled, or another at its address    → tunnel to its port 15008
  * 11. the workload is not enrolled                           → plain `destination_not_enrolled`
  * 12. unknown, outside the cluster's ranges                  → plain `destination_outside`
- * 13. unknown, inside, the control plane knows nobody        → plain `destination_not_enrolled`
+ * 13. unknown, inside, the control plane knows nobody, or it is a node's → plain `destination_not_enrolled`
  * 14. unknown, inside                                        → ask
  */
 export function decideOutbound(source: LocalPod, to: SocketAddress, view: View): Route {
@@ -150,7 +150,7 @@ function routeToAddress(question: Question): Route {
   if (workload !== undefined) return routeToWorkload(question, workload);
   if (!inside) return { kind: "plain", target: to, reason: "destination_outside", destination: NOBODY };
   const name = `${view.network}/${to.ip}`;
-  if (!view.isAbsent(name)) return { kind: "ask", name };
+  if (!view.isAbsent(name) && !view.table.isHostAddress(view.network, to.ip)) return { kind: "ask", name };
   return { kind: "plain", target: to, reason: "destination_not_enrolled", destination: NOBODY };
 }
 

@@ -90,6 +90,11 @@ export class WorkloadTable {
     return best;
   }
 
+  /** True for the address of a node on whose network workloads are. */
+  isHostAddress(network: string, ip: IpAddress): boolean {
+    return this.#store.find("hostIp", `${network}/${ip}`).length > 0;
+  }
+
   /**
    * The service that a client in `namespace` reaches by this virtual address: exact addresses before prefixes; among
    * several the client's own namespace, then the longer prefix, then the canonical one.

@@ -71,6 +71,8 @@ export interface Pod {
   readonly uid: string;
   readonly node: string;
   readonly ip: string;
+  /** Its other address; not published unless a test does. */
+  readonly ip6: string;
   readonly netns: Netns;
   readonly identity: SpiffeId;
   readonly workload: (tunnelProtocol: TunnelProtocol) => Workload;
@@ -126,6 +128,8 @@ export class ProxyWorld implements AsyncDisposable {
       ip("-n", netnsOf(node), "addr", "add", `172.31.0.${at}/24`, "dev", "vt-proxy-ul");
       ip("-n", netnsOf(node), "link", "set", "vt-proxy-ul", "up");
       ip("-n", netnsOf(node), "route", "add", `10.201.${other}.0/24`, "via", `172.31.0.${other}`);
+      ip("-n", netnsOf(node), "addr", "add", `fd00:172::${at}/64`, "dev", "vt-proxy-ul", "nodad");
+      ip("-n", netnsOf(node), "route", "add", `fd00:201:${other}::/64`, "via", `fd00:172::${other}`);
     }
     this.client = makePod("client", "a", "10.201.1.2");
     this.plain = makePod("plain", "a", "10.201.1.3");
@@ -201,7 +205,8 @@ function makeNode(node: string, at: number): void {
   ip("-n", name, "link", "add", "pods", "type", "bridge");
   ip("-n", name, "addr", "add", `10.201.${at}.1/24`, "dev", "pods");
   ip("-n", name, "link", "set", "pods", "up");
-  run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv4.ip_forward=1");
+  ip("-n", name, "addr", "add", `fd00:201:${at}::1/64`, "dev", "pods", "nodad");
+  run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1");
 }
 
 function makePod(name: string, node: string, address: string): Pod {
@@ -213,11 +218,16 @@ function makePod(name: string, node: string, address: string): Pod {
   ip("-n", netns, "addr", "add", `${address}/24`, "dev", "eth0");
   ip("-n", netns, "link", "set", "eth0", "up");
   ip("-n", netns, "route", "add", "default", "via", address.replace(/\d+$/, "1"));
+  const [, , at = "", last = ""] = address.split(".");
+  const ip6 = `fd00:201:${at}::${last}`;
+  ip("-n", netns, "addr", "add", `${ip6}/64`, "dev", "eth0", "nodad");
+  ip("-n", netns, "route", "add", "default", "via", `fd00:201:${at}::1`);
   return {
     name,
     uid: `uid-${name}`,
     node,
     ip: address,
+    ip6,
     netns: openNetns(`/run/netns/${netns}`),
     identity: formatSpiffeId({ trustDomain: "cluster.local", namespace: "shop", serviceAccount: name }),
     workload: (tunnelProtocol) => testWorkload(name, address, { tunnelProtocol, node, addresses: [parseIp(address)] }),
@@ -233,6 +243,7 @@ export class Node implements AsyncDisposable {
   readonly certificates = new Map<string, TlsIdentity>();
   readonly #world: ProxyWorld;
   readonly #pods = new Map<string, Pod>();
+  readonly #names = new Set<string>();
   readonly #watchers = new Set<() => void>();
   #server: RpcServer | undefined;
   #xds: XdsServer | undefined;
@@ -259,7 +270,17 @@ export class Node implements AsyncDisposable {
     return join(this.#world.folder, `zds-${this.name}.sock`);
   }
 
-  publish(addresses: readonly Address[], removes: readonly string[] = []): void {
+  /** The node's proxy knows this and nothing else, and has it in force. */
+  async know(addresses: readonly Address[]): Promise<void> {
+    const names = new Set(addresses.map((address) => addressName(address)));
+    const others = [...this.#names].filter((name) => !names.has(name));
+    const revision = this.publish(addresses, others);
+    await this.#xds?.whenAcknowledged({ typeUrl: TYPE_ADDRESS, revision }, AbortSignal.timeout(10_000));
+  }
+
+  publish(addresses: readonly Address[], removes: readonly string[] = []): number {
+    for (const name of removes) this.#names.delete(name);
+    for (const address of addresses) this.#names.add(addressName(address));
     const upserts = addresses.map((address) => ({
       typeUrl: TYPE_ADDRESS,
       name: addressName(address),
@@ -267,7 +288,7 @@ export class Node implements AsyncDisposable {
       aliases: address.addresses.map((ip) => (typeof ip === "string" ? `/${ip}` : `${ip.network}/${ip.address}`)),
       value: encodeAddress(address),
     }));
-    this.cache.apply({ typeUrl: TYPE_ADDRESS, upserts, removes });
+    return this.cache.apply({ typeUrl: TYPE_ADDRESS, upserts, removes });
   }
 
   /** Gives a pod's identity a certificate: its own, or another one to see what happens. */
@@ -492,7 +513,7 @@ const listeners = new Set<TcpListener>();
 
 /** A server in a pod, until the world ends; `serve` gets each connection and who it says it is. */
 export function listen(pod: Pod, port: number, serve: (socket: Socket, from: string) => void): void {
-  const listener = listenTcp({ netns: pod.netns, ip: "0.0.0.0", port }, (tcp) => {
+  const listener = listenTcp({ netns: pod.netns, ip: "::", port }, (tcp) => {
     const from = tcp.remote.ip;
     const socket = tcp.toNetSocket();
     socket.on("error", () => undefined);
