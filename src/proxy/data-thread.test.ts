@@ -727,6 +727,7 @@ describe("a connection to a workload that is known by its hostname only", () => 
     );
     await rig.dial("10.96.0.1:80");
     assert.deepEqual(resolves(rig), ["api.example.com"], "the answer is remembered");
+    assert.equal(rig.samples("istio_on_demand_dns_total"), 1);
   });
 
   it("is refused when nobody answers in time, and when the name has no address", async () => {

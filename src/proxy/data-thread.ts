@@ -49,6 +49,7 @@ export class DataThread {
         post({ type: "ask", name });
       },
       resolve: (hostname) => {
+        this.#flows.cells.bind("istio_on_demand_dns_total", {}).value++;
         post({ type: "resolve", hostname });
       },
     });

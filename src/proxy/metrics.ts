@@ -36,6 +36,7 @@ export const proxyMetrics = defineMetrics("proxy", {
   istio_tcp_sent_bytes_total: traffic("Bytes from the destination to the source, counted while they flow."),
   istio_tcp_received_bytes_total: traffic("Bytes from the source to the destination, counted while they flow."),
   istio_tcp_sockets_open: gauge("Connections that are open now.", ["reporter"]),
+  istio_on_demand_dns_total: counter("Hostnames of workloads without an address that were looked up."),
   istio_build: gauge("The running version.", ["component", "tag"]),
   workload_manager_active_proxy_count: gauge("Pods that are served."),
   workload_manager_pending_proxy_count: gauge("Pods that wait for their listeners or their certificate."),

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { parseIp } from "#base/ip";
+import { formatHostPort, parseIp } from "#base/ip";
+import type { Service } from "#model/workload";
 import { decideOutbound } from "./route.ts";
 import { routeLine, testAddress, testPod, testService, testView, testWorkload } from "./testing.ts";
 
@@ -27,6 +28,20 @@ interface Row {
   readonly expect: string;
   readonly with?: Parameters<typeof testView>[0];
   readonly view?: Parameters<typeof testView>[1];
+}
+
+const dual = { ...server, addresses: [parseIp("10.1.0.2"), parseIp("fd00::2")] };
+
+/** A service of these families with a workload of both: where its IPv4 address leads, and its IPv6 address. */
+function dualRows(ipFamilies: Service["ipFamilies"], from4: string, from6: string): readonly Row[] {
+  const addresses = ["10.96.0.1", "fd00:96::1"].map((ip) => ({ network: "", address: parseIp(ip), length: undefined }));
+  const row = (to: string, target: string): Row => ({
+    name: `a service of the families "${ipFamilies}" by ${to}`,
+    to: `${to}:80`,
+    with: [dual, { ...web, addresses, ipFamilies }],
+    expect: `tunnel ${target}:15008 ${formatHostPort(target, 8080)} ${id("server")}`,
+  });
+  return [row("10.96.0.1", from4), row("[fd00:96::1]", from6)];
 }
 
 const rows: readonly Row[] = [
@@ -210,6 +225,46 @@ const rows: readonly Row[] = [
     to: "10.1.0.2:80",
     with: [testWorkload("ghost", "10.1.0.2", { tunnelProtocol: "none" })],
     expect: `tunnel 10.1.0.2:15008 10.1.0.2:80 ${id("server")}`,
+  },
+  {
+    name: "an enrolled pod of the same node",
+    to: "10.1.0.2:8080",
+    with: [{ ...server, node: client.node }],
+    expect: `tunnel 10.1.0.2:15008 10.1.0.2:8080 ${id("server")}`,
+  },
+  {
+    name: "an enrolled pod of another node",
+    to: "10.1.0.2:8080",
+    with: [{ ...server, node: "node2" }],
+    expect: `tunnel 10.1.0.2:15008 10.1.0.2:8080 ${id("server")}`,
+  },
+  {
+    name: "a pod of the same node that is not enrolled",
+    to: "10.1.0.3:8080",
+    with: [{ ...plain, node: client.node }],
+    expect: "plain 10.1.0.3:8080 destination_not_enrolled",
+  },
+  {
+    name: "a pod of another node that is not enrolled",
+    to: "10.1.0.3:8080",
+    with: [{ ...plain, node: "node2" }],
+    expect: "plain 10.1.0.3:8080 destination_not_enrolled",
+  },
+  ...dualRows("automatic", "10.1.0.2", "fd00::2"),
+  ...dualRows("dual", "10.1.0.2", "fd00::2"),
+  ...dualRows("ipv4", "10.1.0.2", "10.1.0.2"),
+  ...dualRows("ipv6", "fd00::2", "fd00::2"),
+  {
+    name: "a workload with two addresses by its IPv4 address",
+    to: "10.1.0.2:80",
+    with: [dual],
+    expect: `tunnel 10.1.0.2:15008 10.1.0.2:80 ${id("server")}`,
+  },
+  {
+    name: "a workload with two addresses by its IPv6 address",
+    to: "[fd00::2]:80",
+    with: [dual],
+    expect: `tunnel fd00::2:15008 [fd00::2]:80 ${id("server")}`,
   },
   {
     name: "IPv6",

@@ -103,8 +103,20 @@ function describe(route: Route): Described {
   if (route.kind === "refuse") return { ...known, decision: "refuse", reason: route.reason, because: route.detail };
   if (route.kind === "plain")
     return { ...known, decision: "plain", reason: route.reason, because: plainBecause(route.reason, workload) };
-  const because = `both ends are enrolled: mutual TLS to ${formatHostPort(route.target.ip, route.target.port)}`;
-  return { ...known, decision: "tunnel", encrypted: true, reason: "ok", because, acceptedIdentities: route.accepted };
+  const { target, inner, accepted } = route;
+  const there = formatHostPort(target.ip, target.port);
+  const because =
+    inner === undefined
+      ? `both ends are enrolled: mutual TLS to ${there}`
+      : `the destination is on another network: mutual TLS to it inside mutual TLS to its gateway ${there}`;
+  return {
+    ...known,
+    decision: "tunnel",
+    encrypted: true,
+    reason: "ok",
+    because,
+    acceptedIdentities: (inner ?? { accepted }).accepted,
+  };
 }
 
 function plainBecause(reason: string, workload: Workload | undefined): string {
