@@ -118,6 +118,8 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
       pod: env["POD_NAME"] ?? `veil-proxy-${node}`,
       namespace: env["POD_NAMESPACE"] ?? "veil-system",
     },
+    // Its own pod is known only with all three.
+    serviceAccount: env["POD_NAME"] && env["POD_NAMESPACE"] ? env["SERVICE_ACCOUNT"] : undefined,
     version,
     clock,
     random: systemRandom,

@@ -608,6 +608,20 @@ describe("a data thread", () => {
     assert.equal(rig.network.servers[0]?.port, 15008);
   });
 
+  it("serves the proxy's own pod by tunnels alone, and dials its metrics from its own address", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    const own = testPod("server", { podUid: "self", serves: [15020] });
+    rig.send({ type: "podAdd", pod: own, netnsFd: 8, old: true });
+    assert.equal(rig.network.listeners.length, 2, "those of the pod that was there");
+    assert.equal(rig.network.servers.length, 2);
+    const tunnel = new FakeTunnel("10.1.0.2:15020");
+    rig.network.servers[1]?.onTunnel(tunnel);
+    await rig.settle();
+    assert.equal(tunnel.status, 200);
+    const [dial] = rig.network.dialled;
+    assert.deepEqual([dial?.ip, dial?.port, dial?.sourceIp], ["10.1.0.2", 15020, undefined]);
+  });
+
   for (const port of [15001, 15006, 15008]) {
     it(`gives everything back when port ${port} is taken`, () => {
       const rig = new Rig({ addresses: everything });

@@ -214,7 +214,7 @@ interface Dialled {
  * more.
  */
 async function dial(context: PodContext, verdict: Allowed, tunnel?: PodTunnel): Promise<Dialled> {
-  const { network, netns, clock, config, admissions, flows } = context;
+  const { network, netns, clock, config, admissions, flows, pod } = context;
   const { target, sourceIp, proxyTo, policy, dryRun } = verdict;
   const admission = admissions.enter(policy); // in the turn of the verdict: no change of policies comes between the two
   if (dryRun !== undefined) {
@@ -222,7 +222,9 @@ async function dial(context: PodContext, verdict: Allowed, tunnel?: PodTunnel): 
   }
   const timeoutMs = config.dialMs;
   try {
-    const how = { netns, mark: PACKET_MARK, sourceIp, timeoutMs, clock, signal: tunnel?.signal, sameHost: true };
+    // In the proxy's own namespace no rule leads answers to a borrowed address back.
+    const from = pod.serves === undefined ? sourceIp : undefined;
+    const how = { netns, mark: PACKET_MARK, sourceIp: from, timeoutMs, clock, signal: tunnel?.signal, sameHost: true };
     const application = await network.connectTcp({ ...how, ...target });
     application.resetOnDeath();
     if (admission.denied === undefined) {

@@ -53,7 +53,7 @@ export class PodProxy {
     return this.#server?.sessions ?? 0;
   }
 
-  /** Listens on the three ports. Throws `PROXY_LISTEN`; then nothing listens, and the descriptor is closed. */
+  /** Listens on the three ports; on that of tunnels alone in the proxy's own pod. Throws `PROXY_LISTEN`; then nothing listens, and the descriptor is closed. */
   start(): void {
     const { network, knowledge, clock } = this.#context;
     try {
@@ -70,6 +70,7 @@ export class PodProxy {
         },
       });
       this.#server.start();
+      if (this.pod.serves !== undefined) return;
       this.#listen(PLAINTEXT_PORT, (socket) => void carryPlaintext(this.#context, socket));
       this.#listen(OUTBOUND_PORT, (socket) => void carryOutbound(this.#context, socket));
     } catch (cause) {

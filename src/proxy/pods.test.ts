@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { closeSync, openSync, readdirSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readlinkSync } from "node:fs";
 import { describe, it } from "node:test";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { FakeClock } from "#base/clock";
@@ -12,6 +12,7 @@ import { proxyConfig } from "./config.ts";
 import { WorkloadRequestSchema } from "#proto";
 import { Pods, type Certificates, type PodThreads } from "./pods.ts";
 import type { LocalPod } from "./route.ts";
+import { selfPod, serveSelf } from "./self-pod.ts";
 import { ZdsClient, type ZdsConnection } from "./zds-client.ts";
 import type { ZdsRequest } from "./zds-messages.ts";
 
@@ -348,5 +349,53 @@ describe("the ZDS client", () => {
     assert.equal(good.sent.length, 2);
     assert.equal(openFiles(), before);
     await client.drain(1_000);
+  });
+});
+
+describe("the proxy's own pod", () => {
+  const options = {
+    config: { trustDomain: "cluster.local", clusterId: "Kubernetes" },
+    instance: { pod: "ztunnel-x", namespace: "mesh" },
+    ports: { metrics: 15020, ready: 15021 },
+  };
+
+  it("is known by its name, namespace and service account, and unknown without one", () => {
+    assert.equal(selfPod(options), undefined);
+    assert.equal(selfPod({ ...options, serviceAccount: "" }), undefined);
+    const self = selfPod({ ...options, serviceAccount: "ztunnel" });
+    assert.deepEqual(
+      [self?.identity, self?.workloadUid, self?.serves],
+      ["spiffe://cluster.local/ns/mesh/sa/ztunnel", "Kubernetes//Pod/mesh/ztunnel-x", [15020, 15021]],
+    );
+  });
+
+  it("has its certificate kept beside those of the pods, which come and go", async () => {
+    const certificates = new FakeCertificates();
+    certificates.arrive(idOf("a"));
+    const shared = { threads: new FakeThreads(), certificates, clock: new FakeClock(), log: silentLog(), drainMs: 0 };
+    const pods = new Pods({ ...shared, config: proxyConfig({ node: "node1" }), self: idOf("self") });
+    pods.start();
+    assert.deepEqual(certificates.wanted, [idOf("self")]);
+    pods.beginSnapshot();
+    await pods.handle(
+      { kind: "add", uid: "uid-a", name: "a", namespace: "shop", serviceAccount: "a" },
+      openSync("/proc/self/ns/net", "r"),
+    );
+    assert.deepEqual(certificates.wanted, [idOf("a"), idOf("self")]);
+    await pods.handle({ kind: "del", uid: "uid-a" }, undefined);
+    assert.deepEqual(certificates.wanted, [idOf("self")], "what no pod needs any more is forgotten");
+  });
+
+  it("is served in the proxy's own namespace, and when it cannot be, nothing else suffers", async () => {
+    const self = selfPod({ ...options, serviceAccount: "ztunnel" });
+    assert.ok(self);
+    const seen: string[] = [];
+    const addPod = async (pod: LocalPod, { fd }: { fd: number }): Promise<void> => {
+      seen.push(`${pod.podUid} ${readlinkSync(`/proc/self/fd/${fd}`)}`);
+      closeSync(fd);
+      throw new Error("taken");
+    };
+    await serveSelf(self, { addPod }, silentLog());
+    assert.deepEqual(seen, [`self ${readlinkSync("/proc/self/ns/net")}`]);
   });
 });

@@ -34,6 +34,8 @@ export interface PodsParts {
   readonly log: Log;
   /** How long the connections of a pod that is given up may go on. */
   readonly drainMs: number;
+  /** The proxy's own identity, when it has one. */
+  readonly self?: SpiffeId | undefined;
 }
 
 /** How long an `add` waits for the pod's certificate before it is answered with an error. The agent gives up after 5 s. */
@@ -93,6 +95,11 @@ export class Pods {
   /** Finds a pod by `namespace/name`. */
   find(name: string): LocalPod | undefined {
     return [...this.#pods.values()].find(({ pod }) => `${pod.namespace}/${pod.name}` === name)?.pod;
+  }
+
+  /** Begins to want the certificates that are needed before any pod is there. */
+  start(): void {
+    this.#want();
   }
 
   /** A connection to an agent begins: its snapshot follows. */
@@ -214,7 +221,9 @@ export class Pods {
   }
 
   #want(): void {
-    this.#parts.certificates.want([...new Set([...this.#pods.values()].map(({ pod }) => pod.identity))]);
+    const { certificates, self } = this.#parts;
+    const wanted = new Set([...this.#pods.values()].map(({ pod }) => pod.identity));
+    certificates.want([...(self === undefined ? wanted : wanted.add(self))]);
   }
 
   #isServed({ pod, isListening }: Pod): boolean {

@@ -26,6 +26,7 @@ import { ProfilePages } from "./profile-page.ts";
 import { recordProfile } from "./profiler.ts";
 import { Records } from "./records.ts";
 import type { View } from "./route.ts";
+import { selfPod, serveSelf } from "./self-pod.ts";
 import { DataThreads, type ThreadPort } from "./threads.ts";
 import { ZdsClient } from "./zds-client.ts";
 
@@ -40,6 +41,11 @@ export interface ProxyOptions {
   readonly ports: { readonly admin: number; readonly metrics: number; readonly ready: number };
   /** How the proxy names itself to the control plane. */
   readonly instance: { readonly ip: string; readonly pod: string; readonly namespace: string };
+  /**
+   * The proxy's own service account, when it runs as a pod whose name and namespace `instance` has: then its metrics can be
+   * scraped through tunnels to its own port 15008.
+   */
+  readonly serviceAccount?: string | undefined;
   readonly version: string;
   readonly clock: Clock;
   readonly random: Random;
@@ -165,7 +171,15 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     metrics: xdsCells,
   });
   const certificates = new CertificateWatcher({ transport, clock, random, log: scopes.child("identity") });
-  const pods = new Pods({ config, threads, certificates, clock, drainMs, log: scopes.child("pods") });
+  const pods = new Pods({
+    config,
+    threads,
+    self: selfPod(options)?.identity,
+    certificates,
+    clock,
+    drainMs,
+    log: scopes.child("pods"),
+  });
   const zds = new ZdsClient({
     connect: () => connectSeqpacket(options.zdsSocket),
     pods,
@@ -193,8 +207,9 @@ async function ask(xds: XdsClient, name: string, { clock, holdMs }: { clock: Clo
 }
 
 /** The threads, and what feeds them once they run. */
-function threadService({ clock, log }: ProxyOptions, parts: Parts): Service {
-  const { scopes, threads, certificates, xds, addresses } = parts;
+function threadService(options: ProxyOptions, parts: Parts): Service {
+  const { clock, log } = options;
+  const { scopes, threads, pods, certificates, xds, addresses } = parts;
   const ended = new AbortController();
   const give = (what: Promise<void>): void => {
     what.catch((error: unknown) => {
@@ -208,6 +223,9 @@ function threadService({ clock, log }: ProxyOptions, parts: Parts): Service {
       threads.start();
       threads.setAccessLevel(accessThreshold(scopes));
       await threads.ping(); // they run
+      const self = selfPod(options);
+      if (self !== undefined) await serveSelf(self, threads, log);
+      pods.start();
       const unlisten = certificates.onChange((id) => {
         const identity = certificates.get(id);
         if (identity !== undefined) give(threads.certificate(identity));

@@ -25,6 +25,11 @@ export interface LocalPod {
   readonly identity: SpiffeId;
   /** Its name in the control plane's addresses. */
   readonly workloadUid: string;
+  /**
+   * The proxy's own pod: tunnels reach these ports of it and no others, so that whoever scrapes it may do so through one.
+   * Nothing is redirected there.
+   */
+  readonly serves?: readonly number[];
 }
 
 /** What a decision may look at. Nothing in it waits. */

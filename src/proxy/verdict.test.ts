@@ -83,6 +83,17 @@ describe("decideInbound", () => {
     });
   }
 
+  it("lets tunnels to the proxy's own pod reach its metrics and nothing else", () => {
+    const self = testPod("server", { serves: [15020] });
+    const to = (authority: string): string => {
+      const request = { peer, remote: testAddress("10.1.0.1:4000"), local: testAddress("10.1.0.2:15008"), authority };
+      return line(decideInbound(self, request, testView(all)));
+    };
+    assert.equal(to("10.1.0.2:15020"), "connect 10.1.0.2:15020 from 10.1.0.1 ok");
+    for (const port of [15000, 10250, 8080]) assert.equal(to(`10.1.0.2:${port}`), "refuse 503 no_healthy_upstream");
+    assert.equal(to("10.1.0.2:15008"), "refuse 503 self_call");
+  });
+
   const ask = (ip: string, identity = peer): Verdict =>
     decideInbound(
       testPod("server"),

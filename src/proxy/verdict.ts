@@ -69,7 +69,8 @@ export interface PlainRequest {
  *    application tunnel)                                  → refuse 400 `bad_request`
  * 4. a hostname that is no service of this pod (nor of one that it takes tunnels for), or a port that it does not have
  *                                                         → refuse 503 `no_healthy_upstream`
- * 5. one of the proxy's own ports                         → refuse 503 `self_call`
+ * 5. one of the proxy's own ports                         → refuse 503 `self_call`; of the proxy's own pod another port
+ *    than that of its metrics                             → refuse 503 `no_healthy_upstream`
  * 6. nobody has said which policies apply to the pod      → ask
  * 7. a policy applies that cannot be enforced             → refuse 401 `policy_not_enforced`
  * 8. the policies do not allow it                         → refuse 401 `policy_denied`
@@ -99,6 +100,9 @@ function decidePort(
   const { port } = asked;
   if (view.ownPorts.has(port)) {
     return refuse("self_call", { status: 503, detail: `port ${port} is the proxy's own`, source });
+  }
+  if (pod.serves !== undefined && !pod.serves.includes(port)) {
+    return refuse("no_healthy_upstream", { status: 503, detail: "the proxy itself shows only its metrics", source });
   }
   const own = view.table.findWorkload(pod.workloadUid);
   const delivery = deliver(own, { client: remote.ip, local: local.ip, asked }, view);

@@ -6,12 +6,18 @@ import { connect as connectTls } from "node:tls";
 import { systemClock } from "#base/clock";
 import { findWords, readTls, startCapture, tcpStreams, type Packet } from "#capture";
 import type { FlowRecord } from "#model/flow";
+import { parseSpiffeId } from "#model/spiffe-id";
+import { testWorkload } from "../../src/proxy/testing.ts";
 import { TestAuthority } from "../../src/x509/testing.ts";
-import { dial, listen, netnsPath, pause, ProxyWorld, say, until, type Pod } from "./proxy-world.ts";
+import { dial, listen, netnsPath, pause, ProxyWorld, readAll, say, until, type Pod } from "./proxy-world.ts";
 
 const clock = systemClock();
 const WORDS = "the-words-of-the-client";
 const ANSWER = "the-answer-of-the-server";
+
+/** The proxy of node b as a pod of its own: its metrics can be asked for through a tunnel. */
+const SCRAPED = parseSpiffeId("spiffe://cluster.local/ns/mesh/sa/veil-proxy");
+const scraped = testWorkload("veil-proxy-b", "10.201.2.1", { namespace: "mesh", serviceAccount: "veil-proxy" });
 
 let world: ProxyWorld;
 
@@ -52,6 +58,9 @@ before(async () => {
   world = await ProxyWorld.create();
   const { a, b, client, server, other, plain } = world;
   world.publish(client, server);
+  a.publish([scraped]);
+  await b.certify({ identity: SCRAPED });
+  b.env = { POD_NAME: "veil-proxy-b", POD_NAMESPACE: "mesh", SERVICE_ACCOUNT: "veil-proxy" };
   for (const [node, pods] of [
     [a, [client]],
     [b, [server]],
@@ -296,6 +305,25 @@ describe("traffic between pods with real redirection", () => {
     assert.match(await a.get(15_000, "/debug/pool"), new RegExp(`"ip": "${server.ip}"[^]*"tunnels": 1`));
     socket.destroy();
     await until("its end", async () => (await a.get(15_000, "/debug/connections")) === "[]\n");
+  });
+
+  it("reaches the other node's metrics through a tunnel to its proxy itself, and no other port of it", async () => {
+    const { client, b } = world;
+    let metrics = "";
+    const packets = await onTheWire(async () => {
+      const socket = await dial(client, "10.201.2.1", 15_020);
+      socket.write("GET /metrics HTTP/1.0\r\n\r\n");
+      metrics = await readAll(socket);
+    });
+    assert.match(metrics, /^workload_manager_active_proxy_count 1$/m);
+    const underlay = packets.filter(
+      ({ source, destination }) => source === "10.201.2.1" || destination === "10.201.2.1",
+    );
+    const ports = new Set(underlay.flatMap((packet) => [packet.sourcePort, packet.destinationPort]));
+    assert.ok(ports.has(15_008) && !ports.has(15_020), "through the tunnel alone");
+    const since = b.records.length;
+    assert.equal(await say(client, { ip: "10.201.2.1", port: 15_000 }, WORDS), "refused");
+    await recordOf(b.records, since, "inbound refused none no_healthy_upstream");
   });
 
   it("counts connections and bytes under upstream's names", async () => {

@@ -253,6 +253,8 @@ export class Node implements AsyncDisposable {
   #version = 0;
   #proxy: ChildProcess | undefined;
   readonly records: FlowRecord[] = [];
+  /** More of the proxy's environment. */
+  env: Readonly<Record<string, string>> = {};
   /** False before the proxy's start: its records go nowhere, so that reading them costs nothing. */
   readsRecords = true;
   log = "";
@@ -292,7 +294,7 @@ export class Node implements AsyncDisposable {
   }
 
   /** Gives a pod's identity a certificate: its own, or another one to see what happens. */
-  async certify(pod: Pod, identity?: TlsIdentity): Promise<void> {
+  async certify(pod: Pick<Pod, "identity">, identity?: TlsIdentity): Promise<void> {
     this.certificates.set(pod.identity, identity ?? (await this.#world.authority.identity(pod.identity)));
     for (const watcher of this.#watchers) watcher();
   }
@@ -349,7 +351,8 @@ export class Node implements AsyncDisposable {
       "10.201.0.0/16",
       ...flags,
     );
-    const env = { ...process.env, NODE_COMPILE_CACHE: join(homedir(), ".cache/veil/compile") }; // as the start script does
+    const cache = join(homedir(), ".cache/veil/compile");
+    const env = { ...process.env, ...this.env, NODE_COMPILE_CACHE: cache }; // as the start script does
     const child = spawn("ip", args, { stdio: ["ignore", this.readsRecords ? "pipe" : "ignore", "pipe"], env });
     this.#proxy = child;
     if (child.stdout !== null)
