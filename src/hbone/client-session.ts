@@ -19,6 +19,8 @@ export interface ClientSessionOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly limits: HboneLimits;
+  /** How many tunnels the peer takes on other sessions; it says so on this one only after its beginning. */
+  readonly peerStreams?: number | undefined;
   /** It closed. */
   readonly onChanged: () => void;
 }
@@ -56,6 +58,7 @@ export class ClientSession implements SessionRole {
     this.source = options.source;
     const { clock, limits } = options;
     this.#session = new Session({ role: this, clock, limits });
+    this.#session.peerMaxStreams = options.peerStreams ?? limits.streamsPerSession;
     this.#lastUsedMs = clock.monotonic();
   }
 
@@ -72,6 +75,11 @@ export class ClientSession implements SessionRole {
   get hasRoom(): boolean {
     const session = this.#session;
     return !this.#retired && !session.closed && session.tunnels.size < session.peerMaxStreams;
+  }
+
+  /** How many tunnels the peer takes on it; undefined until it has said so. */
+  get peerStreams(): number | undefined {
+    return this.#session.settingsSeen ? this.#session.peerMaxStreams : undefined;
   }
 
   /** How many tunnels it carries. */

@@ -4,6 +4,8 @@ export interface HboneLimits {
   readonly connectTimeoutMs: number;
   /** For the TLS handshake, on both sides. */
   readonly handshakeTimeoutMs: number;
+  /** How long a peer waits that comes before the workload's certificate. */
+  readonly certificateWaitMs: number;
   /** A session that is silent for this long is pinged. */
   readonly pingIntervalMs: number;
   /** A pinged session that stays silent for this long is dead. */
@@ -32,6 +34,7 @@ export interface HboneLimits {
 export const DEFAULT_LIMITS: HboneLimits = {
   connectTimeoutMs: 10_000,
   handshakeTimeoutMs: 10_000,
+  certificateWaitMs: 5000,
   pingIntervalMs: 10_000,
   pingTimeoutMs: 20_000,
   settingsTimeoutMs: 10_000,

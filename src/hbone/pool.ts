@@ -139,6 +139,7 @@ export class HbonePool {
         clock,
         random: this.#options.random,
         limits: this.#limits,
+        peerStreams: peer.sessions.find(({ peerStreams }) => peerStreams !== undefined)?.peerStreams,
         onChanged: () => {
           this.#sessionChanged(peer, session);
         },
@@ -264,12 +265,14 @@ class Opening implements TunnelHandle {
     this.#tries++;
     this.#tunnel = session.open(this.request, (result) => {
       const { error } = result;
-      // A session that went stale unseen has lost nothing of this connection: once more, on a fresh one.
-      if (error !== undefined && this.#tunnel?.retriable === true && this.#tries === 1 && !this.over) {
+      const retriable = error !== undefined && this.#tunnel?.retriable === true && !this.over;
+      // A session that went stale unseen, or is full, has lost nothing of this connection: once more, on another one.
+      if (retriable && this.#tries === 1) {
         this.#tunnel = undefined;
         this.#retry(this);
         return;
       }
+      if (retriable) this.request.socket.reset();
       this.#end(result);
     });
   }

@@ -17,7 +17,7 @@ export interface HboneServerOptions {
   readonly reusePort?: boolean | undefined;
   /** Accepted sockets may be answered from addresses that are not the machine's. */
   readonly transparent?: boolean | undefined;
-  /** Asked at each handshake. */
+  /** Asked at each handshake. While there is none peers wait, a while: see `certificateArrived`. */
   readonly certificate: () => TlsIdentity | undefined;
   readonly clock: Clock;
   readonly limits?: Partial<HboneLimits> | undefined;
@@ -35,6 +35,8 @@ export class HboneServer {
   readonly #limits: HboneLimits;
   readonly #acceptor = new TlsAcceptor();
   readonly #sessions = new Set<ServerSession>();
+  /** Peers that came before the certificate, and what cancels their deadline. */
+  readonly #waiting = new Map<TcpSocket, () => void>();
   #listener: TcpListener | undefined;
   #draining = false;
   #whenEmpty: (() => void) | undefined;
@@ -61,18 +63,50 @@ export class HboneServer {
     return this.#sessions.size;
   }
 
+  /** The workload's certificate may have come: peers that wait for it are let in. */
+  certificateArrived(): void {
+    if (this.#options.certificate() === undefined) return;
+    for (const [socket, cancel] of this.#waiting) {
+      cancel();
+      this.#waiting.delete(socket);
+      this.#accept(socket);
+    }
+  }
+
   #accept(socket: TcpSocket): void {
+    const refusal = this.#refusal();
+    if (refusal !== undefined) {
+      this.#turnAway(socket, refusal);
+      return;
+    }
+    const identity = this.#options.certificate();
+    if (identity === undefined) this.#hold(socket);
+    else this.#shake(socket, identity);
+  }
+
+  #turnAway(socket: TcpSocket, error: CodedError): void {
+    const { remote } = socket;
+    socket.reset();
+    this.#options.onRejected?.({ remote, error });
+  }
+
+  /** A pod may be asked before its certificate is there: its peer waits a moment, rather than fail. */
+  #hold(socket: TcpSocket): void {
+    const { certificateWaitMs } = this.#limits;
+    const cancel = this.#options.clock.after(certificateWaitMs, () => {
+      this.#waiting.delete(socket);
+      const message = `this workload got no certificate within ${certificateWaitMs} ms`;
+      this.#turnAway(socket, hboneError("HBONE_NO_CERTIFICATE", message));
+      this.#checkEmpty();
+    });
+    this.#waiting.set(socket, cancel);
+  }
+
+  #shake(socket: TcpSocket, identity: TlsIdentity): void {
     const { remote, local } = socket;
     const reject = (error: CodedError): void => {
       this.#options.onRejected?.({ remote, error });
     };
-    const identity = this.#options.certificate();
-    const refusal = this.#refusal(identity);
-    if (identity === undefined || refusal !== undefined) {
-      socket.reset();
-      reject(refusal ?? hboneError("HBONE_NO_CERTIFICATE", "this workload has no certificate yet"));
-      return;
-    }
     const { handshakeTimeoutMs: timeoutMs } = this.#limits;
     const onDone = (result: SecureStream | CodedError): void => {
       if (result instanceof CodedError) reject(result);
@@ -82,13 +116,12 @@ export class HboneServer {
     this.#acceptor.accept({ socket, identity, clock: this.#options.clock, timeoutMs, onDone });
   }
 
-  #refusal(identity: TlsIdentity | undefined): CodedError | undefined {
+  #refusal(): CodedError | undefined {
     const { sessionsPerListener, handshakesPerListener } = this.#limits;
-    if (identity === undefined) return hboneError("HBONE_NO_CERTIFICATE", "this workload has no certificate yet");
     if (this.#sessions.size >= sessionsPerListener) {
       return hboneError("HBONE_LIMIT", `this listener has ${sessionsPerListener} sessions already`);
     }
-    if (this.#acceptor.size >= handshakesPerListener) {
+    if (this.#acceptor.size + this.#waiting.size >= handshakesPerListener) {
       return hboneError("HBONE_LIMIT", `this listener has ${handshakesPerListener} handshakes under way already`);
     }
     return undefined;
@@ -116,7 +149,11 @@ export class HboneServer {
   }
 
   #checkEmpty(): void {
-    if (this.#sessions.size === 0 && this.#acceptor.size === 0) this.#whenEmpty?.();
+    if (this.#isEmpty) this.#whenEmpty?.();
+  }
+
+  get #isEmpty(): boolean {
+    return this.#sessions.size + this.#acceptor.size + this.#waiting.size === 0;
   }
 
   /** Takes no new sessions and tunnels (GOAWAY), waits for the running ones, breaks what is left at the deadline. */
@@ -126,13 +163,18 @@ export class HboneServer {
     for (const session of this.#sessions) session.drain();
     if (deadlineMs > 0) await this.#untilEmpty(deadlineMs);
     const error = hboneError("HBONE_DRAINING", "the proxy shuts down");
+    for (const [socket, cancel] of this.#waiting) {
+      cancel();
+      this.#turnAway(socket, error);
+    }
+    this.#waiting.clear();
     this.#acceptor.close(error);
     for (const session of this.#sessions) session.fail(error);
     await this.#untilEmpty(LAST_WORDS_MS);
   }
 
   async #untilEmpty(deadlineMs: number): Promise<void> {
-    if (this.#sessions.size + this.#acceptor.size === 0) return;
+    if (this.#isEmpty) return;
     await new Promise<void>((resolve) => {
       const cancel = this.#options.clock.after(deadlineMs, resolve);
       this.#whenEmpty = () => {

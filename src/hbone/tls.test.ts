@@ -282,6 +282,7 @@ test("without a certificate of our own nothing is dialled and nobody is let in",
     port: 0,
     certificate: () => undefined,
     clock,
+    limits: { certificateWaitMs: 20 },
     onTunnel: () => {},
     onRejected: ({ error }) => rejected.push(error.code),
   });
@@ -305,6 +306,42 @@ test("without a certificate of our own nothing is dialled and nobody is let in",
   stranger.on("error", () => {});
   await until("the server's verdict", () => rejected.length > 0);
   assert.deepEqual(rejected, ["HBONE_NO_CERTIFICATE"]);
+  await server.drain(0);
+});
+
+test("a peer that comes before our certificate waits for it, at most as many as may shake hands", async () => {
+  const { client, server: identity } = await identities();
+  let ours: TlsIdentity | undefined;
+  const rejected: string[] = [];
+  const server = new HboneServer({
+    ip: "127.0.0.1",
+    port: 0,
+    certificate: () => ours,
+    clock,
+    limits: { handshakesPerListener: 2 },
+    onTunnel: () => {},
+    onRejected: ({ error }) => rejected.push(error.code),
+  });
+  server.start();
+  const dial = (): TLSSocket => {
+    const credentials = { key: client.keyPem, cert: client.chainPem, ca: client.rootsPem };
+    const where = { host: "127.0.0.1", port: server.port, ALPNProtocols: ["h2"] };
+    return connect({ ...credentials, ...where, checkServerIdentity: () => undefined }).on("error", () => {});
+  };
+  const first = dial();
+  const second = dial();
+  const ready = Promise.all([once(first, "secureConnect"), once(second, "secureConnect")]);
+  await Promise.all([once(first, "connect"), once(second, "connect")]);
+  const third = dial();
+  await until("the third is one too many", () => rejected.length === 1);
+  assert.deepEqual(rejected, ["HBONE_LIMIT"]);
+  server.certificateArrived();
+  assert.equal(server.sessions, 0, "it has not come yet");
+  ours = identity;
+  server.certificateArrived();
+  await ready;
+  await until("both are let in", () => server.sessions === 2);
+  for (const socket of [first, second, third]) socket.destroy();
   await server.drain(0);
 });
 

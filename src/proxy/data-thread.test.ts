@@ -703,6 +703,14 @@ describe("a data thread", () => {
     assert.deepEqual(rig.network.changed, [`leaf ${identity("client").id}`, "roots"]);
   });
 
+  it("lets peers in that came before the pod's certificate", () => {
+    const rig = new Rig({ addresses: everything });
+    const arrivals = (): number => rig.network.servers.reduce((sum, server) => sum + server.arrivals, 0);
+    const before = arrivals();
+    rig.send({ type: "certificate", identity: identity("client") });
+    assert.equal(arrivals(), before + 1);
+  });
+
   it("records and counts sessions that were refused before they asked for anything", async () => {
     const rig = new Rig({ addresses: everything });
     const { remote } = new FakeSocket("10.1.0.9:1", "10.1.0.1:15008");

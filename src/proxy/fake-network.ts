@@ -118,7 +118,7 @@ export class FakeNetwork implements Network {
   readonly opened: FakeOpen[] = [];
   readonly copies: FakeCarry[] = [];
   readonly listeners: (ListenOptions & { onConnection: (socket: PodSocket) => void; stopped: boolean })[] = [];
-  readonly servers: (Parameters<Network["createServer"]>[0] & { drained: boolean })[] = [];
+  readonly servers: (Parameters<Network["createServer"]>[0] & { drained: boolean; arrivals: number })[] = [];
   readonly pools: HbonePoolOptions[] = [];
   readonly changed: string[] = [];
   readonly closedNetns: number[] = [];
@@ -168,13 +168,16 @@ export class FakeNetwork implements Network {
   }
 
   createServer(options: Parameters<Network["createServer"]>[0]): PodServer {
-    const server = { ...options, drained: false };
+    const server = { ...options, drained: false, arrivals: 0 };
     this.servers.push(server);
     return {
       sessions: 2,
       start: () => {
         if (this.takenPorts.has(options.port))
           throw new CodedError("LINUX_PORT_IN_USE", `port ${options.port} is taken`);
+      },
+      certificateArrived: () => {
+        server.arrivals++;
       },
       drain: () => {
         server.drained = true;

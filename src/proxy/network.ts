@@ -50,6 +50,7 @@ export interface PodServer {
   /** Sessions that are open. */
   readonly sessions: number;
   start(): void;
+  certificateArrived(): void;
   drain(deadlineMs: number): Promise<void>;
 }
 

@@ -79,8 +79,9 @@ export class PodProxy {
     }
   }
 
-  /** A certificate was renewed, or the trusted roots changed. */
+  /** The certificate has come, was renewed, or the trusted roots changed. */
   certificateChanged(changed: { readonly leaf: boolean; readonly roots: boolean }): void {
+    this.#server?.certificateArrived();
     if (changed.roots) this.#pool.trustChanged();
     if (changed.leaf) this.#pool.certificateChanged(this.pod.identity);
   }

@@ -345,6 +345,16 @@ describe("nghttp2 as the server", () => {
     }
   });
 
+  test("a peer that takes fewer tunnels than we think gets the rest on other sessions: none fails", async () => {
+    await withPool({ settings: { maxConcurrentStreams: 3 } }, async (pool) => {
+      const bytes = randomBytes(50_000);
+      const all = await Promise.all(Array.from({ length: 20 }, async () => open(pool, bytes)));
+      assert.deepEqual(new Set(all.map(({ error }) => error)), new Set([undefined]));
+      assert.deepEqual(new Set(all.map(({ echoed }) => echoed)), new Set([digest(bytes)]));
+      assert.ok(sessions.length >= 2, `${sessions.length} sessions`);
+    });
+  });
+
   test("answers other than 200, resets and refusals have their codes", async () => {
     await withPool({}, async (pool) => {
       respond = (stream) => {
