@@ -5,7 +5,7 @@ import type { Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
 import { connect as connectTls } from "node:tls";
 import { systemClock } from "#base/clock";
-import { parseIp } from "#base/ip";
+import { formatHostPort, parseIp } from "#base/ip";
 import { findWords, startCapture, type Packet } from "#capture";
 import { HboneServer } from "#hbone";
 import { connectTcp, listenTcp, openNetns, type TcpListener } from "#linux";
@@ -266,6 +266,27 @@ describe("what is no pod of the mesh", () => {
     await recorded(a, since, plain("destination_not_enrolled"), plain("destination_outside"));
     listener.stop();
     node[Symbol.dispose]();
+  });
+});
+
+describe("a call that would make a proxy talk to itself", () => {
+  it("is refused however it comes: by loopback, the pod's own address, another pod's, a service; in both families", async () => {
+    const { client, server, plain } = world;
+    const ports = [15_001, 15_006, 15_008].map((port) => ({ servicePort: port - 15_000, targetPort: port }));
+    await know(...pods({ server: inService("web") }), testService("web", VIP, { ports }));
+    // On 15008 a connection opens and ends at once: it is no TLS. Nowhere does a word come back.
+    const nothing = async (pod: Pod, ip: string, port: number): Promise<void> =>
+      assert.match(await say(pod, { ip, port }, WORDS), /^(refused)?$/, `${pod.name} to ${ip} ${port}`);
+    for (const port of [15_001, 15_006, 15_008]) {
+      for (const ip of ["127.0.0.1", "::1", client.ip, client.ip6]) await nothing(client, ip, port);
+      for (const ip of [server.ip, server.ip6]) {
+        await nothing(client, ip, port);
+        await nothing(plain, ip, port);
+        assert.notEqual((await connectHbone(server, formatHostPort(ip, port))).status, 200);
+      }
+      await nothing(client, VIP, port - 15_000);
+    }
+    await hears(client, { ip: server.ip, port: 8080 }, `server ${client.ip} ${WORDS}`);
   });
 });
 
