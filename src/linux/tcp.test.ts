@@ -353,3 +353,16 @@ test("sockets whose other end is on the same host pace nothing, those that were 
   for (const socket of accepted) socket.close();
   listener.stop();
 });
+
+test("connections that say nothing are asked for a sign of life after 180 s, dialled and accepted ones", async () => {
+  const accepted: TcpSocket[] = [];
+  const listener = listenTcp({ ip: "127.0.0.1", port: 0 }, (socket) => accepted.push(socket));
+  const dialled = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 2000, clock });
+  await until("a connection", () => accepted.length === 1);
+  const filter = `( sport = :${listener.port} or dport = :${listener.port} )`;
+  const { stdout } = spawnSync("ss", ["-Hton", "state", "established", filter], { encoding: "utf8" });
+  assert.equal(stdout.match(/timer:\(keepalive,(?:2min5\d|3min)/g)?.length, 2, stdout);
+  dialled.close();
+  for (const socket of accepted) socket.close();
+  listener.stop();
+});

@@ -2,7 +2,14 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { seededRandom } from "#base/random";
-import { formatBaggage, formatForwarded, newTraceparent, parseBaggage, parseForwardedHost } from "./headers.ts";
+import {
+  findTraceId,
+  formatBaggage,
+  formatForwarded,
+  newTraceparent,
+  parseBaggage,
+  parseForwardedHost,
+} from "./headers.ts";
 import { testAddress, testService, testWorkload } from "./testing.ts";
 
 describe("headers of a tunnel", () => {
@@ -62,7 +69,25 @@ describe("headers of a tunnel", () => {
     });
   }
 
-  it("makes a traceparent of 55 characters", () => {
-    assert.match(newTraceparent(seededRandom(1)), /^00-[0-9a-f]{32}-[0-9a-f]{16}-00$/);
+  it("makes a traceparent of 55 characters, and takes the trace of one that is well formed", () => {
+    const made = newTraceparent(seededRandom(1));
+    assert.match(made, /^00-[0-9a-f]{32}-[0-9a-f]{16}-00$/);
+    assert.equal(findTraceId(made), made.slice(3, 35));
+    const id = "0af7651916cd43dd8448eb211c80319c";
+    assert.equal(findTraceId(`00-${id.toUpperCase()}-b7ad6b7169203331-01`), id);
+    for (const wrong of [undefined, "", made.slice(1), `${made}0`, made.replace("-", "_"), "x".repeat(55)]) {
+      assert.equal(findTraceId(wrong), undefined, wrong);
+    }
+  });
+
+  it("reads baggage with empty values as absent, and lines that were joined as one", () => {
+    const empty = parseBaggage("k8s.cluster.name=,k8s.namespace.name=,k8s.deployment.name=,service.name=,x");
+    assert.ok(Object.values(empty).every((value) => value === undefined));
+    const joined = parseBaggage("k8s.cluster.name=K1, k8s.namespace.name=N1, k8s.job.name=J1,service.version=V1");
+    assert.deepEqual(
+      [joined.cluster, joined.namespace, joined.workloadName, joined.revision, joined.service],
+      ["K1", "N1", "J1", "V1", undefined],
+    );
+    assert.ok(Object.values(parseBaggage("")).every((value) => value === undefined));
   });
 });
