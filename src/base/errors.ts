@@ -63,3 +63,11 @@ export function messageOf(error: unknown): string {
   }
   return parts.join(": ");
 }
+
+/** An error for an operator: its message, and on a second line what to do and the code, where there is one. */
+export function explain(error: unknown): string {
+  const coded = findCodedError(error);
+  if (coded === undefined) return messageOf(error);
+  const hint = [...errorTables.values()].map((table) => table[coded.code]).find((found) => found !== undefined);
+  return `${messageOf(error)}\n      ${hint === undefined ? "" : `${hint.hint} `}(${coded.code})`;
+}

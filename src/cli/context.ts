@@ -7,6 +7,11 @@ export interface CliContext {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Aborted by SIGINT or SIGTERM: finish, clean up, and leave. */
   readonly signal: AbortSignal;
+  /**
+   * For a role that takes its time after `signal`: the result is aborted by a second SIGINT or SIGTERM, and the role ends
+   * at once then. Unless this is called, a second one ends the process on the spot, as a third one does in any case.
+   */
+  readonly untilHurried: () => AbortSignal;
   readonly clock: Clock;
   /** Absolute path of the program's start script, for starting other roles with it. */
   readonly program: string;

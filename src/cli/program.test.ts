@@ -13,6 +13,7 @@ function build(): { program: Command; said: () => string } {
   const context: CliContext = {
     env: {},
     signal: new AbortController().signal,
+    untilHurried: () => new AbortController().signal,
     clock: systemClock(),
     program: "/veil",
     self: { command: "/node", args: [], pid: 1 },

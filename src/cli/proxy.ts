@@ -1,7 +1,7 @@
 import { availableParallelism } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { sleep, systemClock } from "#base/clock";
-import { messageOf } from "#base/errors";
+import { explain, findCodedError } from "#base/errors";
 import { parseCidr, type Cidr } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import type { AccessFormat } from "#model/access-log";
@@ -72,7 +72,7 @@ export function proxyCommand(context: CliContext, version: string): Command {
 
 /** The parent: starts the process that does the work, again and again. */
 async function runSupervisor(context: CliContext, { logLevel }: ProxyFlags): Promise<void> {
-  const { supervise } = await import("#proxy");
+  const { supervise, UNUSABLE_EXIT } = await import("#proxy");
   const { command, args, pid } = context.self;
   const code = await supervise({
     command,
@@ -81,15 +81,17 @@ async function runSupervisor(context: CliContext, { logLevel }: ProxyFlags): Pro
     clock: context.clock,
     log: context.log("proxy-supervisor", logLevel),
     signal: context.signal,
+    hurry: context.untilHurried(),
   });
-  if (code !== 0) process.exitCode = code;
+  if (code !== 0) process.exitCode = code === UNUSABLE_EXIT ? 1 : code;
 }
 
 /** The child: the data path itself. */
 async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: number }, version: string): Promise<void> {
   const { dieWithParent } = await import("#linux");
   if (!dieWithParent(flags.childOf)) return;
-  const { createProxy, LineOutput, proxyConfig, whenTold, DEFAULT_CLUSTER_RANGES } = await import("#proxy");
+  const { createProxy, LineOutput, proxyConfig, whenTold, DEFAULT_CLUSTER_RANGES, UNUSABLE_EXIT } =
+    await import("#proxy");
   const { node, clusterId, trustDomain, network, agentSocket, zdsSocket, threads } = flags;
   const stop = new AbortController();
   const { env } = context;
@@ -128,6 +130,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
     quit: () => {
       stop.abort(new Error("asked to quit"));
     },
+    hurry: context.untilHurried(),
   });
   const signal = AbortSignal.any([context.signal, stop.signal]);
   // Everything is loaded: from here on it takes a word of the supervisor, not the start of a program.
@@ -137,8 +140,8 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
     await Promise.race([output.whenEmpty(), sleep(clock, LAST_WORDS_MS)]);
   } catch (error) {
     // Whatever still runs would keep a process alive that serves nobody: the supervisor starts the next one.
-    context.note(`veil: ${messageOf(error)}\n`);
-    process.exit(1);
+    context.note(`veil: ${explain(error)}\n`);
+    process.exit(findCodedError(error)?.code === "RPC_LISTEN" ? UNUSABLE_EXIT : 1);
   }
 }
 

@@ -12,6 +12,8 @@ import type { ZdsRequest } from "./zds-codec.ts";
 
 /** Proxies connected at once; the oldest gives way to a further one. Two are usual during an upgrade. */
 const MAX_ZDS_CONNECTIONS = 16;
+/** Between two connections that are taken: upstream's five a second, so that a proxy that keeps dying costs little. */
+const ACCEPT_PAUSE_MS = 200;
 
 /** A pod as the proxy is told about it. The server holds a descriptor of its own of the namespace. */
 export interface ZdsPod {
@@ -25,12 +27,12 @@ export interface ZdsPod {
 
 interface Entry {
   readonly pod: ZdsPod;
-  /** The connection on which the proxy has answered for this very entry, and its objection (empty: none). */
-  answer: { readonly by: Peer; readonly objection: string } | undefined;
 }
 
 interface Peer {
   readonly connection: ZdsConnection;
+  /** What this proxy has said of each entry: its objection, or nothing. */
+  readonly answers: Map<Entry, string>;
   /** What is still to be said, newest word per pod. */
   readonly todo: Map<string, "add" | "del">;
   wake: () => void;
@@ -50,6 +52,9 @@ export interface ZdsServerOptions {
 /**
  * Hands the node's pods to the node's proxy over ZDS (`facts/ambient.md` §4.1): each proxy that connects gets all of them, then every
  * change. Speaks to an unmodified ztunnel.
+ *
+ * During an upgrade two proxies are connected: what is new goes to the one that came last, what is taken away to both. When
+ * the last one goes before the other, the other gets what it has missed.
  *
  * Nothing is sent before `open`: a proxy drops the pods that the first snapshot does not name, so the agent must know its pods first.
  */
@@ -75,7 +80,7 @@ export class ZdsServer implements Service {
     signal.throwIfAborted();
     const { path, clock } = this.#options;
     mkdirSync(dirname(path), { recursive: true });
-    this.#listener = listenSeqpacket({ path, clock }, (socket) => void this.#serve(socket));
+    this.#listener = listenSeqpacket({ path, clock, pauseMs: ACCEPT_PAUSE_MS }, (socket) => void this.#serve(socket));
     return Promise.resolve();
   }
 
@@ -98,8 +103,8 @@ export class ZdsServer implements Service {
     if (known !== undefined && known === pod.netns?.key) return;
     this.#forget(pod.uid);
     const netns = pod.netns === undefined ? undefined : openNetns(`/proc/self/fd/${pod.netns.fd}`);
-    this.#entries.set(pod.uid, { pod: { ...pod, netns }, answer: undefined });
-    this.#say(this.#peers.at(-1), pod.uid, "add");
+    this.#entries.set(pod.uid, { pod: { ...pod, netns } });
+    this.#say(this.#latest, pod.uid, "add");
   }
 
   /**
@@ -108,21 +113,28 @@ export class ZdsServer implements Service {
    */
   async add(pod: ZdsPod, signal: AbortSignal): Promise<void> {
     this.declare(pod);
-    const entry = this.#entries.get(pod.uid);
-    if (entry?.answer !== undefined && entry.answer.objection !== "") {
-      entry.answer = undefined;
-      this.#say(this.#peers.at(-1), pod.uid, "add");
-    }
+    if (!["", undefined].includes(this.#answerFor(pod.uid))) this.#say(this.#latest, pod.uid, "add");
     for (;;) {
       signal.throwIfAborted();
-      const current = this.#entries.get(pod.uid);
-      const answer = current?.answer?.by === this.#peers.at(-1) ? current?.answer : undefined;
-      if (answer?.objection === "") return;
-      if (answer !== undefined) {
-        throw enrolmentError("ENROLMENT_PROXY_REFUSED", `the proxy cannot serve the pod: ${answer.objection}`);
+      const isDue = this.#latest?.todo.has(pod.uid) ?? true;
+      const objection = isDue ? undefined : this.#answerFor(pod.uid);
+      if (objection === "") return;
+      if (objection !== undefined) {
+        throw enrolmentError("ENROLMENT_PROXY_REFUSED", `the proxy cannot serve the pod: ${objection}`);
       }
       await this.#change(signal);
     }
+  }
+
+  /** The proxy that serves what is new. */
+  get #latest(): Peer | undefined {
+    return this.#peers.at(-1);
+  }
+
+  /** What the latest proxy has said of a pod. */
+  #answerFor(uid: string): string | undefined {
+    const entry = this.#entries.get(uid);
+    return entry && this.#latest?.answers.get(entry);
   }
 
   /** Takes a pod away from all proxies, which end its connections. Resolves when they have answered or are gone. */
@@ -143,7 +155,10 @@ export class ZdsServer implements Service {
   }
 
   #forget(uid: string): boolean {
-    this.#entries.get(uid)?.pod.netns?.[Symbol.dispose]();
+    const entry = this.#entries.get(uid);
+    if (entry === undefined) return false;
+    entry.pod.netns?.[Symbol.dispose]();
+    for (const { answers } of this.#peers) answers.delete(entry);
     return this.#entries.delete(uid);
   }
 
@@ -154,6 +169,8 @@ export class ZdsServer implements Service {
 
   #say(peer: Peer | undefined, uid: string, what: "add" | "del"): void {
     if (peer === undefined) return;
+    const entry = this.#entries.get(uid);
+    if (entry !== undefined) peer.answers.delete(entry);
     peer.todo.delete(uid); // so that the newest word comes last
     peer.todo.set(uid, what);
     peer.wake();
@@ -171,7 +188,7 @@ export class ZdsServer implements Service {
       log.warn({ reason: messageOf(error) }, "program at the zds socket refused");
       return;
     }
-    const peer: Peer = { connection, todo: new Map(), wake: () => {}, hasSnapshot: false };
+    const peer: Peer = { connection, answers: new Map(), todo: new Map(), wake: () => {}, hasSnapshot: false };
     if (this.#peers.length >= MAX_ZDS_CONNECTIONS) this.#peers[0]?.connection.close();
     this.#peers.push(peer);
     cells.bind("veil_zds_connections", {}).value = this.#peers.length;
@@ -186,7 +203,15 @@ export class ZdsServer implements Service {
     }
     this.#peers.splice(this.#peers.indexOf(peer), 1);
     cells.bind("veil_zds_connections", {}).value = this.#peers.length;
+    this.#catchUp();
     this.#notify();
+  }
+
+  /** The proxy that is the latest again gets what it has missed while another one was. */
+  #catchUp(): void {
+    const peer = this.#latest;
+    if (peer?.hasSnapshot !== true) return;
+    for (const [uid, entry] of this.#entries) if (!peer.answers.has(entry)) this.#say(peer, uid, "add");
   }
 
   async #sendSnapshot(peer: Peer): Promise<void> {
@@ -222,7 +247,7 @@ export class ZdsServer implements Service {
       netns === undefined
         ? await ask(peer, { kind: "keep", uid })
         : await ask(peer, { kind: "add", uid, name, namespace, serviceAccount }, netns);
-    entry.answer = { by: peer, objection };
+    if (this.#entries.get(uid) === entry) peer.answers.set(entry, objection);
     if (objection !== "") this.#options.log.warn({ pod: name, namespace, objection }, "proxy refused a pod");
     this.#notify();
   }

@@ -74,8 +74,8 @@ async function serve(): Promise<{ server: ZdsServer; path: string; [Symbol.async
 }
 
 async function until(condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 400 && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 5));
-  assert.ok(condition(), "did not happen in 2 s");
+  for (let i = 0; i < 2000 && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.ok(condition(), "did not happen in 10 s");
 }
 
 test("a proxy gets all pods with their namespaces, then the end of the snapshot, then changes", async () => {
@@ -138,6 +138,50 @@ test("additions go to the newest proxy, removals to all", async () => {
   assert.deepEqual(old.heard, ["snapshotSent", "add a", "del a"]);
   assert.deepEqual(fresh.heard, ["add a", "snapshotSent", "add b", "del a"]);
   for (const proxy of [old, fresh]) proxy.socket.close();
+});
+
+test("a proxy that is the newest again gets what it has missed, and no word about what it has", async () => {
+  await using at = await serve();
+  at.server.open();
+  const old = new FakeProxy(at.path);
+  await until(() => old.heard.length === 1);
+  await at.server.add(pod("a"), forever);
+  const fresh = new FakeProxy(at.path);
+  await until(() => fresh.heard.length === 2);
+  await at.server.add(pod("b"), forever);
+  fresh.socket.close();
+  await until(() => old.heard.length === 3);
+  await at.server.add(pod("a"), forever);
+  await at.server.add(pod("b"), forever);
+  assert.deepEqual(old.heard, ["snapshotSent", "add a", "add b"]);
+  old.socket.close();
+});
+
+test("an old proxy's late answer does not stand for the newest one", async () => {
+  await using at = await serve();
+  at.server.declare(pod("a"));
+  at.server.open();
+  const old = new FakeProxy(at.path);
+  old.reply = () => undefined; // its snapshot hangs
+  await until(() => old.heard.length === 1);
+  const fresh = new FakeProxy(at.path);
+  await until(() => fresh.heard.length === 2);
+  old.ack("not served here");
+  old.reply = () => "";
+  await until(() => old.heard.length === 2);
+  await at.server.add(pod("a"), forever);
+  assert.deepEqual(fresh.heard, ["add a", "snapshotSent"], "it was not asked again");
+  for (const proxy of [old, fresh]) proxy.socket.close();
+});
+
+test("proxies are taken five a second", async () => {
+  await using at = await serve();
+  at.server.open();
+  const startMs = performance.now();
+  const proxies = Array.from({ length: 4 }, () => new FakeProxy(at.path));
+  await until(() => at.server.connections === 4);
+  assert.ok(performance.now() - startMs > 590, "three pauses of 200 ms");
+  for (const proxy of proxies) proxy.socket.close();
 });
 
 test("programs that do not speak the protocol are disconnected, and others are served on", async () => {

@@ -1,5 +1,6 @@
 import { every, type Clock } from "#base/clock";
 import type { CodedError } from "#base/errors";
+import { Occasion } from "#base/occasion";
 import type { Random } from "#base/random";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
@@ -56,7 +57,7 @@ export class HbonePool {
   readonly #peers = new Map<string, Peer>();
   #stopSweep: (() => void) | undefined;
   #draining = false;
-  #whenEmpty: (() => void) | undefined;
+  readonly #emptied = new Occasion();
 
   constructor(options: HbonePoolOptions) {
     this.#options = options;
@@ -184,7 +185,7 @@ export class HbonePool {
     if (this.#peers.size > 0) return;
     this.#stopSweep?.();
     this.#stopSweep = undefined;
-    this.#whenEmpty?.();
+    this.#emptied.happen();
   }
 
   #sweep(): void {
@@ -213,13 +214,7 @@ export class HbonePool {
 
   async #untilEmpty(deadlineMs: number): Promise<void> {
     if (this.#peers.size === 0) return;
-    await new Promise<void>((resolve) => {
-      const cancel = this.#options.clock.after(deadlineMs, resolve);
-      this.#whenEmpty = () => {
-        cancel();
-        resolve();
-      };
-    });
+    await this.#emptied.within(this.#options.clock, deadlineMs);
   }
 
   /** A certificate was renewed: new tunnels of `id` use new sessions, running ones stay. */

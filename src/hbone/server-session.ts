@@ -39,7 +39,7 @@ export interface InboundTunnel {
 }
 
 /** The client hears nothing new for this long after the first GOAWAY when it does not answer the ping. */
-const DRAIN_PING_MS = 1000;
+const DRAIN_PING_MS = 5000;
 
 /** What a {@link ServerSession} is made of. */
 export interface ServerSessionOptions {

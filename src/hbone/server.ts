@@ -1,5 +1,6 @@
 import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
+import { Occasion } from "#base/occasion";
 import { listenTcp, type Netns, type SocketAddress, type TcpListener, type TcpSocket } from "#linux";
 import type { TlsIdentity } from "#model/tls-identity";
 import { hboneError } from "./errors.ts";
@@ -39,7 +40,7 @@ export class HboneServer {
   readonly #waiting = new Map<TcpSocket, () => void>();
   #listener: TcpListener | undefined;
   #draining = false;
-  #whenEmpty: (() => void) | undefined;
+  readonly #emptied = new Occasion();
 
   constructor(options: HboneServerOptions) {
     this.#options = options;
@@ -149,7 +150,7 @@ export class HboneServer {
   }
 
   #checkEmpty(): void {
-    if (this.#isEmpty) this.#whenEmpty?.();
+    if (this.#isEmpty) this.#emptied.happen();
   }
 
   get #isEmpty(): boolean {
@@ -174,13 +175,6 @@ export class HboneServer {
   }
 
   async #untilEmpty(deadlineMs: number): Promise<void> {
-    if (this.#isEmpty) return;
-    await new Promise<void>((resolve) => {
-      const cancel = this.#options.clock.after(deadlineMs, resolve);
-      this.#whenEmpty = () => {
-        cancel();
-        resolve();
-      };
-    });
+    if (!this.#isEmpty) await this.#emptied.within(this.#options.clock, deadlineMs);
   }
 }

@@ -1,4 +1,5 @@
 export { adoptNetns, inNetns, openNetns, type Netns } from "./netns.ts";
+export { prepareNetns } from "./netns-settings.ts";
 export { dieWithParent } from "./parent.ts";
 export {
   connectSeqpacket,

@@ -224,13 +224,14 @@ export interface SeqpacketListener extends Disposable {
 /**
  * Listens at `path` (file mode `mode`, default 0600) and hands each connection to `onConnection`, which then owns it.
  * A socket file that nobody serves any more is replaced; one that is served is `LINUX_SEQPACKET_IN_USE`, and a file that is no
- * socket is left alone (`LINUX_SYSCALL`). When descriptors run out, connections wait in the backlog until some are free.
+ * socket is left alone (`LINUX_SYSCALL`). When descriptors run out, connections wait in the backlog until some are free;
+ * so they do for `pauseMs` (default 0) after each one that was accepted.
  */
 export function listenSeqpacket(
-  options: { path: string; clock: Clock; mode?: number; backlog?: number },
+  options: { path: string; clock: Clock; mode?: number; backlog?: number; pauseMs?: number },
   onConnection: (connection: SeqpacketConnection) => void,
 ): SeqpacketListener {
-  const { path, clock, mode = 0o600, backlog = 16 } = options;
+  const { path, clock, mode = 0o600, backlog = 16, pauseMs = 0 } = options;
   const address = addressOf(path);
   removeStale(path);
   let fd: number | undefined = checkCall("socket", socketCall(AF_UNIX, SOCK_SEQPACKET_CLOEXEC_NONBLOCK, 0));
@@ -249,6 +250,7 @@ export function listenSeqpacket(
     const accepted: number = accept4Call(fd, null, null, ACCEPT_FLAGS);
     const errno = accepted < 0 ? lastErrno().errno : 0;
     if (errno === EMFILE || errno === ENFILE) stopWaiting = clock.after(ACCEPT_PAUSE_MS, accept);
+    else if (accepted >= 0 && pauseMs > 0) stopWaiting = clock.after(pauseMs, arm);
     else if (errno === 0 || errno === EAGAIN || errno === ECONNABORTED) arm();
     else checkCall("accept4", accepted, { path });
     if (accepted >= 0) onConnection(new SeqpacketConnection(accepted));

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { CommanderError } from "commander";
 import { systemClock } from "#base/clock";
-import { errorTables, findCodedError, messageOf } from "#base/errors";
+import { explain, findCodedError } from "#base/errors";
 import { createLog } from "#base/log";
 import { buildProgram, type CliContext } from "#cli";
 
@@ -12,11 +12,18 @@ const USAGE = 2;
 const INTERRUPTED = 130;
 
 const stop = new AbortController();
+const hurry = new AbortController();
+let takesHurry = false;
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
   process.on(signal, () => {
-    if (stop.signal.aborted) process.exit(INTERRUPTED); // asked twice: leave at once
-    process.exitCode = signal === "SIGINT" ? INTERRUPTED : 0;
-    stop.abort(new Error(`stopped by ${signal}`));
+    if (!stop.signal.aborted) {
+      process.exitCode = signal === "SIGINT" ? INTERRUPTED : 0;
+      stop.abort(new Error(`stopped by ${signal}`));
+      return;
+    }
+    if (!takesHurry || hurry.signal.aborted) process.exit(INTERRUPTED); // asked twice: leave at once
+    process.exitCode = INTERRUPTED;
+    hurry.abort(new Error(`stopped at once by ${signal}`));
   });
 }
 
@@ -24,6 +31,10 @@ const root = new URL("../../", import.meta.url);
 const context: CliContext = {
   env: process.env,
   signal: stop.signal,
+  untilHurried: () => {
+    takesHurry = true;
+    return hurry.signal;
+  },
   clock: systemClock(),
   program: fileURLToPath(new URL("bin/veil", root)),
   self: { command: process.execPath, args: [...process.execArgv, ...process.argv.slice(1)], pid: process.pid },
@@ -44,11 +55,10 @@ try {
 function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
   if (stop.signal.aborted) return INTERRUPTED;
-  const coded = findCodedError(error);
-  context.note(`veil: ${messageOf(error)}\n`);
-  const hint =
-    coded && [...errorTables.values()].map((table) => table[coded.code]).find((found) => found !== undefined);
-  if (coded) context.note(`      ${hint ? `${hint.hint} ` : ""}(${coded.code})\n`);
-  else if (error instanceof Error && context.env["VEIL_DEBUG"] !== undefined) context.note(`${error.stack ?? ""}\n`);
+  context.note(`veil: ${explain(error)}\n`);
+  const isUnknown = findCodedError(error) === undefined;
+  if (isUnknown && error instanceof Error && context.env["VEIL_DEBUG"] !== undefined) {
+    context.note(`${error.stack ?? ""}\n`);
+  }
   return FAILED;
 }

@@ -37,6 +37,8 @@ export class DataThread {
   readonly #looks: Looks;
   readonly #context: ThreadContext;
   readonly #pods = new Map<string, PodProxy>();
+  /** Those that drain. */
+  readonly #leaving = new Set<PodProxy>();
 
   constructor(parts: DataThreadParts) {
     this.#parts = parts;
@@ -151,7 +153,7 @@ export class DataThread {
       return;
     }
     // The pod was started anew under its uid: what is left of the old one cannot reach anybody any more.
-    if (before !== undefined) void before.drain(0);
+    if (before !== undefined) void this.#leave(before, 0);
     this.#pods.delete(pod.podUid);
     const podSinceMs = old ? -Infinity : this.#parts.clock.monotonic();
     const proxy = new PodProxy(this.#context, { ...pod, podSinceMs }, netns);
@@ -174,12 +176,20 @@ export class DataThread {
   async #dropPod(podUid: string, drainMs: number): Promise<void> {
     const proxy = this.#pods.get(podUid);
     this.#pods.delete(podUid);
-    await proxy?.drain(drainMs);
+    if (proxy !== undefined) await this.#leave(proxy, drainMs);
   }
 
+  async #leave(proxy: PodProxy, drainMs: number): Promise<void> {
+    this.#leaving.add(proxy);
+    await proxy.drain(drainMs);
+    this.#leaving.delete(proxy);
+  }
+
+  /** All pods; with no time left also those that drain already. */
   async #drain(drainMs: number): Promise<void> {
+    const broken = drainMs > 0 ? [] : [...this.#leaving].map((proxy) => proxy.breakOff());
     const pods = [...this.#pods.keys()];
-    await Promise.all(pods.map((podUid) => this.#dropPod(podUid, drainMs)));
+    await Promise.all([...broken, ...pods.map((podUid) => this.#dropPod(podUid, drainMs))]);
     this.#records.flush();
   }
 

@@ -122,6 +122,7 @@ export class FakeNetwork implements Network {
   readonly pools: HbonePoolOptions[] = [];
   readonly changed: string[] = [];
   readonly closedNetns: number[] = [];
+  readonly prepared: string[] = [];
   /** How the next dials go; the default is that they succeed. */
   dial: (options: ConnectOptions) => Promise<PodSocket> = async ({ ip, port, sourceIp }) =>
     Promise.resolve(new FakeSocket(`${ip}:${port}`, `${sourceIp ?? "10.1.0.1"}:50000`));
@@ -132,6 +133,11 @@ export class FakeNetwork implements Network {
 
   adoptNetns(fd: number): Netns {
     return { fd, key: `netns:${fd}`, [Symbol.dispose]: () => this.closedNetns.push(fd) };
+  }
+
+  prepareNetns({ key }: Netns): readonly string[] {
+    this.prepared.push(key);
+    return [];
   }
 
   listenTcp(options: ListenOptions, onConnection: (socket: PodSocket) => void): { port: number; stop: () => void } {

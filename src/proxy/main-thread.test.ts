@@ -220,6 +220,7 @@ describe("data threads", () => {
   it("are drained, then ended, and their end is no failure then", async () => {
     const { threads, one, two, failures } = rig();
     await threads.drain(100);
+    await threads.end();
     assert.deepEqual([one.types(), two.types()], [["drain"], ["drain"]]);
     assert.ok(one.isTerminated && two.isTerminated);
     one.handlers?.exit(new Error("ended"));

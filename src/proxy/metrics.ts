@@ -57,5 +57,10 @@ export const proxyMetrics = defineMetrics("proxy", {
   ),
   veil_proxy_records_dropped_total: counter("Access records that were dropped because nobody read them fast enough."),
   veil_proxy_tunnels_rejected_total: counter("Sessions that were refused before a tunnel was asked for.", ["code"]),
+  veil_proxy_drained_total: counter("Connections that were reset because the time of a drain was over.", ["direction"]),
+  veil_proxy_settings_refused_total: counter(
+    "Settings of pods' network namespaces that could not be made; docs/upgrade.md says what each is for.",
+    ["setting"],
+  ),
   veil_proxy_addresses: gauge("Workloads and services that this node knows."),
 });

@@ -15,6 +15,7 @@ import {
   adoptNetns,
   connectTcp,
   listenTcp,
+  prepareNetns,
   type ConnectOptions,
   type ListenOptions,
   type Netns,
@@ -57,6 +58,8 @@ export interface PodServer {
 /** The kernel and the tunnels, as the data path sees them. */
 export interface Network {
   adoptNetns(fd: number): Netns;
+  /** Answers the settings that could not be made. */
+  prepareNetns(netns: Netns): readonly string[];
   listenTcp(options: ListenOptions, onConnection: (socket: PodSocket) => void): TcpListener;
   connectTcp(options: ConnectOptions): Promise<PodSocket>;
   copyPlain(a: PodSocket, b: PodSocket, options: { onEnd: (result: TunnelResult) => void }): TunnelHandle;
@@ -70,6 +73,7 @@ export const ANY_ADDRESS = existsSync("/proc/net/if_inet6") ? "::" : "0.0.0.0";
 /** The real one. */
 export const kernelNetwork: Network = {
   adoptNetns,
+  prepareNetns,
   listenTcp,
   connectTcp,
   // Sockets that come from here go back in here: both are the same class.

@@ -1,5 +1,6 @@
 import type { Clock } from "#base/clock";
 import type { CodedError } from "#base/errors";
+import { Occasion } from "#base/occasion";
 import type { Random } from "#base/random";
 import type { TunnelHandle } from "#hbone";
 import type { Netns } from "#linux";
@@ -45,7 +46,7 @@ export class Connections {
   readonly #copies = new Set<TunnelHandle>();
   #count = 0;
   #draining = false;
-  #onIdle: (() => void) | undefined;
+  readonly #emptied = new Occasion();
 
   /** How many there are. */
   get count(): number {
@@ -63,7 +64,7 @@ export class Connections {
   /** The counterpart of an `enter` that answered undefined. */
   leave(): void {
     this.#count--;
-    if (this.#count === 0) this.#onIdle?.();
+    if (this.#count === 0) this.#emptied.happen();
   }
 
   /** A plain copy runs; the returned function says that it has ended. */
@@ -72,23 +73,10 @@ export class Connections {
     return () => this.#copies.delete(handle);
   }
 
-  /** Lets nobody in any more. */
-  close(): void {
-    this.#draining = true;
-  }
-
-  /** Waits until all have left, at most `deadlineMs`; then breaks the plain copies. */
+  /** Lets nobody in any more, and waits until all have left, at most `deadlineMs`; then breaks the plain copies. */
   async drain(deadlineMs: number, clock: Clock): Promise<void> {
-    this.close();
-    if (this.#count > 0) {
-      await new Promise<void>((resolve) => {
-        const cancel = clock.after(deadlineMs, resolve);
-        this.#onIdle = () => {
-          cancel();
-          resolve();
-        };
-      });
-    }
+    this.#draining = true;
+    if (this.#count > 0 && deadlineMs > 0) await this.#emptied.within(clock, deadlineMs);
     const error = drained();
     for (const handle of this.#copies) handle.abort(error);
   }

@@ -55,13 +55,17 @@ export class PodProxy {
 
   /** Listens on the three ports; on that of tunnels alone in the proxy's own pod. Throws `PROXY_LISTEN`; then nothing listens, and the descriptor is closed. */
   start(): void {
-    const { network, knowledge, clock } = this.#context;
+    const { network, knowledge, clock, flows } = this.#context;
     try {
+      for (const setting of network.prepareNetns(this.#netns)) {
+        flows.cells.bind("veil_proxy_settings_refused_total", { setting }).value++;
+      }
       this.#server = network.createServer({
         netns: this.#netns,
         ip: ANY_ADDRESS,
         port: INBOUND_PORT,
         mark: PACKET_MARK,
+        reusePort: true,
         clock,
         certificate: () => knowledge.certificate(this.pod.identity),
         onTunnel: (tunnel) => void carryTunnel(this.#context, tunnel),
@@ -89,13 +93,21 @@ export class PodProxy {
   /** Takes no new connections, waits for those it has, at most `deadlineMs`, breaks the rest, closes everything. */
   async drain(deadlineMs: number): Promise<void> {
     for (const listener of this.#listeners) listener.stop(); // what waits in their queues is still taken
-    this.#connections.close();
-    await Promise.all([
-      this.#server?.drain(deadlineMs),
-      this.#pool.drain(deadlineMs),
-      this.#connections.drain(deadlineMs, this.#context.clock),
-    ]);
+    await Promise.all([this.#server?.drain(deadlineMs), this.#drainOutbound(deadlineMs)]);
     this.#netns[Symbol.dispose]();
+  }
+
+  /** Ends a drain that is under way: what is left is broken now. */
+  async breakOff(): Promise<void> {
+    await Promise.all([this.#server?.drain(0), this.#drainOutbound(0)]);
+  }
+
+  /** Who was let in may still need a session: the pool closes after the last of them. */
+  async #drainOutbound(deadlineMs: number): Promise<void> {
+    const { clock } = this.#context;
+    const endMs = clock.monotonic() + deadlineMs;
+    await this.#connections.drain(deadlineMs, clock);
+    await this.#pool.drain(Math.max(0, endMs - clock.monotonic()));
   }
 
   #listen(port: number, onConnection: (socket: PodSocket) => void): void {

@@ -269,6 +269,9 @@ export class ConnectionRecord {
     this.count();
     this.#log.closed(this);
     if (this.#cells !== undefined) this.#cells.closed.value++;
+    if (cause?.reason === "drained") {
+      this.#log.cells.bind("veil_proxy_drained_total", { direction: this.direction }).value++;
+    }
     this.#log.write(
       toRecord(this.direction, { ...facts, ...cause }, { verdict: "forwarded", bytes: this.#counted }),
       this.#startMs,

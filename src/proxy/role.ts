@@ -28,6 +28,7 @@ import { Records } from "./records.ts";
 import type { View } from "./route.ts";
 import { selfPod, serveSelf } from "./self-pod.ts";
 import { DataThreads, type ThreadPort } from "./threads.ts";
+import { Traffic } from "./traffic.ts";
 import { ZdsClient } from "./zds-client.ts";
 
 /** What a proxy is told. */
@@ -54,6 +55,8 @@ export interface ProxyOptions {
   readonly output: RecordOutput;
   /** Asked by `POST /quitquitquit`. */
   readonly quit: () => void;
+  /** Aborted by whoever does not want to wait for the end of a drain: what is left is reset at once. */
+  readonly hurry: AbortSignal;
 }
 
 /** A proxy, not started yet. */
@@ -104,7 +107,8 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
     http("metrics", { host: ANY_ADDRESS, port: options.ports.metrics }, handleMetrics),
     http("readiness", { host: ANY_ADDRESS, port: options.ports.ready }, handleReady),
   ];
-  const services = [threadService(options, parts), ...servers, parts.xds, parts.certificates, parts.zds];
+  // Drained in reverse: no more pods, then the connections, and only then what those may still need, and the pages.
+  const services = [threadService(options, parts), ...servers, parts.xds, parts.certificates, parts.traffic, parts.zds];
   return { services, failure: failure.promise };
 }
 
@@ -130,6 +134,7 @@ interface Parts {
   readonly certificates: CertificateWatcher;
   readonly pods: Pods;
   readonly zds: ZdsClient;
+  readonly traffic: Traffic;
 }
 
 function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (error: CodedError) => void): Parts {
@@ -180,6 +185,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     drainMs,
     log: scopes.child("pods"),
   });
+  const traffic = new Traffic({ threads, clock, log, hurry: options.hurry });
   const zds = new ZdsClient({
     connect: () => connectSeqpacket(options.zdsSocket),
     pods,
@@ -187,7 +193,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     random,
     log: scopes.child("zds"),
   });
-  return { scopes, threads, addresses, policies, records, xds, xdsCells, certificates, pods, zds };
+  return { scopes, threads, addresses, policies, records, xds, xdsCells, certificates, pods, traffic, zds };
 }
 
 /** Asks the control plane, through the agent. What it finds has been put in force by then. */
@@ -240,9 +246,9 @@ function threadService(options: ProxyOptions, parts: Parts): Service {
       });
       give(xds.whenWarm(ended.signal).then(async () => addresses.markSynced()));
     },
-    drain: async (deadlineMs) => {
+    drain: async () => {
       ended.abort(new Error("draining"));
-      await threads.drain(deadlineMs);
+      await threads.end();
     },
   };
 }
@@ -272,7 +278,8 @@ function accessThreshold(scopes: LogScopes): AccessLevel {
   return ACCESS_LEVELS.find((known) => known === level) ?? "debug";
 }
 
-function pending({ addresses, pods }: Parts): readonly string[] {
+function pending({ addresses, pods, traffic }: Parts): readonly string[] {
+  if (traffic.draining) return ["nothing: it is shutting down"];
   return [...(addresses.synced ? [] : ["the first snapshot of addresses"]), ...pods.pending()];
 }
 

@@ -6,7 +6,7 @@ import { PassThrough } from "node:stream";
 import { describe, it } from "node:test";
 import { FakeClock, systemClock, type Clock } from "#base/clock";
 import { silentLog } from "#base/log";
-import { supervise, whenTold } from "./supervisor.ts";
+import { supervise, UNUSABLE_EXIT, whenTold } from "./supervisor.ts";
 
 /** A child that writes `+` when it is loaded, waits for the word, writes `!`, then does `work`. */
 const child = (file: string, work: string): string =>
@@ -31,8 +31,13 @@ async function until(what: () => boolean): Promise<void> {
   }
 }
 
-const run = (script: string, clock: Clock, signal: AbortSignal): Promise<number> =>
-  supervise({ command: "/bin/sh", args: ["-c", script], env: process.env, clock, log: silentLog(), signal });
+const never = new AbortController().signal;
+/** `signals`: stop, and hurry. */
+const run = (script: string, clock: Clock, ...signals: readonly [AbortSignal, AbortSignal?]): Promise<number> => {
+  const [signal, hurry = never] = signals;
+  const program = { command: "/bin/sh", args: ["-c", script], env: process.env };
+  return supervise({ ...program, clock, log: silentLog(), signal, hurry });
+};
 
 describe("the supervisor", () => {
   it("replaces a child that died young, until it is told to stop, and passes SIGTERM on", async () => {
@@ -79,10 +84,47 @@ describe("the supervisor", () => {
     });
   });
 
+  it("passes a second SIGTERM on, for a child that takes its time", async () => {
+    await withFile(async (file, said) => {
+      const [stop, hurry] = [new AbortController(), new AbortController()];
+      const patient = `n=0; trap 'n=$((n+1)); printf t >> ${file}; [ $n -lt 2 ] || exit 130' TERM; while :; do sleep 0.01; done`;
+      const ended = run(child(file, patient), systemClock(), stop.signal, hurry.signal);
+      await until(() => said() === "+!");
+      await new Promise((resolve) => setTimeout(resolve, 50)); // the trap is set
+      stop.abort();
+      await until(() => said() === "+!t");
+      hurry.abort();
+      assert.equal(await ended, 130);
+      assert.equal(said(), "+!tt");
+    });
+  });
+
+  it("ends with a child that was asked to quit", async () => {
+    await withFile(async (file, said) => {
+      assert.equal(await run(child(file, "exit 0"), systemClock(), never), 0);
+      assert.equal(said(), "+!");
+    });
+  });
+
+  it("ends when the first child cannot serve, and goes on trying when a later one cannot", async () => {
+    await withFile(async (file, said) => {
+      assert.equal(await run(child(file, `exit ${UNUSABLE_EXIT}`), systemClock(), never), UNUSABLE_EXIT);
+      assert.equal(said(), "+!");
+    });
+    await withFile(async (file, said) => {
+      const stop = new AbortController();
+      const work = `case $(wc -c < ${file}) in 2) exit 1;; 4) exit ${UNUSABLE_EXIT};; esac; ${UNTIL_TERM}`;
+      const ended = run(child(file, work), systemClock(), stop.signal);
+      await until(() => said() === "+!+!+!");
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      stop.abort();
+      assert.equal(await ended, 7);
+    });
+  });
+
   it("says when the program is not there", async () => {
-    const { signal } = new AbortController();
-    const options = { command: "/no/such/program", args: [], env: {}, clock: systemClock(), log: silentLog(), signal };
-    await assert.rejects(supervise(options), /ENOENT/);
+    const options = { command: "/no/such/program", args: [], env: {}, clock: systemClock(), log: silentLog() };
+    await assert.rejects(supervise({ ...options, signal: never, hurry: never }), /ENOENT/);
   });
 });
 

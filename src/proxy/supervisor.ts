@@ -13,7 +13,12 @@ export interface SupervisorOptions {
   readonly log: Log;
   /** Aborted: the child gets SIGTERM and its end is waited for. */
   readonly signal: AbortSignal;
+  /** Aborted after `signal`: the child gets a second SIGTERM, which it takes as "at once". */
+  readonly hurry: AbortSignal;
 }
+
+/** Exit code of a child that cannot serve for a reason that another try does not mend, such as a taken port. */
+export const UNUSABLE_EXIT = 78;
 
 /** A child that lived shorter is not replaced at once: the next one would fail for the same reason. */
 const SHORT_LIFE_MS = 2_000;
@@ -29,31 +34,35 @@ const GO = "go\n";
  *
  *     prepared ── "go" ──▶ at work ── dies ──▶ the prepared one becomes the one at work; another is prepared
  *
- * Resolves when the child at work has ended after the signal, with its exit code.
+ * Resolves with the exit code of the child at work when that has ended after the signal, when it has ended with 0 (it was
+ * asked to quit), or when the very first one ended with {@link UNUSABLE_EXIT}.
  */
 export async function supervise(options: SupervisorOptions): Promise<number> {
-  const { clock, log, signal } = options;
+  const { clock, log, signal, hurry } = options;
   let child = startChild(options);
+  let isFirst = true;
   let pauseMs = 0;
   for (;;) {
     const startMs = clock.monotonic();
     child.go();
     log.info({ child: child.pid }, "data path process at work");
     const standby = new Standby(options);
-    const end = await untilEnded(child, signal).catch((error: unknown) => {
+    const end = await untilEnded(child, signal, hurry).catch((error: unknown) => {
       standby.stop(); // it could not be started, so the next one could not either
       throw error;
     });
     const livedMs = Math.round(clock.monotonic() - startMs);
-    if (!signal.aborted) {
+    const isOver = signal.aborted || end.code === 0 || (isFirst && end.code === UNUSABLE_EXIT);
+    if (!isOver) {
       pauseMs = livedMs >= SHORT_LIFE_MS ? 0 : Math.min(LONGEST_PAUSE_MS, Math.max(FIRST_PAUSE_MS, 2 * pauseMs));
       log.error({ ...end, livedMs, pauseMs }, "data path process ended: the next one takes over");
       if (pauseMs > 0) await sleep(clock, pauseMs, signal).catch(() => undefined); // aborted: seen below
     }
-    if (signal.aborted) {
+    if (isOver || signal.aborted) {
       standby.stop();
       return end.code ?? 1;
     }
+    isFirst = false;
     child = standby.take();
   }
 }
@@ -92,7 +101,11 @@ interface Child {
 }
 
 function startChild({ command, args, env }: SupervisorOptions): Child {
-  const child: ChildProcess = spawn(command, args, { env, stdio: ["pipe", "inherit", "inherit"] });
+  const child: ChildProcess = spawn(command, args, {
+    env,
+    stdio: ["pipe", "inherit", "inherit"],
+    detached: true, // Ctrl-C is for the supervisor, which passes it on: two signals would mean "at once"
+  });
   child.stdin?.on("error", () => undefined); // it has died: its end says so
   const ended = new Promise<End>((resolve, reject) => {
     child.once("error", reject);
@@ -104,16 +117,18 @@ function startChild({ command, args, env }: SupervisorOptions): Child {
   return { pid: child.pid, ended, go: () => child.stdin?.write(GO), kill: (signal) => child.kill(signal) };
 }
 
-async function untilEnded(child: Child, signal: AbortSignal): Promise<End> {
+async function untilEnded(child: Child, ...signals: readonly AbortSignal[]): Promise<End> {
   const onAbort = (): void => {
     child.kill("SIGTERM");
   };
-  if (signal.aborted) onAbort();
-  signal.addEventListener("abort", onAbort, { once: true });
+  for (const signal of signals) {
+    if (signal.aborted) onAbort();
+    signal.addEventListener("abort", onAbort, { once: true });
+  }
   try {
     return await child.ended;
   } finally {
-    signal.removeEventListener("abort", onAbort);
+    for (const signal of signals) signal.removeEventListener("abort", onAbort);
   }
 }
 

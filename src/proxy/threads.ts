@@ -159,10 +159,14 @@ export class DataThreads {
     return this.#list("pool", ({ pool }) => pool);
   }
 
-  /** Drains all pods within `deadlineMs`, then ends the threads. */
+  /** Drains all pods within `deadlineMs`; called again with 0, breaks what still drains. */
   async drain(deadlineMs: number): Promise<void> {
+    await this.#all((seq) => ({ type: "drain", seq, drainMs: deadlineMs }));
+  }
+
+  /** Ends the threads, after they have been drained. */
+  async end(): Promise<void> {
     this.#isStopping = true;
-    await this.#all((seq) => ({ type: "drain", seq, drainMs: deadlineMs })).catch(() => undefined); // they end anyway
     await Promise.all(this.#members.map(({ port }) => port.terminate()));
   }
 

@@ -8,6 +8,6 @@ export const rpcError = defineErrors("rpc", {
   },
   RPC_LISTEN: {
     when: "a server of a role (gRPC, metrics, readiness, admin) cannot listen",
-    hint: "another process holds the port or the socket file; stop it, or choose another with the role's flags",
+    hint: "another process holds the port or the socket file (ss -ltnp shows which); stop it, or choose another with the role's flags (veil proxy: --admin-port, --metrics-port, --ready-port)",
   },
 });

@@ -252,6 +252,8 @@ export class Node implements AsyncDisposable {
   #busy: Promise<unknown> = Promise.resolve();
   #version = 0;
   #proxy: ChildProcess | undefined;
+  /** The node's ports of the running proxy begin here: two at once need different ones. */
+  #portsFrom = 15_000;
   readonly records: FlowRecord[] = [];
   /** More of the proxy's environment. */
   env: Readonly<Record<string, string>> = {};
@@ -333,6 +335,23 @@ export class Node implements AsyncDisposable {
 
   /** Starts the proxy. Resolves when it is ready. */
   async startProxy(...flags: string[]): Promise<void> {
+    this.launchProxy(...flags);
+    await this.untilReady();
+  }
+
+  /**
+   * Starts another proxy beside the one that runs, which is told to stop once the new one is ready, as the upgrade of a
+   * DaemonSet with `maxSurge: 1` does. Resolves with the old one's end.
+   */
+  async upgradeProxy(...flags: string[]): Promise<{ readonly exitCode: Promise<number | null> }> {
+    const old = this.#proxy;
+    this.#portsFrom = this.#portsFrom === 15_000 ? 15_100 : 15_000;
+    await this.startProxy(...flags);
+    return { exitCode: stopChild(old, "SIGTERM") };
+  }
+
+  /** Starts the proxy, and waits for nothing. */
+  launchProxy(...flags: string[]): ChildProcess {
     const args = [
       "netns",
       "exec",
@@ -349,6 +368,7 @@ export class Node implements AsyncDisposable {
       this.#zdsSocket,
       "--cluster-ranges",
       "10.201.0.0/16",
+      ...["admin", "metrics", "ready"].flatMap((name, i) => [`--${name}-port`, String(this.#port([0, 20, 21][i]))]),
       ...flags,
     );
     const cache = join(homedir(), ".cache/veil/compile");
@@ -361,15 +381,24 @@ export class Node implements AsyncDisposable {
         if (record !== undefined) this.records.push(record);
       });
     child.stderr?.setEncoding("utf8").on("data", (text: string) => (this.log += text));
-    await this.untilReady();
+    return child;
+  }
+
+  #port(offset = 0): number {
+    return this.#portsFrom + offset;
   }
 
   async untilReady(): Promise<number> {
     return until(
       `proxy of node ${this.name} ready\n${this.log}`,
-      async () => (await this.get(15_021, "/healthz/ready")) === "ready\n",
+      async () => (await this.get(this.#port(21), "/healthz/ready")) === "ready\n",
       30_000,
     );
+  }
+
+  /** The proxy that was started last: its supervisor. */
+  get proxy(): ChildProcess | undefined {
+    return this.#proxy;
   }
 
   /** The supervisor's pid. */
@@ -399,20 +428,21 @@ export class Node implements AsyncDisposable {
   }
 
   async stopProxy(signal: NodeJS.Signals = "SIGTERM"): Promise<number | null> {
-    const child = this.#proxy;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return child?.exitCode ?? null;
-    const gone = new Promise<number | null>((resolve) => child.once("exit", resolve));
-    child.kill(signal);
-    return gone;
+    return stopChild(this.#proxy, signal);
+  }
+
+  /** Asks the admin port of the running proxy for something. */
+  async post(path: string): Promise<string> {
+    return this.get(this.#port(), path, "POST");
   }
 
   /** A page of the proxy; empty when nobody answers. */
-  async get(port: number, path: string): Promise<string> {
+  async get(port: number, path: string, method = "GET"): Promise<string> {
     const netns = openNetns(netnsPath(this.name));
     try {
       const tcp = await connectTcp({ netns, ip: "127.0.0.1", port, timeoutMs: 1_000, clock });
       const socket = tcp.toNetSocket();
-      socket.write(`GET ${path} HTTP/1.0\r\n\r\n`);
+      socket.write(`${method} ${path} HTTP/1.0\r\n\r\n`);
       const text = await readAll(socket);
       return text.slice(text.indexOf("\r\n\r\n") + 4);
     } catch {
@@ -510,6 +540,14 @@ export class Node implements AsyncDisposable {
       this.#watchers.delete(wake);
     }
   }
+}
+
+/** Sends a signal, and resolves with the exit code at the end. */
+async function stopChild(child: ChildProcess | undefined, signal: NodeJS.Signals): Promise<number | null> {
+  if (child === undefined || child.exitCode !== null || child.signalCode !== null) return child?.exitCode ?? null;
+  const gone = new Promise<number | null>((resolve) => child.once("exit", resolve));
+  child.kill(signal);
+  return gone;
 }
 
 const listeners = new Set<TcpListener>();
