@@ -1,4 +1,4 @@
-import { defineErrors } from "#base/errors";
+import { defineErrors, type CodedError } from "#base/errors";
 
 /** Failures of tunnels: TLS handshakes, HTTP/2, sessions. */
 export const hboneError = defineErrors("hbone", {
@@ -105,6 +105,14 @@ export const hboneError = defineErrors("hbone", {
     hint: "the peer is slow to answer or gone; look at the records of the connections before",
   },
 });
+
+/** Why a session is lost: the peer closed it (no cause), or its stream broke. `refused`: before a word of the peer. */
+export function lossError(refused: boolean, cause: CodedError | undefined): CodedError {
+  const why = cause === undefined ? "the peer closed it" : cause.message;
+  return refused
+    ? hboneError("HBONE_SESSION_REFUSED", `the peer closed the session at once: ${why}`, { cause })
+    : hboneError("HBONE_SESSION_LOST", `the session ended: ${why}`, { cause });
+}
 
 /** HTTP/2 error codes (RFC 9113 §7). */
 export const H2_CODE = {

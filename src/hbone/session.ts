@@ -3,7 +3,7 @@ import { CodedError } from "#base/errors";
 import type { ByteStream, StreamOwner } from "#linux";
 import { commonSlab, SLAB_BYTES } from "./buffers.ts";
 import { Departure, discarded } from "./departure.ts";
-import { H2_CODE, h2CodeOf, hboneError } from "./errors.ts";
+import { H2_CODE, h2CodeOf, hboneError, lossError } from "./errors.ts";
 import { FrameParser, type FrameSink } from "./frame-parser.ts";
 import { FLAG, FRAME, goawayFrame, LARGEST_WINDOW, STREAM_WINDOW_BYTES } from "./frames.ts";
 import { HpackDecoder, TABLE_BYTES, type HeaderList } from "./hpack.ts";
@@ -19,6 +19,9 @@ import { SessionWriter } from "./writer.ts";
 
 /** A smaller WINDOW_UPDATE is hardly worth its frame. */
 const LEAST_INCREMENT = 64;
+
+/** "Our table has no room" (RFC 7541 §6.3). */
+const TABLE_UPDATE = Uint8Array.of(0x20);
 
 /** What the two roles make of a session's events. */
 export interface SessionRole {
@@ -37,7 +40,7 @@ export interface SessionRole {
   onPeerSettings(): void;
   /** Exactly once: nothing goes through it any more. Undefined: it ended as it should. */
   onClosed(error: CodedError | undefined): void;
-  /** Exactly once, after `onClosed`: its stream is closed, too. */
+  /** Exactly once, after `onClosed`: its stream is closed, too, and what came on it is with the plain sockets. */
   onGone(): void;
 }
 
@@ -82,6 +85,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   readonly nuisances: NuisanceGuard;
   #finishing = false;
   #reading = false; // in `onRead`
+  #streamGone = false;
 
   constructor({ role, clock, limits }: SessionOptions) {
     this.clock = clock;
@@ -105,7 +109,8 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     this.#stream = stream;
     this.#departure = new Departure(stream, this.clock, () => {
       this.#close(undefined);
-      this.#role.onGone();
+      this.#streamGone = true;
+      this.#checkGone();
     });
     sendPreface(this.writer, this.#role.kind, this.#limits);
     this.writer.attach(stream);
@@ -160,17 +165,14 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   }
 
   #lost(cause: CodedError | undefined): void {
-    this.#close(this.#lossOf(cause));
+    this.#close(this.#lossOf(cause), { keepsComplete: true });
     this.#departure?.leave();
   }
 
   #lossOf(cause: CodedError | undefined): CodedError | undefined {
     const refused = this.#role.kind === "client" && !this.settingsSeen;
-    if (this.tunnels.size === 0 && (this.#finishing || (!refused && cause === undefined))) return undefined;
-    const why = cause === undefined ? "the peer closed it" : cause.message;
-    return refused
-      ? hboneError("HBONE_SESSION_REFUSED", `the peer closed the session at once: ${why}`, { cause })
-      : hboneError("HBONE_SESSION_LOST", `the session ended: ${why}`, { cause });
+    const isWhole = [...this.tunnels.values()].every(({ complete }) => complete);
+    return isWhole && (this.#finishing || (!refused && cause === undefined)) ? undefined : lossError(refused, cause);
   }
 
   // Frames.
@@ -335,20 +337,17 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     this.tunnels.delete(tunnel.id);
     if (reset) this.resets.add(tunnel.id, tunnel.window.left);
     if (!this.closed) this.#role.onTunnelEnded();
+    else this.#checkGone();
+  }
+
+  #checkGone(): void {
+    if (this.#streamGone && this.tunnels.size === 0) this.#role.onGone();
   }
 
   /** A header block on a stream, as one frame. */
   sendHeaders(streamId: number, fields: readonly Uint8Array[], endStream: boolean): void {
-    let length = this.tableUpdateDue ? 1 : 0;
-    for (const field of fields) length += field.length;
-    const flags = FLAG.END_HEADERS | (endStream ? FLAG.END_STREAM : 0);
-    let at = this.writer.control({ type: FRAME.HEADERS, flags, streamId, length });
-    if (this.tableUpdateDue) this.writer.buffer[at++] = 0x20;
+    this.writer.headers(streamId, this.tableUpdateDue ? [TABLE_UPDATE, ...fields] : fields, endStream);
     this.tableUpdateDue = false;
-    for (const field of fields) {
-      this.writer.buffer.set(field, at);
-      at += field.length;
-    }
   }
 
   sendGoaway(lastStreamId: number): void {
@@ -371,21 +370,25 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
 
   /** Ends the session because of `error`: every tunnel is reset, and the peer is told, if it still listens. */
   fail(error: CodedError): void {
-    if (this.closed) return;
+    if (this.closed) {
+      for (const tunnel of this.tunnels.values()) tunnel.sessionLost(error);
+      return;
+    }
     this.writer.finish(goawayFrame(this.#role.kind === "server" ? this.lastStreamId : 0, h2CodeOf(error.code)));
     this.#close(error);
     if (this.#stream?.error === undefined) this.#departure?.begin();
     else this.#departure?.leave();
   }
 
-  #close(error: CodedError | undefined): void {
+  /** `keepsComplete`: tunnels of which everything has come and gone stay until their plain socket has taken it. */
+  #close(error: CodedError | undefined, { keepsComplete = false } = {}): void {
     if (this.closed) return;
     this.closed = true;
     this.#parser.stop();
     this.writer.stop();
     this.#keepAlive.stop();
     const gone = error ?? hboneError("HBONE_SESSION_LOST", "the session has ended");
-    for (const tunnel of this.tunnels.values()) tunnel.sessionLost(gone);
+    for (const tunnel of this.tunnels.values()) if (!keepsComplete || !tunnel.complete) tunnel.sessionLost(gone);
     this.window.close();
     if (!this.#reading) this.#stream?.replaceBuffer(discarded);
     this.intake.close();

@@ -79,6 +79,11 @@ export class Tunnel implements StreamOwner, UplinkHost, DownlinkHost, TunnelHand
     return { sent: this.uplink.bytes, received: this.downlink.bytes };
   }
 
+  /** The session has nothing more to do for it: both directions have ended there. */
+  get complete(): boolean {
+    return this.answered && this.downlink.ended && this.uplink.endSent;
+  }
+
   /** Has a plain socket. */
   get attached(): boolean {
     return this.#socket !== undefined;

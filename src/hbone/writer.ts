@@ -100,6 +100,17 @@ export class SessionWriter implements Flushable, UplinkWriter {
     return at + HEADER_BYTES;
   }
 
+  /** A header block on a stream, as one frame. */
+  headers(streamId: number, fields: readonly Uint8Array[], endStream: boolean): void {
+    const length = fields.reduce((sum, field) => sum + field.length, 0);
+    const flags = FLAG.END_HEADERS | (endStream ? FLAG.END_STREAM : 0);
+    let at = this.control({ type: FRAME.HEADERS, flags, streamId, length });
+    for (const field of fields) {
+      this.#out.set(field, at);
+      at += field.length;
+    }
+  }
+
   /** A frame whose content is one number (RST_STREAM, WINDOW_UPDATE). */
   control32(type: number, streamId: number, value: number): void {
     const at = this.control({ type, flags: 0, streamId, length: 4 });
