@@ -130,8 +130,9 @@ describe("a proxy that is asked to quit", { timeout: 120_000 }, () => {
     const broken = new Promise((resolve) => socket.once("error", resolve));
     const since = b.records.length;
     const ended = new Promise((resolve) => b.proxy?.once("exit", resolve));
+    const said = b.log.length;
     b.proxy?.kill("SIGTERM");
-    await until("it drains", () => /"draining: no new connections"/.test(b.log.slice(-2_000)));
+    await until("it drains", () => b.log.slice(said).includes('"draining: no new connections"'), 20_000);
     socket.write(WORDS);
     await new Promise((resolve) => socket.once("data", resolve));
     b.proxy?.kill("SIGTERM");
