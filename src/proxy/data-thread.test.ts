@@ -606,6 +606,8 @@ describe("a data thread", () => {
       ],
     );
     assert.equal(rig.network.servers[0]?.port, 15008);
+    assert.equal(rig.network.servers[0].reusePort, true, "the next proxy listens before this one stops");
+    assert.deepEqual(rig.network.prepared, ["netns:7"]);
   });
 
   it("serves the proxy's own pod by tunnels alone, and dials its metrics from its own address", async () => {

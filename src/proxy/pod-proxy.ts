@@ -57,9 +57,9 @@ export class PodProxy {
   start(): void {
     const { network, knowledge, clock, flows } = this.#context;
     try {
-      for (const setting of network.prepareNetns(this.#netns)) {
-        flows.cells.bind("veil_proxy_settings_refused_total", { setting }).value++;
-      }
+      // The proxy's own pod may be in the node's namespace, whose settings are not ours to make.
+      const refused = this.pod.serves === undefined ? network.prepareNetns(this.#netns) : [];
+      for (const setting of refused) flows.cells.bind("veil_proxy_settings_refused_total", { setting }).value++;
       this.#server = network.createServer({
         netns: this.#netns,
         ip: ANY_ADDRESS,
