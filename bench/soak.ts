@@ -4,8 +4,8 @@
  *     node --conditions=veil-source bench/soak.ts [--minutes 60] [--rate 30] [--long 40] [--bulk 2] [--idle 200]     (root)
  *
  * Two enrolled clients, one on either node, call one server: long connections that talk, a few that move 2 MB/s, idle ones, and
- * `rate` new connections a second; both ends check every byte. Every 15 s the memory (PSS) and the descriptors of each proxy and agent
- * are read. At the end every connection of the clients must have one record at each proxy that it passed.
+ * `rate` new connections a second; both ends check every byte. Every 15 s the memory (pages that a process alone has written) and the
+ * descriptors of each proxy and agent are read. At the end every connection of the clients must have one record at each proxy that it passed.
  * Writes bench/results/soak.md and .json.
  */
 import { readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
@@ -45,8 +45,8 @@ const LONG = { long: values.long, bulk: values.bulk, idle: values.idle };
 
 interface Sample {
   readonly minute: number;
-  /** By `role node`: PSS in KiB, and descriptors, of the process and its children. */
-  readonly parts: Readonly<Record<string, { pssKib: number; descriptors: number }>>;
+  /** By `role node`: private dirty memory in KiB, and descriptors, of the process and its children. */
+  readonly parts: Readonly<Record<string, { dirtyKib: number; descriptors: number }>>;
 }
 
 function familyOf(pid: number): number[] {
@@ -54,12 +54,12 @@ function familyOf(pid: number): number[] {
   return [pid, ...children.flatMap(familyOf)];
 }
 
-function measure(pid: number): { pssKib: number; descriptors: number } {
+function measure(pid: number): { dirtyKib: number; descriptors: number } {
   const family = familyOf(pid);
-  const pss = (one: number): number =>
-    Number(/^Pss:\s+(\d+)/m.exec(readFileSync(`/proc/${one}/smaps_rollup`, "utf8"))?.[1]);
+  const dirty = (one: number): number =>
+    Number(/^Private_Dirty:\s+(\d+)/m.exec(readFileSync(`/proc/${one}/smaps_rollup`, "utf8"))?.[1]);
   return {
-    pssKib: family.reduce((sum, one) => sum + pss(one), 0),
+    dirtyKib: family.reduce((sum, one) => sum + dirty(one), 0),
     descriptors: family.reduce((sum, one) => sum + readdirSync(`/proc/${one}/fd`).length, 0),
   };
 }
@@ -105,7 +105,7 @@ async function sample(lab: TestLab, samples: Sample[], signal: AbortSignal): Pro
     const parts = Object.fromEntries([...pids].map(([part, pid]) => [part, measure(pid)]));
     samples.push({ minute, parts });
     const line = Object.entries(parts).map(
-      ([part, { pssKib, descriptors }]) => `${part} ${pssKib >> 10} MiB ${descriptors} fd`,
+      ([part, { dirtyKib, descriptors }]) => `${part} ${dirtyKib >> 10} MiB ${descriptors} fd`,
     );
     process.stderr.write(`${minute.toFixed(1)} min  ${line.join("  ")}\n`);
     await wait(SAMPLE_MS, undefined, { signal }).catch(() => undefined);
@@ -174,11 +174,11 @@ function report(result: Awaited<ReturnType<typeof soak>>): string {
   const { samples, loads, counts } = result;
   const talking = samples.filter(({ minute }) => minute > (SECONDS / 60) * WARM_UP && minute < SECONDS / 60 - 0.25);
   const rows = Object.keys(samples[0]?.parts ?? {}).map((part) => {
-    const points = talking.map(({ minute, parts }) => [minute, parts[part]?.pssKib ?? 0] as const);
+    const points = talking.map(({ minute, parts }) => [minute, parts[part]?.dirtyKib ?? 0] as const);
     const fds = talking.map(({ parts }) => parts[part]?.descriptors ?? 0);
     const at = (index: number): string => {
       const found = samples.at(index)?.parts[part];
-      return `${((found?.pssKib ?? 0) / 1024).toFixed(0)} MiB, ${found?.descriptors}`;
+      return `${((found?.dirtyKib ?? 0) / 1024).toFixed(0)} MiB, ${found?.descriptors}`;
     };
     return `| ${part} | ${at(0)} | ${((points[0]?.[1] ?? 0) / 1024).toFixed(0)} → ${((points.at(-1)?.[1] ?? 0) / 1024).toFixed(0)} MiB | ${slope(points).toFixed(1)} | ${Math.min(...fds)}–${Math.max(...fds)} | ${at(-1)} |`;
   });
@@ -191,7 +191,7 @@ function report(result: Awaited<ReturnType<typeof soak>>): string {
     "",
     `New connections done: ${short}. Bytes back on long ones: ${(bytes / 1e9).toFixed(1)} GB, all checked. Failures: ${JSON.stringify(loads.map(({ failures }) => failures))}, corrupt: ${loads.map(({ corrupt }) => corrupt).join(", ")}.`,
     "",
-    "| process (with its children) | at the start: PSS, descriptors | PSS after warm-up → end | slope, KiB a minute | descriptors under load | 15 s after the load |",
+    "| process (with its children) | at the start: memory, descriptors | memory after warm-up → end | slope, KiB a minute | descriptors under load | 15 s after the load |",
     "|---|---|---|---|---|---|",
     ...rows,
     "",
