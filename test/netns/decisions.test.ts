@@ -1,9 +1,14 @@
 import assert from "node:assert/strict";
+import { spawn, type ChildProcessByStdio } from "node:child_process";
 import { once } from "node:events";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { connect as connectHttp2 } from "node:http2";
 import type { Socket } from "node:net";
+import { basename } from "node:path";
+import type { Readable } from "node:stream";
 import { after, before, describe, it } from "node:test";
 import { connect as connectTls } from "node:tls";
+import { fileURLToPath } from "node:url";
 import { systemClock } from "#base/clock";
 import { formatHostPort, parseIp } from "#base/ip";
 import { findWords, startCapture, type Packet } from "#capture";
@@ -23,6 +28,7 @@ const IN = "inbound forwarded mutual_tls ok";
 const RANGES = ["--cluster-ranges", "10.201.0.0/16,fd00:201::/32"];
 
 let world: ProxyWorld;
+let nameServer: ChildProcessByStdio<null, Readable, null> | undefined;
 
 const inService = (name: string, ports: Workload["services"][string] = []): Partial<Workload> => ({
   services: { [`shop/${name}.shop.svc.cluster.local`]: ports },
@@ -128,9 +134,22 @@ async function connectHbone(
   return { status, answer };
 }
 
+/** What node a looks names up with: its own resolv.conf, and a name server on its loopback. */
+async function startNameServer(): Promise<void> {
+  const name = basename(netnsPath("a"));
+  mkdirSync(`/etc/netns/${name}`, { recursive: true });
+  writeFileSync(`/etc/netns/${name}/resolv.conf`, "nameserver 127.0.0.1\n");
+  const program = fileURLToPath(new URL("name-server.ts", import.meta.url));
+  const names = [`plain.example=${world.plain.ip}`, `server.example=${world.server.ip}`];
+  const command = ["netns", "exec", name, process.execPath, "--conditions=veil-source", program, ...names];
+  nameServer = spawn("ip", command, { stdio: ["ignore", "pipe", "inherit"] });
+  await once(nameServer.stdout, "data");
+}
+
 before(async () => {
   world = await ProxyWorld.create();
   const { a, b, client, server, other } = world;
+  await startNameServer();
   await know(...pods());
   await a.certify(client);
   await b.certify(server);
@@ -142,6 +161,7 @@ before(async () => {
 });
 
 after(async () => {
+  nameServer?.kill("SIGKILL");
   await world[Symbol.asyncDispose]();
 });
 
@@ -266,6 +286,41 @@ describe("what is no pod of the mesh", () => {
     await recorded(a, since, plain("destination_not_enrolled"), plain("destination_outside"));
     listener.stop();
     node[Symbol.dispose]();
+  });
+});
+
+describe("a workload that has a hostname and no address", () => {
+  const named = (hostname: string): Workload => ({
+    ...world.plain.workload("none"),
+    uid: `Kubernetes/networking.istio.io/ServiceEntry/shop/web/${hostname}`,
+    addresses: [],
+    hostname,
+    ...inService("web"),
+  });
+
+  it("is looked up where the node looks names up, and met in clear when nobody is enrolled there", async () => {
+    const { a, client } = world;
+    await know(...pods(), named("plain.example"), testService("web", VIP));
+    const since = a.records.length;
+    await hears(client, { ip: VIP, port: 80 }, `plain ${client.ip} ${WORDS}`);
+    await recorded(a, since, "outbound forwarded plaintext destination_not_enrolled");
+  });
+
+  it("is met in a tunnel when an enrolled pod is behind the name", async () => {
+    const { client } = world;
+    await know(...pods(), named("server.example"), testService("web", VIP));
+    const packets = await onTheWire(async () => {
+      await hears(client, { ip: VIP, port: 80 }, `server ${client.ip} ${WORDS}`);
+    });
+    assert.deepEqual(findWords(packets, [WORDS]), []);
+  });
+
+  it("is refused when nobody knows the name", async () => {
+    const { a, client } = world;
+    await know(...pods(), named("nobody.example"), testService("web", VIP));
+    const since = a.records.length;
+    await hears(client, { ip: VIP, port: 80 }, "refused");
+    await recorded(a, since, "outbound refused none no_healthy_upstream");
   });
 });
 

@@ -194,7 +194,9 @@ function removeNamespaces(): void {
   for (const line of run("ip", "netns", "list").split("\n")) {
     const [name = ""] = line.split(" ");
     const pid = /^vt-proxy-(\d+)-/.exec(name)?.[1];
-    if (pid !== undefined && (name.startsWith(PREFIX) || !existsSync(`/proc/${pid}`))) ip("netns", "del", name);
+    if (pid === undefined || (!name.startsWith(PREFIX) && existsSync(`/proc/${pid}`))) continue;
+    ip("netns", "del", name);
+    rmSync(`/etc/netns/${name}`, { recursive: true, force: true }); // files of its own that a test gave it
   }
 }
 
