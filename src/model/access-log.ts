@@ -40,27 +40,31 @@ export function accessPasses(threshold: AccessLevel, level: AccessLevel): boolea
 
 /** The line of a connection that has ended or was refused, without the line's end. */
 export function formatAccess(format: AccessFormat, record: FlowRecord): string {
+  const { timeMs, bytesSent, bytesReceived, durationMs, detail, reason } = record;
   const level = accessLevel(record);
-  const fields = [
-    ...commonFields(record),
-    ["bytes_sent", record.bytesSent],
-    ["bytes_recv", record.bytesReceived],
-    ["duration", `${Math.round(record.durationMs)}ms`],
-    ["error", level === "info" ? undefined : record.detail || record.reason],
-    ...ownFields(record),
-  ] as const;
-  return formatLine(format, { level, message: level === "warn" ? FAILED : COMPLETE, timeMs: record.timeMs }, fields);
+  const line = new Line(format, { level, message: level === "warn" ? FAILED : COMPLETE, timeMs });
+  addEnds(line, record);
+  line.number("bytes_sent", bytesSent);
+  line.number("bytes_recv", bytesReceived);
+  line.text("duration", `${Math.round(durationMs)}ms`);
+  if (level !== "info") line.text("error", detail || reason);
+  addOwn(line, record);
+  return line.end();
 }
 
 /** The line of a connection that is forwarded from now on. */
 export function formatOpened(format: AccessFormat, record: FlowRecord): string {
-  const head = { level: "debug", message: OPENED, timeMs: record.timeMs };
-  return formatLine(format, head, [...commonFields(record), ...ownFields(record)]);
+  const line = new Line(format, { level: "debug", message: OPENED, timeMs: record.timeMs });
+  addEnds(line, record);
+  addOwn(line, record);
+  return line.end();
 }
 
 /** The line that stands where `count` lines are missing, because nobody read them fast enough. */
 export function formatLost(format: AccessFormat, count: number, timeMs: number): string {
-  return formatLine(format, { level: "warn", message: "access records dropped", timeMs }, [["count", count]]);
+  const line = new Line(format, { level: "warn", message: "access records dropped", timeMs });
+  line.number("count", count);
+  return line.end();
 }
 
 /** The record behind a line of either format; undefined for any other line, also one of the same log. Never throws. */
@@ -98,60 +102,76 @@ function toRecord(fields: ReadonlyMap<string, unknown>): FlowRecord {
   };
 }
 
-type Value = string | number | undefined;
-type Fields = readonly (readonly [name: string, value: Value])[];
+/** A line in the making. There is one for each connection, so it is put together by hand. */
+class Line {
+  readonly #isJson: boolean;
+  #text: string;
+  #gap: string;
 
-/** Addresses, which upstream writes without quotes. */
-const BARE = new Set(["src.addr", "dst.addr", "dst.hbone_addr"]);
-
-function commonFields({ direction, source, destination }: FlowRecord): Fields {
-  return [
-    ["src.addr", source.address],
-    ["src.workload", source.workload],
-    ["src.namespace", source.namespace],
-    ["src.identity", source.identity],
-    ["src.cluster", source.cluster],
-    ["dst.addr", destination.address],
-    ["dst.hbone_addr", destination.hboneTarget],
-    ["dst.service", destination.service],
-    ["dst.workload", destination.workload],
-    ["dst.namespace", destination.namespace],
-    ["dst.identity", destination.identity],
-    ["dst.cluster", destination.cluster],
-    ["direction", direction],
-  ];
-}
-
-function ownFields({ verdict, encryption, reason, traceId }: FlowRecord): Fields {
-  return [
-    ["verdict", verdict],
-    ["encryption", encryption],
-    ["reason", reason],
-    ["trace.id", traceId],
-  ];
-}
-
-function formatLine(
-  format: AccessFormat,
-  { level, message, timeMs }: { level: string; message: string; timeMs: number },
-  fields: Fields,
-): string {
-  const time = new Date(timeMs).toISOString();
-  if (format === "json")
-    return JSON.stringify({ level, time, scope: "access", message, ...Object.fromEntries(fields) });
-  let line = `${time}\t${level}\taccess\t${message}\t`;
-  let gap = "";
-  for (const [name, value] of fields) {
-    if (value === undefined) continue;
-    const isBare = typeof value === "number" || (BARE.has(name) && !UNSAFE.test(value));
-    line += `${gap}${name}=${isBare ? value : JSON.stringify(value)}`;
-    gap = " ";
+  constructor(format: AccessFormat, { level, message, timeMs }: { level: string; message: string; timeMs: number }) {
+    this.#isJson = format === "json";
+    const time = new Date(timeMs).toISOString();
+    this.#text = this.#isJson
+      ? `{"level":"${level}","time":"${time}","scope":"access","message":"${message}"`
+      : `${time}\t${level}\taccess\t${message}\t`;
+    this.#gap = this.#isJson ? "," : "";
   }
-  return line;
+
+  /** A text, left out when there is none. */
+  text(name: string, value: string | undefined): void {
+    if (value !== undefined) this.#add(name, quote(value));
+  }
+
+  /** An address, which upstream writes without quotes; a hostile one has them all the same. */
+  address(name: string, value: string | undefined): void {
+    if (value !== undefined) this.#add(name, this.#isJson || UNSAFE.test(value) ? quote(value) : value);
+  }
+
+  number(name: string, value: number): void {
+    this.#add(name, String(value));
+  }
+
+  end(): string {
+    return this.#isJson ? `${this.#text}}` : this.#text;
+  }
+
+  #add(name: string, value: string): void {
+    this.#text += this.#isJson ? `${this.#gap}"${name}":${value}` : `${this.#gap}${name}=${value}`;
+    if (!this.#isJson) this.#gap = " ";
+  }
 }
 
 /** What would end a bare value early, or look like a quoted one: a hostile peer writes its own CONNECT authority. */
-const UNSAFE = /[\s"\\]|[^\x21-\x7e]/;
+const UNSAFE = /["\\]|[^\x21-\x7e]/;
+/** What a string in quotes needs no escapes for. */
+const PLAIN = /^[\x20\x21\x23-\x5b\x5d-\x7e]*$/;
+
+function quote(value: string): string {
+  return PLAIN.test(value) ? `"${value}"` : JSON.stringify(value);
+}
+
+function addEnds(line: Line, { direction, source, destination }: FlowRecord): void {
+  line.address("src.addr", source.address);
+  line.text("src.workload", source.workload);
+  line.text("src.namespace", source.namespace);
+  line.text("src.identity", source.identity);
+  line.text("src.cluster", source.cluster);
+  line.address("dst.addr", destination.address);
+  line.address("dst.hbone_addr", destination.hboneTarget);
+  line.text("dst.service", destination.service);
+  line.text("dst.workload", destination.workload);
+  line.text("dst.namespace", destination.namespace);
+  line.text("dst.identity", destination.identity);
+  line.text("dst.cluster", destination.cluster);
+  line.text("direction", direction);
+}
+
+function addOwn(line: Line, { verdict, encryption, reason, traceId }: FlowRecord): void {
+  line.text("verdict", verdict);
+  line.text("encryption", encryption);
+  line.text("reason", reason);
+  line.text("trace.id", traceId);
+}
 
 function jsonFields(line: string): ReadonlyMap<string, unknown> {
   const fields = new Map(Object.entries(JSON.parse(line) as Record<string, unknown>));

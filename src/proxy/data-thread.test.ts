@@ -610,6 +610,65 @@ describe("a data thread", () => {
     assert.deepEqual(rig.network.prepared, ["netns:7"]);
   });
 
+  it("writes as much to the access log as its level says, from the next line on", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    const lines = (): string[] =>
+      rig.posted
+        .flatMap((message) => (message.type === "records" ? message.lines : []))
+        .map((line) => line.split("\t")[3] ?? "");
+    const carry = async (): Promise<void> => {
+      const tunnel = await rig.tunnel(new FakeTunnel("10.1.0.2:8080"));
+      tunnel.carry?.end();
+      await rig.settle();
+    };
+    await carry();
+    rig.thread.handle({ type: "accessLevel", level: "debug" });
+    await carry();
+    rig.thread.handle({ type: "accessLevel", level: "error" });
+    await carry();
+    assert.deepEqual(lines(), ["connection complete", "connection opened", "connection complete"]);
+  });
+
+  it("shows its connections, its pools and what it counted in slices, and label sets once", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    for (let i = 0; i < 1_001; i++)
+      await rig.tunnel(new FakeTunnel("10.1.0.2:8080", { remote: `10.1.0.1:${4_000 + i}` }));
+    const sizes: number[] = [];
+    for (let first: number | undefined = 0; ; first = undefined) {
+      const slice = rig.done(rig.send({ type: "look", kind: "connections", known: first }))?.slice;
+      if (slice === undefined) break;
+      sizes.push(slice.connections?.length ?? 0);
+    }
+    assert.deepEqual(sizes, [500, 500, 1]);
+    const [one] = rig.look("connections", 0).connections ?? [];
+    assert.deepEqual(
+      [one?.podUid, one?.direction, one?.source, one?.actual, one?.encryption],
+      ["uid-server", "inbound", "10.1.0.1:4000", "10.1.0.2:8080", "mutual_tls"],
+    );
+    const { series = [], values = [] } = rig.look("samples", 0);
+    assert.ok(series.length > 0 && series.length === values.length);
+    const later = rig.look("samples", series.length);
+    assert.deepEqual([later.series?.length, later.values?.length], [0, series.length]);
+    rig.network.peers = [
+      {
+        source: testPod("server").identity,
+        accepted: [],
+        ip: "10.1.0.3",
+        port: 15008,
+        sessions: [],
+        waiting: 0,
+        dialling: true,
+      },
+    ];
+    assert.deepEqual(
+      rig.look("pool", 0).pool?.map(({ podUid, inboundSessions, peer }) => [podUid, inboundSessions, peer?.ip]),
+      [
+        ["uid-server", 2, undefined],
+        ["uid-server", 2, "10.1.0.3"],
+      ],
+    );
+  });
+
   it("serves the proxy's own pod by tunnels alone, and dials its metrics from its own address", async () => {
     const rig = new Rig({ pod: "server", addresses: everything });
     const own = testPod("server", { podUid: "self", serves: [15020] });
