@@ -19,6 +19,7 @@ interface ProxyFlags {
   readonly network: string;
   readonly originalSource: "on" | "off";
   readonly baggage: "on" | "off";
+  readonly crlFile?: string;
   readonly drain: number;
   readonly adminPort: number;
   readonly metricsPort: number;
@@ -51,6 +52,11 @@ export function proxyCommand(context: CliContext, version: string): Command {
       new Option("--baggage <on|off>", "whether answers to peers say who a pod is, and what peers say so is recorded")
         .choices(["on", "off"])
         .default("on"),
+    )
+    .addOption(
+      new Option("--crl-file <path>", "revocation lists of the authorities, PEM or DER; followed while it runs").env(
+        "CRL_PATH",
+      ),
     )
     .option("--drain <seconds>", "how long connections may go on at the end", wholeNumber, 5)
     .option("--admin-port <port>", "admin, on loopback", wholeNumber, 15_000)
@@ -109,6 +115,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
       originalSource: flags.originalSource === "on",
       baggage: flags.baggage === "on",
       accessFormat: flags.logFormat,
+      crlFile: flags.crlFile,
     }),
     agentSocket,
     zdsSocket,

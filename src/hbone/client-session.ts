@@ -8,6 +8,7 @@ import { readResponseHead } from "./heads.ts";
 import { encodeField, type HeaderList } from "./hpack.ts";
 import type { HboneLimits } from "./limits.ts";
 import type { TunnelRequest } from "./open-request.ts";
+import { peerRevoked } from "./revocation.ts";
 import { Session, type SessionRole } from "./session.ts";
 import type { SecureStream } from "./tls.ts";
 import type { Tunnel, TunnelHandle, TunnelResult } from "./tunnel.ts";
@@ -63,7 +64,8 @@ export class ClientSession implements SessionRole {
   }
 
   start(): void {
-    const { stream, early } = this.#options.secure;
+    const { stream, early, watch } = this.#options.secure;
+    if (watch !== undefined) watch.onRevoked = () => this.#session.fail(peerRevoked());
     this.#session.start(stream, early);
   }
 
@@ -220,6 +222,7 @@ export class ClientSession implements SessionRole {
   }
 
   onClosed(): void {
+    this.#options.secure.watch?.leave();
     this.#held = [];
   }
 

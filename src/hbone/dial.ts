@@ -5,12 +5,14 @@ import type { TlsIdentity } from "#model/tls-identity";
 import { hboneError } from "./errors.ts";
 import type { HboneLimits } from "./limits.ts";
 import type { OpenRequest } from "./open-request.ts";
+import type { PeerRevocations } from "./revocation.ts";
 import { handshakeAsClient, type SecureStream } from "./tls.ts";
 
 /** What is needed to dial a peer's proxy. */
 export interface DialOptions {
   readonly request: Pick<OpenRequest, "netns" | "mark" | "ip" | "port" | "sourceIp" | "accepted">;
   readonly identity: TlsIdentity;
+  readonly revocations?: PeerRevocations | undefined;
   readonly clock: Clock;
   readonly limits: HboneLimits;
 }
@@ -20,7 +22,7 @@ export interface DialOptions {
  * never after the returned function was called, which gives up.
  */
 export function dialSession(options: DialOptions, onDone: (result: SecureStream | CodedError) => void): () => void {
-  const { request, identity, clock, limits } = options;
+  const { request, identity, revocations, clock, limits } = options;
   const { netns, mark, ip, port, sourceIp, accepted } = request;
   const controller = new AbortController();
   const { signal } = controller;
@@ -44,6 +46,7 @@ export function dialSession(options: DialOptions, onDone: (result: SecureStream 
       socket,
       identity,
       accepted,
+      revocations,
       clock,
       timeoutMs: limits.handshakeTimeoutMs,
       onDone,

@@ -30,6 +30,10 @@ export const hboneError = defineErrors("hbone", {
     when: "a certificate in the peer's chain is expired or not yet valid by this machine's clock",
     hint: "check both clocks (NTP) and whether the peer's agent can renew its certificate",
   },
+  HBONE_PEER_REVOKED: {
+    when: "a certificate in the peer's chain is on a revocation list of its issuer",
+    hint: "give the peer a new certificate, or correct the list (--crl-file)",
+  },
   HBONE_PREFACE: {
     when: "a peer did not begin with the HTTP/2 preface",
     hint: "the peer speaks another protocol inside its TLS session; look at the peer named in the record",

@@ -8,6 +8,7 @@ import { hboneError } from "./errors.ts";
 import type { HboneLimits } from "./limits.ts";
 import { LoopSocket } from "./loop-socket.ts";
 import type { InnerRequest, TunnelRequest } from "./open-request.ts";
+import type { PeerRevocations } from "./revocation.ts";
 import { handshakeAsClient } from "./tls.ts";
 import type { TunnelHandle } from "./tunnel.ts";
 
@@ -17,6 +18,7 @@ export interface InnerParts {
   readonly random: Random;
   readonly certificate: (id: SpiffeId) => TlsIdentity | undefined;
   readonly limits: HboneLimits;
+  readonly revocations?: PeerRevocations | undefined;
   /** Opens the outer tunnel. */
   readonly open: (request: TunnelRequest) => TunnelHandle;
 }
@@ -67,7 +69,7 @@ export class InnerOpening implements TunnelHandle {
   }
 
   #shake(): void {
-    const { clock, certificate, limits } = this.#parts;
+    const { clock, certificate, limits, revocations } = this.#parts;
     const { source } = this.#request;
     const identity = certificate(source);
     if (identity === undefined) {
@@ -78,6 +80,7 @@ export class InnerOpening implements TunnelHandle {
       socket: { toNetSocket: () => this.#loop.far, close: () => this.#loop.far.destroy() },
       identity,
       accepted: this.#inner.accepted,
+      revocations,
       clock,
       timeoutMs: limits.handshakeTimeoutMs,
       onDone: (secure) => {

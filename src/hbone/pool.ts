@@ -10,6 +10,7 @@ import { hboneError } from "./errors.ts";
 import { InnerOpening } from "./inner.ts";
 import { DEFAULT_LIMITS, type HboneLimits } from "./limits.ts";
 import type { OpenRequest, TunnelRequest } from "./open-request.ts";
+import type { PeerRevocations } from "./revocation.ts";
 import type { TunnelHandle, TunnelResult } from "./tunnel.ts";
 
 /** What the pool is made of. */
@@ -19,6 +20,7 @@ export interface HbonePoolOptions {
   /** The certificate in force for an identity of this node; undefined refuses with `HBONE_NO_CERTIFICATE`. */
   readonly certificate: (id: SpiffeId) => TlsIdentity | undefined;
   readonly limits?: Partial<HboneLimits> | undefined;
+  readonly revocations?: PeerRevocations | undefined;
 }
 
 /** A peer of the pool, for operators. */
@@ -127,8 +129,8 @@ export class HbonePool {
       this.#dialFailed(peer, hboneError("HBONE_NO_CERTIFICATE", `there is no certificate for ${request.source} yet`));
       return;
     }
-    const { clock } = this.#options;
-    peer.cancelDial = dialSession({ request, identity, clock, limits: this.#limits }, (result) => {
+    const { clock, revocations } = this.#options;
+    peer.cancelDial = dialSession({ request, identity, revocations, clock, limits: this.#limits }, (result) => {
       peer.cancelDial = undefined;
       if (!("stream" in result)) {
         this.#dialFailed(peer, result);

@@ -9,6 +9,7 @@ import { LARGEST_WINDOW } from "./frames.ts";
 import { readRequestHead, type RequestHead } from "./heads.ts";
 import { encodeField, type HeaderList } from "./hpack.ts";
 import type { HboneLimits } from "./limits.ts";
+import { peerRevoked } from "./revocation.ts";
 import { Session, type SessionRole } from "./session.ts";
 import type { SecureStream } from "./tls.ts";
 import type { Tunnel, TunnelHandle, TunnelResult } from "./tunnel.ts";
@@ -74,7 +75,8 @@ export class ServerSession implements SessionRole {
   }
 
   start(): void {
-    const { stream, early } = this.#options.secure;
+    const { stream, early, watch } = this.#options.secure;
+    if (watch !== undefined) watch.onRevoked = () => this.#session.fail(peerRevoked());
     this.#session.start(stream, early);
   }
 
@@ -165,7 +167,10 @@ export class ServerSession implements SessionRole {
 
   onClosed(error: CodedError | undefined): void {
     this.#cancelDrain?.();
-    if (error !== undefined && error.code !== "HBONE_DRAINING") this.#options.reject(error);
+    this.#options.secure.watch?.leave();
+    // Those two are told by the records of the tunnels.
+    const told = error === undefined || error.code === "HBONE_DRAINING" || error.code === "HBONE_PEER_REVOKED";
+    if (!told) this.#options.reject(error);
   }
 }
 

@@ -5,6 +5,7 @@ import { listenTcp, type Netns, type SocketAddress, type TcpListener, type TcpSo
 import type { TlsIdentity } from "#model/tls-identity";
 import { hboneError } from "./errors.ts";
 import { DEFAULT_LIMITS, type HboneLimits } from "./limits.ts";
+import type { PeerRevocations } from "./revocation.ts";
 import { ServerSession, type InboundTunnel } from "./server-session.ts";
 import { TlsAcceptor, type SecureStream } from "./tls.ts";
 
@@ -22,6 +23,7 @@ export interface HboneServerOptions {
   readonly certificate: () => TlsIdentity | undefined;
   readonly clock: Clock;
   readonly limits?: Partial<HboneLimits> | undefined;
+  readonly revocations?: PeerRevocations | undefined;
   readonly onTunnel: (tunnel: InboundTunnel) => void;
   /** A peer that got no session, lost it because of what it did, or asked for something that is no tunnel. */
   readonly onRejected?: ((info: { remote: SocketAddress; error: CodedError }) => void) | undefined;
@@ -114,7 +116,8 @@ export class HboneServer {
       else this.#begin(result, { remote, local, reject });
       this.#checkEmpty();
     };
-    this.#acceptor.accept({ socket, identity, clock: this.#options.clock, timeoutMs, onDone });
+    const { clock, revocations } = this.#options;
+    this.#acceptor.accept({ socket, identity, revocations, clock, timeoutMs, onDone });
   }
 
   #refusal(): CodedError | undefined {

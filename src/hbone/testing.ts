@@ -10,6 +10,7 @@ import { TestAuthority } from "../x509/testing.ts";
 import type { HboneLimits } from "./limits.ts";
 import type { OpenRequest } from "./open-request.ts";
 import { HbonePool } from "./pool.ts";
+import type { PeerRevocations } from "./revocation.ts";
 import { HboneServer } from "./server.ts";
 import type { InboundTunnel } from "./server-session.ts";
 import type { TunnelResult } from "./tunnel.ts";
@@ -25,6 +26,8 @@ export interface RigOptions {
   readonly app: (socket: Socket) => void;
   readonly limits?: Partial<HboneLimits>;
   readonly accepted?: readonly SpiffeId[];
+  /** Of the two ends. */
+  readonly revocations?: { readonly source?: PeerRevocations; readonly destination?: PeerRevocations };
   /** Instead of connecting to the app. */
   readonly onTunnel?: (tunnel: InboundTunnel) => void;
 }
@@ -51,6 +54,7 @@ export class TunnelRig {
       certificate: () => parts.server,
       clock,
       limits,
+      revocations: options.revocations?.destination,
       onTunnel: (tunnel) => {
         this.tunnels.push(tunnel);
         if (options.onTunnel !== undefined) options.onTunnel(tunnel);
@@ -59,7 +63,8 @@ export class TunnelRig {
       onRejected: ({ error }) => this.rejected.push(error),
     });
     this.server.start();
-    this.pool = new HbonePool({ clock, random: systemRandom, certificate: () => parts.client, limits });
+    const revocations = options.revocations?.source;
+    this.pool = new HbonePool({ clock, random: systemRandom, certificate: () => parts.client, limits, revocations });
     this.#outbound = listenTcp({ ip: "127.0.0.1", port: 0 }, (socket) => {
       this.open({ socket, accepted: options.accepted ?? [testId("server")] });
     });

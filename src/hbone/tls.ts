@@ -9,6 +9,7 @@ import { trustDomainOf, type SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { checkPeerLeaf, type PeerExpectation } from "#x509";
 import { hboneError } from "./errors.ts";
+import { peerRevoked, presentedCertificates, type PeerRevocations, type PeerWatch } from "./revocation.ts";
 
 /** A TLS session whose peer is proven. */
 export interface SecureStream {
@@ -16,6 +17,8 @@ export interface SecureStream {
   /** Bytes that came with the handshake. */
   readonly early: Uint8Array;
   readonly peer: SpiffeId;
+  /** Of whoever takes the stream: to be left at the session's end. */
+  readonly watch?: PeerWatch | undefined;
 }
 
 /** What TLS is spoken over: a `TcpSocket`, or a tunnel. */
@@ -31,6 +34,8 @@ export interface HandshakeOptions {
   readonly identity: TlsIdentity;
   /** Who may answer; undefined: anyone of our trust domain. */
   readonly accepted?: readonly SpiffeId[] | undefined;
+  /** Undefined: nobody knows of any. */
+  readonly revocations?: PeerRevocations | undefined;
   readonly clock: Clock;
   readonly timeoutMs: number;
   /** Called exactly once. With an error, the connection is closed already. */
@@ -52,7 +57,7 @@ const contexts = new WeakMap<TlsIdentity, SecureContext>();
 /** Shakes hands as the client. No SNI, no resumption. The result of the call ends it early (nothing is reported then). */
 export function handshakeAsClient(options: HandshakeOptions): () => void {
   const { identity, socket } = options;
-  const handshake = new Handshake(options);
+  const handshake = new Handshake(options, "source");
   try {
     let secureContext = contexts.get(identity);
     secureContext ??= createSecureContext({ ...PROFILE, ...credentials(identity) });
@@ -96,13 +101,11 @@ export class TlsAcceptor {
   accept(options: Omit<HandshakeOptions, "socket"> & { readonly socket: TcpSocket }): void {
     const { identity, socket } = options;
     let key = "";
-    const handshake = new Handshake({
-      ...options,
-      onDone: (result) => {
-        if (this.#pending.get(key) === handshake) this.#pending.delete(key);
-        options.onDone(result);
-      },
-    });
+    const onDone = (result: SecureStream | CodedError): void => {
+      if (this.#pending.get(key) === handshake) this.#pending.delete(key);
+      options.onDone(result);
+    };
+    const handshake = new Handshake({ ...options, onDone }, "destination");
     try {
       let server = this.#servers.get(identity);
       if (server === undefined) {
@@ -155,12 +158,14 @@ function keyOf(socket: Socket): string {
 /** One handshake under way: its time, and that it ends once. */
 class Handshake {
   readonly #options: HandshakeOptions;
+  readonly #reporter: "source" | "destination";
   readonly #cancelTimer: () => void;
   #plain: Duplex | undefined;
   #over = false;
 
-  constructor(options: HandshakeOptions) {
+  constructor(options: HandshakeOptions, reporter: "source" | "destination") {
     this.#options = options;
+    this.#reporter = reporter;
     const { clock, timeoutMs } = options;
     this.#cancelTimer = clock.after(timeoutMs, () => {
       // When this thread was held up, the handshake may be about to end: first a look at the sockets.
@@ -182,11 +187,31 @@ class Handshake {
   secured(secure: TLSSocket): void {
     if (this.#over) return;
     const { identity, accepted } = this.#options;
-    const peer = judgePeer(secure, { trustDomain: trustDomainOf(identity.id), accepted });
-    const taken = peer instanceof CodedError ? peer : takeTlsStream(secure, this.#plain instanceof Socket);
-    if (peer instanceof CodedError) this.failed(peer);
-    else if (taken instanceof CodedError) this.failed(taken);
-    else this.#end({ ...taken, peer });
+    const certificate = secure.getPeerX509Certificate();
+    const peer = judgePeer(secure, certificate, { trustDomain: trustDomainOf(identity.id), accepted });
+    if (peer instanceof CodedError || certificate === undefined) {
+      this.failed(peer instanceof CodedError ? peer : noCertificate());
+      return;
+    }
+    const watch = this.#watch(certificate);
+    if (watch === "revoked") {
+      this.failed(peerRevoked());
+      return;
+    }
+    const taken = takeTlsStream(secure, this.#plain instanceof Socket);
+    if (!(taken instanceof CodedError)) {
+      this.#end({ ...taken, peer, watch });
+      return;
+    }
+    watch?.leave();
+    this.failed(taken);
+  }
+
+  #watch(leaf: X509Certificate): PeerWatch | "revoked" | undefined {
+    const { revocations, identity } = this.#options;
+    if (revocations === undefined) return undefined;
+    const certificates = presentedCertificates(leaf);
+    return revocations.admit({ certificates, identity, reporter: this.#reporter }) ?? "revoked";
   }
 
   failed(error: CodedError): void {
@@ -218,10 +243,13 @@ class Handshake {
  * The one place where a TLS peer is judged, client or server: protocol, chain (OpenSSL's verdict), then the SPIFFE rules.
  * Whatever is not proven is refused.
  */
-function judgePeer(socket: TLSSocket, expected: PeerExpectation): SpiffeId | CodedError {
+function judgePeer(
+  socket: TLSSocket,
+  certificate: X509Certificate | undefined,
+  expected: PeerExpectation,
+): SpiffeId | CodedError {
   if (socket.alpnProtocol !== "h2") return hboneError("HBONE_TLS_NO_ALPN", "the peer did not agree on ALPN h2");
-  const certificate = socket.getPeerX509Certificate();
-  if (certificate === undefined) return hboneError("HBONE_TLS_NO_CERTIFICATE", "the peer presented no certificate");
+  if (certificate === undefined) return noCertificate();
   const reason = String(socket.authorizationError ?? "UNKNOWN");
   try {
     if (socket.authorized) return checkPeerLeaf(certificate.raw, expected);
@@ -231,6 +259,10 @@ function judgePeer(socket: TLSSocket, expected: PeerExpectation): SpiffeId | Cod
     return hboneError("HBONE_TLS_UNTRUSTED", "the peer's certificate cannot be read", { cause: error });
   }
   return chainError(reason, certificate);
+}
+
+function noCertificate(): CodedError {
+  return hboneError("HBONE_TLS_NO_CERTIFICATE", "the peer presented no certificate");
 }
 
 function chainError(reason: string, { subject, issuer }: X509Certificate): CodedError {

@@ -31,6 +31,8 @@ export type FlowReason =
   | "control_plane_unavailable"
   /** Refused: the peer presented another identity than expected, or none that verifies. */
   | "wrong_identity"
+  /** Refused, or ended: a certificate of the peer is on its issuer's revocation list. */
+  | "certificate_revoked"
   /** Refused: nobody answers on the peer's tunnel port, or the session broke while opening. */
   | "peer_unreachable"
   /** Refused: the peer's proxy answered CONNECT with an error status. */

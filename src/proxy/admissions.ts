@@ -1,15 +1,9 @@
 import type { Clock } from "#base/clock";
 import type { Decision, PolicyIndex, PolicyQuestion } from "#policy";
-
-/** Connections that are judged before the others get their turn. */
-const SLICE_CONNECTIONS = 256;
-/** Milliseconds after which a slice ends early: closing costs more than judging. */
-const SLICE_MS = 2;
-/** Judged between two looks at the clock. */
-const LOOK_EVERY = 16;
+import { Passes } from "./passes.ts";
 
 /** What a running connection was let in with, and how it is told that it is not any more. */
-class Admission {
+export class Admission {
   readonly question: PolicyQuestion;
   /** Why it has to end; undefined while it may go on. */
   denied: Decision | undefined;
@@ -17,6 +11,7 @@ class Admission {
   onDenied: ((decision: Decision) => void) | undefined;
   readonly #all: Set<Admission>;
 
+  /** Made by {@link Admissions.enter}. */
   constructor(question: PolicyQuestion, all: Set<Admission>) {
     this.question = question;
     this.#all = all;
@@ -28,6 +23,7 @@ class Admission {
     this.#all.delete(this);
   }
 
+  /** For {@link Admissions} only. */
   deny(decision: Decision): void {
     this.denied = decision;
     this.leave();
@@ -37,21 +33,18 @@ class Admission {
 
 /**
  * The inbound connections of a data thread that were let in. When a policy comes, changes or goes they are judged again,
- * a slice at a time so that the thread's other work goes on; each against the list of policies that its pod had when it
- * was accepted, as upstream does.
- *
- *     idle ── changed ──▶ a pass: slice ▸ turn ▸ slice … ── nothing changed meanwhile ──▶ idle
- *                           ▲──────── changed meanwhile: the next pass ───┘
+ * each against the list of policies that its pod had when it was accepted, as upstream does.
  */
 export class Admissions {
-  readonly #policies: PolicyIndex;
-  readonly #clock: Clock;
   readonly #admitted = new Set<Admission>();
-  #isPassing = false;
+  readonly #passes: Passes<Admission>;
 
   constructor(policies: PolicyIndex, clock: Clock) {
-    this.#policies = policies;
-    this.#clock = clock;
+    const judge = (admission: Admission): void => {
+      const decision = policies.decide(admission.question);
+      if (!decision.allowed) admission.deny(decision);
+    };
+    this.#passes = new Passes(this.#admitted, judge, clock);
   }
 
   /** Connections that are judged again on a change. */
@@ -66,34 +59,6 @@ export class Admissions {
 
   /** Policies changed. Returns at once; every connection that is not allowed any more is told soon. */
   changed(): void {
-    if (!this.#isPassing && this.#admitted.size > 0) this.#pass();
-  }
-
-  #pass(): void {
-    this.#isPassing = true;
-    const { version } = this.#policies;
-    // What is let in meanwhile is met, too: a set's iterator sees it.
-    const rest = this.#admitted.values();
-    const slice = (): void => {
-      if (!this.#judge(rest)) setImmediate(slice);
-      else if (this.#policies.version === version) this.#isPassing = false;
-      else this.#pass();
-    };
-    setImmediate(slice);
-  }
-
-  /** Judges one slice; true when none is left. */
-  #judge(rest: Iterator<Admission>): boolean {
-    const endMs = this.#clock.monotonic() + SLICE_MS;
-    for (let judged = 1; judged <= SLICE_CONNECTIONS; judged++) {
-      const next = rest.next();
-      if (next.done === true) return true;
-      const decision = this.#policies.decide(next.value.question);
-      if (!decision.allowed) next.value.deny(decision);
-      if (judged % LOOK_EVERY === 0 && this.#clock.monotonic() >= endMs) return false;
-    }
-    return false;
+    this.#passes.changed();
   }
 }
-
-export type { Admission };

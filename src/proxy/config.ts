@@ -24,6 +24,8 @@ export interface ProxyConfig {
   readonly propagationBoundMs: number;
   /** How long a connection is held for an answer about its destination, or for a certificate. */
   readonly holdMs: number;
+  /** A file of revocation lists; without one nobody's certificate is looked for in any, and no session is watched. */
+  readonly crlFile: string | undefined;
   /** How long one TCP connect may take. */
   readonly dialMs: number;
   /** Applications see the address of their client, not of the proxy. Default: true. */
@@ -52,6 +54,7 @@ export function proxyConfig(given: Partial<ProxyConfig> & { readonly node: strin
     clusterRanges: DEFAULT_CLUSTER_RANGES,
     propagationBoundMs: 10_000,
     holdMs: 5_000,
+    crlFile: undefined,
     dialMs: 10_000,
     originalSource: true,
     baggage: true,

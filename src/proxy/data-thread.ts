@@ -2,6 +2,7 @@ import { findCodedError, messageOf } from "#base/errors";
 import type { Clock } from "#base/clock";
 import type { Random } from "#base/random";
 import { formatLost } from "#model/access-log";
+import { decodeCrl } from "#x509";
 import { Admissions } from "./admissions.ts";
 import type { ProxyConfig } from "./config.ts";
 import { Knowledge } from "./knowledge.ts";
@@ -9,6 +10,7 @@ import { Looks } from "./looks.ts";
 import type { FromThread, ToThread } from "./messages.ts";
 import type { Network } from "./network.ts";
 import type { ThreadContext } from "./pod-context.ts";
+import { PeerRevocationLists } from "./peer-revocations.ts";
 import { PodProxy } from "./pod-proxy.ts";
 import { recordProfile } from "./profiler.ts";
 import { RecordQueue } from "./record-queue.ts";
@@ -34,6 +36,7 @@ export class DataThread {
   readonly #flows: FlowLog;
   readonly #records: RecordQueue;
   readonly #admissions: Admissions;
+  readonly #revocations: PeerRevocationLists | undefined;
   readonly #looks: Looks;
   readonly #context: ThreadContext;
   readonly #pods = new Map<string, PodProxy>();
@@ -74,7 +77,9 @@ export class DataThread {
         this.#measure();
       },
     });
-    const fed = { knowledge: this.#knowledge, flows: this.#flows, admissions: this.#admissions };
+    this.#revocations = config.crlFile === undefined ? undefined : new PeerRevocationLists(clock, this.#flows.cells);
+    const judges = { admissions: this.#admissions, revocations: this.#revocations };
+    const fed = { knowledge: this.#knowledge, flows: this.#flows, ...judges };
     this.#context = { config, clock, random, network, ...fed };
   }
 
@@ -123,6 +128,7 @@ export class DataThread {
         return;
       case "addresses":
       case "policies":
+      case "crls":
       case "podAdd":
       case "certificate":
         this.#answer(message);
@@ -130,11 +136,12 @@ export class DataThread {
   }
 
   /** Requests that are done when this returns. */
-  #answer(message: Extract<ToThread, { type: "addresses" | "policies" | "podAdd" | "certificate" }>): void {
+  #answer(message: Extract<ToThread, { type: "addresses" | "policies" | "crls" | "podAdd" | "certificate" }>): void {
     try {
       if (message.type === "podAdd") this.#addPod(message);
       else if (message.type === "certificate") this.#putCertificate(message);
       else if (message.type === "policies") this.#putPolicies(message);
+      else if (message.type === "crls") this.#revocations?.apply(message.crls.map((der) => decodeCrl(der)));
       else {
         this.#knowledge.apply(message.change);
         if (message.synced) this.#knowledge.markSynced();

@@ -14,6 +14,7 @@ const FLAGS: Readonly<Record<FlowReason, string>> = {
   no_certificate: "IDENTITY_ERROR",
   control_plane_unavailable: "IDENTITY_ERROR",
   wrong_identity: "TLS_FAILURE",
+  certificate_revoked: "CERT_REVOKED",
   peer_unreachable: "CONNECT",
   peer_refused: "H2_HANDSHAKE_FAILURE",
   destination_unreachable: "CONNECT",

@@ -32,6 +32,8 @@ export type ToThread =
     }
   /** Running connections are judged again, a little later. */
   | { readonly type: "policies"; readonly seq: number; readonly change: PolicyChange }
+  /** The revocation lists in force from now on, in DER. */
+  | { readonly type: "crls"; readonly seq: number; readonly crls: readonly Uint8Array[] }
   /** Serve a pod; the namespace's descriptor belongs to the thread from here on. `old`: handed over before this process began. */
   | {
       readonly type: "podAdd";

@@ -37,6 +37,14 @@ export const proxyMetrics = defineMetrics("proxy", {
   istio_tcp_received_bytes_total: traffic("Bytes from the source to the destination, counted while they flow."),
   istio_tcp_sockets_open: gauge("Connections that are open now.", ["reporter"]),
   istio_on_demand_dns_total: counter("Hostnames of workloads without an address that were looked up."),
+  istio_crl_policy_rejections_total: counter(
+    "Peers that were refused, and sessions that were ended, because of a revocation list.",
+    ["reporter"],
+  ),
+  istio_crl_untracked_connections_total: counter(
+    "Sessions that cannot be ended by a revocation list: no path could be found in what the peer presented.",
+    ["reporter"],
+  ),
   istio_build: gauge("The running version.", ["component", "tag"]),
   workload_manager_active_proxy_count: gauge("Pods that are served."),
   workload_manager_pending_proxy_count: gauge("Pods that wait for their listeners or their certificate."),

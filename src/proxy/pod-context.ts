@@ -11,6 +11,7 @@ import { proxyError } from "./errors.ts";
 import type { Knowledge } from "./knowledge.ts";
 import type { Network, PodPool } from "./network.ts";
 import type { FlowLog, Party } from "./record.ts";
+import type { PeerRevocationLists } from "./peer-revocations.ts";
 import type { LocalPod, SocketAddress } from "./route.ts";
 
 /** What all connections of a data thread share. */
@@ -22,6 +23,8 @@ export interface ThreadContext {
   readonly knowledge: Knowledge;
   readonly flows: FlowLog;
   readonly admissions: Admissions;
+  /** Undefined without a file of revocation lists. */
+  readonly revocations: PeerRevocationLists | undefined;
 }
 
 /** A pod, with when the agent handed it over (monotonic; -Infinity when that was before this process began). */

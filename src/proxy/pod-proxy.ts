@@ -29,6 +29,7 @@ export class PodProxy {
       clock: thread.clock,
       random: thread.random,
       certificate: (id) => thread.knowledge.certificate(id),
+      revocations: thread.revocations,
     });
     this.#context = { ...thread, pod, netns, pool: this.#pool, connections: this.#connections };
   }
@@ -55,7 +56,7 @@ export class PodProxy {
 
   /** Listens on the three ports; on that of tunnels alone in the proxy's own pod. Throws `PROXY_LISTEN`; then nothing listens, and the descriptor is closed. */
   start(): void {
-    const { network, knowledge, clock, flows } = this.#context;
+    const { network, knowledge, revocations, clock, flows } = this.#context;
     try {
       // The proxy's own pod may be in the node's namespace, whose settings are not ours to make.
       const refused = this.pod.serves === undefined ? network.prepareNetns(this.#netns) : [];
@@ -68,6 +69,7 @@ export class PodProxy {
         reusePort: true,
         clock,
         certificate: () => knowledge.certificate(this.pod.identity),
+        revocations,
         onTunnel: (tunnel) => void carryTunnel(this.#context, tunnel),
         onRejected: ({ remote, error }) => {
           recordRejected(this.#context, remote, error);

@@ -9,10 +9,12 @@ import { CertificateWatcher } from "#identity";
 import { connectSeqpacket } from "#linux";
 import { PageServer, rpcTransport } from "#rpc";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, xdsMetrics } from "#xds";
+import type { Crl } from "#x509";
 import { Addresses } from "./addresses.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
 import { dumpState } from "./config-dump.ts";
 import { OWN_PORTS, type ProxyConfig } from "./config.ts";
+import { CrlFile } from "./crl-file.ts";
 import { proxyError } from "./errors.ts";
 import { ABSENT_MS, type Answer } from "./knowledge.ts";
 import type { RecordOutput } from "./line-output.ts";
@@ -107,9 +109,19 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
     http("metrics", { host: ANY_ADDRESS, port: options.ports.metrics }, handleMetrics),
     http("readiness", { host: ANY_ADDRESS, port: options.ports.ready }, handleReady),
   ];
+  const { xds, certificates, traffic, zds } = parts;
+  const lists = crlServices(options, parts.threads);
   // Drained in reverse: no more pods, then the connections, and only then what those may still need, and the pages.
-  const services = [threadService(options, parts), ...servers, parts.xds, parts.certificates, parts.traffic, parts.zds];
+  const services = [threadService(options, parts), ...lists, ...servers, xds, certificates, traffic, zds];
   return { services, failure: failure.promise };
+}
+
+/** Follows the file of revocation lists, when there is one: before any pod is served. */
+function crlServices({ config, clock, log }: ProxyOptions, threads: DataThreads): Service[] {
+  const { crlFile: path } = config;
+  if (path === undefined) return [];
+  const spread = async (crls: readonly Crl[]): Promise<void> => threads.crls(crls.map(({ der }) => der));
+  return [new CrlFile({ path, spread, clock, log: log.child({ component: "crl" }) })];
 }
 
 /** Profiles of this thread and of the data threads together. */

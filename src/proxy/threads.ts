@@ -92,6 +92,11 @@ export class DataThreads {
     await this.#all((seq) => ({ type: "policies", seq, change }));
   }
 
+  /** Puts revocation lists in force everywhere; running sessions are judged a little later. */
+  async crls(crls: readonly Uint8Array[]): Promise<void> {
+    await this.#all((seq) => ({ type: "crls", seq, crls }));
+  }
+
   /** Serves a pod from now on; the descriptor is the thread's. Rejects with `PROXY_LISTEN`. */
   async addPod(pod: LocalPod, netns: { readonly fd: number; readonly old: boolean }): Promise<void> {
     const member = this.#memberOf(pod.podUid) ?? this.#leastBusy();

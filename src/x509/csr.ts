@@ -1,4 +1,4 @@
-import { createPublicKey, verify, type KeyObject } from "node:crypto";
+import { createPublicKey, type KeyObject } from "node:crypto";
 import type { SpiffeId } from "#model/spiffe-id";
 import { contentEquals, contentOf, DerCursor, malformed, TAG, wholeOf, type DerElement } from "./der.ts";
 import { derBitString, derElement, derOid, derSequence } from "./der-write.ts";
@@ -6,6 +6,7 @@ import { x509Error } from "./errors.ts";
 import { readExtensions } from "./extensions.ts";
 import { algorithmOf, hashFor, keyPairSigner, type KeyAlgorithm, type KeyPair } from "./keys.ts";
 import { formatPem, parsePem } from "./pem.ts";
+import { findSignatureAlgorithm, isSignedBy, SIGNATURES, type SignatureAlgorithm } from "./signature.ts";
 
 /** A certificate request whose own signature was checked: whoever sent it holds the private key. */
 export interface CertificateRequest {
@@ -19,16 +20,6 @@ export interface CertificateRequest {
 const LIMITS = { mostBytes: 16 * 1024, mostBlocks: 1 };
 const EXTENSION_REQUEST = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 14]; // 1.2.840.113549.1.9.14
 const SUBJECT_ALT_NAME = [0x55, 0x1d, 17]; // 2.5.29.17
-const ECDSA_WITH = [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3]; // 1.2.840.10045.4.3, then 2, 3, 4
-const RSA_WITH = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1]; // 1.2.840.113549.1.1, then 11, 12, 13
-const SIGNATURES: readonly { oid: readonly number[]; hash: string; key: "ec" | "rsa" }[] = [
-  { oid: [...ECDSA_WITH, 2], hash: "sha256", key: "ec" },
-  { oid: [...ECDSA_WITH, 3], hash: "sha384", key: "ec" },
-  { oid: [...ECDSA_WITH, 4], hash: "sha512", key: "ec" },
-  { oid: [...RSA_WITH, 11], hash: "sha256", key: "rsa" },
-  { oid: [...RSA_WITH, 12], hash: "sha384", key: "rsa" },
-  { oid: [...RSA_WITH, 13], hash: "sha512", key: "rsa" },
-];
 
 /**
  * Writes a request in PEM for an ECDSA key: empty subject, the ID as the only and critical SAN, as ztunnel's.
@@ -75,7 +66,7 @@ export function parseCsr(pem: string, place: string): CertificateRequest {
   if ((key === "rsa") !== (keyAlgorithm === "rsa")) {
     throw x509Error("X509_CSR_SIGNATURE_ALGORITHM", `the signature of ${place} does not fit its key`);
   }
-  if (!verifies({ hash, publicKey, data: wholeOf(der, info), signature: contentOf(der, signature) })) {
+  if (!isSignedBy(publicKey, { hash, data: wholeOf(der, info), signature: contentOf(der, signature) })) {
     throw x509Error("X509_CSR_SIGNATURE", `the signature of ${place} is not that of the key in it`);
   }
   return { algorithm: keyAlgorithm, publicKeySpki, requestedUris };
@@ -121,23 +112,11 @@ function readPublicKey(spki: Uint8Array, place: string): KeyObject {
   }
 }
 
-function readSignatureAlgorithm(der: Uint8Array, fields: DerCursor): { hash: string; key: "ec" | "rsa" } {
-  const oid = fields.take(TAG.oid, "signature algorithm");
-  const known = SIGNATURES.find((candidate) => contentEquals(der, oid, candidate.oid));
-  if (known === undefined) {
-    throw x509Error(
-      "X509_CSR_SIGNATURE_ALGORITHM",
-      "a certificate request is signed with an algorithm that is not accepted",
-    );
-  }
-  return known;
-}
-
-function verifies(signed: { hash: string; publicKey: KeyObject; data: Uint8Array; signature: Uint8Array }): boolean {
-  if (signed.signature[0] !== 0) return false; // unused bits: no signature has any
-  try {
-    return verify(signed.hash, signed.data, signed.publicKey, signed.signature.subarray(1));
-  } catch {
-    return false; // fails closed: OpenSSL could not even read it
-  }
+function readSignatureAlgorithm(der: Uint8Array, fields: DerCursor): SignatureAlgorithm {
+  const known = findSignatureAlgorithm(der, fields);
+  if (known !== undefined) return known;
+  throw x509Error(
+    "X509_CSR_SIGNATURE_ALGORITHM",
+    "a certificate request is signed with an algorithm that is not accepted",
+  );
 }

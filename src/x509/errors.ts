@@ -14,6 +14,10 @@ export const x509Error = defineErrors("x509", {
     when: "a certificate, bundle or request is larger than is accepted",
     hint: "the caps are in docs/limits.md; an object of that size is no workload certificate",
   },
+  X509_CRL_UNSUPPORTED: {
+    when: "a revocation list has a critical extension (a delta, a part, another's list) or is signed with a weak algorithm",
+    hint: "give whole lists of the issuing authorities, signed with ECDSA or RSA and SHA-2; the lists before stay in force",
+  },
   X509_DUPLICATE_EXTENSION: {
     when: "a certificate carries the same extension twice, so that readers could disagree about it",
     hint: "the issuer of the certificate is broken or hostile; look at the peer named in the record",

@@ -44,6 +44,7 @@ const MOST_NAMES = 256;
 /** Where the parts of a certificate lie; the input of everything else in this file. */
 export interface CertificateParts {
   readonly tbs: DerElement;
+  readonly issuer: DerElement;
   readonly subject: DerElement;
   readonly publicKey: DerElement;
   readonly extensions: DerElement | undefined;
@@ -62,7 +63,7 @@ export function findCertificateParts(der: Uint8Array): CertificateParts {
   fields.takeIf(0xa0, "version");
   fields.take(TAG.integer, "serialNumber");
   fields.take(TAG.sequence, "signature algorithm");
-  fields.take(TAG.sequence, "issuer");
+  const issuer = fields.take(TAG.sequence, "issuer");
   fields.take(TAG.sequence, "validity");
   const subject = fields.take(TAG.sequence, "subject");
   const publicKey = fields.take(TAG.sequence, "subjectPublicKeyInfo");
@@ -70,11 +71,11 @@ export function findCertificateParts(der: Uint8Array): CertificateParts {
   fields.takeIf(0x82, "subjectUniqueID");
   const wrapper = fields.takeIf(0xa3, "extensions");
   fields.finish("tbsCertificate");
-  if (wrapper === undefined) return { tbs, subject, publicKey, extensions: undefined };
+  if (wrapper === undefined) return { tbs, issuer, subject, publicKey, extensions: undefined };
   const inside = fields.enter(wrapper);
   const extensions = inside.take(TAG.sequence, "extensions");
   inside.finish("extensions");
-  return { tbs, subject, publicKey, extensions };
+  return { tbs, issuer, subject, publicKey, extensions };
 }
 
 /** Reads the extensions that Veil acts on. Throws `X509_DER`, `X509_DUPLICATE_EXTENSION`. Others are OpenSSL's to judge. */

@@ -1,4 +1,5 @@
 export { decodeCertificate, formatCertificates, parseCertificates, type Certificate } from "./certificate.ts";
+export { decodeCrl, MAX_CRL_BYTES, parseCrls, type Crl } from "./crl.ts";
 export { createCsr, parseCsr, type CertificateRequest } from "./csr.ts";
 export { issueCertificate, type CertificatePurpose, type IssueOptions } from "./issue.ts";
 export {
@@ -13,3 +14,4 @@ export {
 } from "./keys.ts";
 export { checkPeerLeaf, type PeerExpectation } from "./leaf.ts";
 export { checkLife, verifyPath } from "./path.ts";
+export { findPath, RevocationLists, type VerifiedPath } from "./revocation.ts";

@@ -29,19 +29,25 @@ export class TestAuthority {
   readonly root: Certificate;
   readonly intermediate: Certificate;
   readonly #keyPair: KeyPair;
+  readonly #rootKeyPair: KeyPair;
   readonly #nowMs: number;
 
-  private constructor(root: Certificate, intermediate: { certificate: Certificate; keyPair: KeyPair }, nowMs: number) {
-    this.root = root;
+  private constructor(
+    root: { certificate: Certificate; keyPair: KeyPair },
+    intermediate: { certificate: Certificate; keyPair: KeyPair },
+    nowMs: number,
+  ) {
+    this.root = root.certificate;
     this.intermediate = intermediate.certificate;
+    this.#rootKeyPair = root.keyPair;
     this.#keyPair = intermediate.keyPair;
     this.#nowMs = nowMs;
   }
 
   /** `nowMs`: around which the lives lie (default the machine's clock, so that OpenSSL accepts them). */
   static async create(trustDomain = "cluster.local", nowMs = new Date().getTime()): Promise<TestAuthority> {
-    const keyPair = await createKeyPair();
-    const [rootSigner, signer] = [keyPairSigner(await createKeyPair()), keyPairSigner(keyPair)];
+    const [rootKeyPair, keyPair] = await Promise.all([createKeyPair(), createKeyPair()]);
+    const [rootSigner, signer] = [keyPairSigner(rootKeyPair), keyPairSigner(keyPair)];
     const life = { notBeforeMs: nowMs - 300_000, notAfterMs: nowMs + 86_400_000 };
     const root = await issueCertificate({
       purpose: { kind: "root", commonName: `test root ${trustDomain}`, trustDomain },
@@ -55,7 +61,31 @@ export class TestAuthority {
       issuer: { signer: rootSigner, certificate: root },
       ...life,
     });
-    return new TestAuthority(root, { certificate, keyPair }, nowMs);
+    return new TestAuthority({ certificate: root, keyPair: rootKeyPair }, { certificate, keyPair }, nowMs);
+  }
+
+  /** A revocation list in DER of the intermediate, or of the root, that names these certificates. */
+  async crl(
+    revoked: readonly Certificate[],
+    options: { by?: "root" | "intermediate"; expired?: boolean; extensions?: readonly peculiar.Extension[] } = {},
+  ): Promise<Uint8Array> {
+    const byRoot = options.by === "root";
+    const { privateKey } = byRoot ? this.#rootKeyPair : this.#keyPair;
+    const issuer = byRoot ? this.root : this.intermediate;
+    const ageMs = options.expired === true ? 7_200_000 : 60_000;
+    const list = await x509.X509CrlGenerator.create({
+      issuer: new x509.X509Certificate(Buffer.from(issuer.der)).subjectName,
+      thisUpdate: new Date(this.#nowMs - ageMs),
+      nextUpdate: new Date(this.#nowMs - ageMs + 3_600_000),
+      entries: revoked.map(({ openssl }) => ({
+        serialNumber: openssl.serialNumber,
+        revocationDate: new Date(this.#nowMs - ageMs),
+      })),
+      extensions: [...(options.extensions ?? [])],
+      signingAlgorithm: { name: "ECDSA", hash: "SHA-256" },
+      signingKey: privateKey.toCryptoKey({ name: "ECDSA", namedCurve: "P-256" }, false, ["sign"]),
+    });
+    return new Uint8Array(list.rawData);
   }
 
   /** A workload's certificate as Veil issues it. */
