@@ -5,6 +5,7 @@ import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import type { IpAddress } from "#base/ip";
 import type { ByteStream } from "./byte-stream.ts";
+import { connectError, ERRNO_NAMES } from "./connect-errors.ts";
 import { linuxError } from "./libc.ts";
 import { inNetns, type Netns } from "./netns.ts";
 import { PublicStream } from "./public-stream.ts";
@@ -367,38 +368,6 @@ async function connectPublic(fd: number, to: SocketAddress, options: ConnectOpti
   if (error === undefined) return new TcpSocket(adopt(fd), { remote: to });
   closeFd(fd);
   throw error;
-}
-
-const ERRNO_NAMES: Readonly<Record<number, string>> = {
-  11: "ETIMEDOUT", // the send timeout passed
-  99: "EADDRNOTAVAIL",
-  101: "ENETUNREACH",
-  110: "ETIMEDOUT",
-  111: "ECONNREFUSED",
-  113: "EHOSTUNREACH",
-  115: "ETIMEDOUT",
-};
-
-function connectError(name: string, to: SocketAddress, reason: string): CodedError {
-  const message = `cannot connect to ${to.ip} port ${to.port}: ${reason}`;
-  const options = { details: { ip: to.ip, port: to.port, reason: name } };
-  switch (name) {
-    case "ECONNREFUSED":
-    case "ECONNRESET":
-      return linuxError("LINUX_CONNECT_REFUSED", message, options);
-    case "ETIMEDOUT":
-      return linuxError("LINUX_CONNECT_TIMEOUT", message, options);
-    case "EADDRNOTAVAIL":
-    case "EADDRINUSE":
-      return linuxError("LINUX_CONNECT_NO_PORTS", message, options);
-    case "EHOSTUNREACH":
-    case "ENETUNREACH":
-    case "EACCES":
-    case "EPERM":
-      return linuxError("LINUX_CONNECT_UNREACHABLE", message, options);
-    default:
-      return linuxError("LINUX_SYSCALL", message, options);
-  }
 }
 
 function aborted({ ip, port, signal }: ConnectOptions): CodedError {
