@@ -228,6 +228,34 @@ test("agents are told of every change within milliseconds, and only of what chan
   assert.equal(watcher.client.connected, true);
 });
 
+test("a waypoint is told as soon as its Gateway is there, and goes with it", async () => {
+  const gateways = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways";
+  const labels = { "istio.io/use-waypoint": "waypoint" };
+  await using world = await World.start((api) => {
+    api.put("/api/v1/namespaces", { metadata: { name: "shop", labels } });
+    api.put("/api/v1/namespaces/shop/services", {
+      metadata: { name: "cart", namespace: "shop" },
+      spec: { clusterIP: "10.96.0.9", clusterIPs: ["10.96.0.9"], ports: [{ port: 80 }] },
+    });
+  });
+  const waypoints: (string | undefined)[] = [];
+  await world.agent("node1", {
+    onUpdate: ({ upserts }) => {
+      for (const address of upserts.map(({ value }) => decodeAddress(value))) {
+        const to = address.kind === "service" ? address.waypoint?.destination : undefined;
+        if (address.name === "cart") waypoints.push(to?.kind === "hostname" ? to.hostname : undefined);
+      }
+    },
+  });
+  assert.deepEqual(waypoints, [undefined]);
+  const status = { addresses: [{ type: "Hostname", value: "waypoint.shop.svc.cluster.local" }] };
+  world.api.put(gateways, { metadata: { name: "waypoint", namespace: "shop" }, spec: {}, status });
+  await until(() => waypoints.length === 2);
+  world.api.remove(`${gateways}/waypoint`);
+  await until(() => waypoints.length === 3);
+  assert.deepEqual(waypoints, [undefined, "waypoint.shop.svc.cluster.local", undefined]);
+});
+
 test("while the API is away: streams stay, known names are answered, absence is not told; then nothing was lost", async () => {
   await using world = await World.start((api) => api.put(PODS, pod("cart", "10.244.1.5")));
   const { client, view } = await world.agent("node1");
