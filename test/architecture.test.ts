@@ -10,7 +10,7 @@ const LAYERS: readonly (readonly string[])[] = [
   ["x509", "proto"],
   ["rpc", "kube", "capture", "programs"],
   ["xds", "ca", "identity", "discovery", "policy"],
-  ["hbone", "enrolment"],
+  ["hbone", "dns", "enrolment"],
   ["proxy", "apiserver"],
   ["controller", "agent"],
   ["lab"],
@@ -29,6 +29,7 @@ const EDGES = new Set([
   "programs",
   "ca", // keeps keys where its backends keep them: a directory is one
   "hbone",
+  "dns",
   "proxy",
   "enrolment",
   "agent",

@@ -82,7 +82,7 @@ export function createAgent(options: AgentOptions): Agent {
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
   const fromCluster = [patient(bundle.informer), xds.client, local.cni, following];
   return {
-    services: [preflight, status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
+    services: [preflight(options), status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
     enrolment,
     ports: () => ({ status: status.port, ztunnel: ztunnel.port() }),
   };
@@ -105,6 +105,7 @@ function createEnrolment(
     random,
     log: log.child({ component: "enrolment" }),
     times: { ...DEFAULT_TIMES, ...times },
+    dnsCapture: options.dnsCapture,
   });
   const cni = new CniServer({
     path: sockets.cni,
@@ -116,11 +117,13 @@ function createEnrolment(
 }
 
 /** Fails at once, with one sentence, on a machine where no pod could ever be enrolled. */
-const preflight: Service = {
-  name: "redirection check",
-  start: () => checkRedirection(),
-  drain: () => Promise.resolve(),
-};
+function preflight(options: AgentOptions): Service {
+  return {
+    name: "redirection check",
+    start: () => checkRedirection({ dns: options.dnsCapture }),
+    drain: () => Promise.resolve(),
+  };
+}
 
 /** Ends the proxies' streams before the servers that carry them. */
 function endStreams(server: XdsServer): Service {

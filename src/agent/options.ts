@@ -23,6 +23,8 @@ export interface AgentOptions {
   /** TLS port for another ztunnel, and where its root is written; undefined: none. */
   readonly ztunnel: { readonly host: string; readonly port: number; readonly rootFile: string } | undefined;
   readonly times?: Partial<EnrolmentTimes>;
+  /** Whether DNS questions are captured of pods that do not say. */
+  readonly dnsCapture: boolean;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;

@@ -1,11 +1,10 @@
-import { Counter, Gauge, Registry, type OpenMetricsContentType } from "prom-client";
+import { Counter, Gauge, Registry, type Metric, type OpenMetricsContentType } from "prom-client";
 
-/** What kind of metric: a counter only grows, a gauge is set. */
-export interface MetricSpec {
-  readonly kind: "counter" | "gauge";
-  readonly help: string;
-  readonly labels: readonly string[];
-}
+/** What kind of metric: a counter only grows, a gauge is set, a histogram counts values up to each of its buckets' bounds. */
+export type MetricSpec = { readonly help: string; readonly labels: readonly string[] } & (
+  | { readonly kind: "counter" | "gauge" }
+  | { readonly kind: "histogram"; readonly buckets: readonly number[] }
+);
 
 /** One component's metrics; keys are the full names. */
 export type MetricTable = Readonly<Record<string, MetricSpec>>;
@@ -44,17 +43,19 @@ export class CellSet {
 
   /** The cell of a metric and its label values; missing labels read `unknown`. */
   bind(name: string, labels: Readonly<Record<string, string>>): Cell {
-    const spec = this.#table[name];
-    if (spec === undefined) throw new Error(`metric ${name} is not declared`);
-    const full = this.#cells.size >= this.#maxSeries;
-    const values = Object.fromEntries(spec.labels.map((label) => [label, labels[label] ?? "unknown"]));
-    const key = `${name}\0${Object.values(values).join("\0")}`;
-    const known = this.#cells.get(key);
-    if (known !== undefined) return known.cell;
-    if (full) return this.#overflow(name, spec);
-    const cell = { value: 0 };
-    this.#cells.set(key, { name, labels: values, cell });
-    return cell;
+    return this.#cell(name, this.#spec(name).labels, labels);
+  }
+
+  /** Counts one value of a histogram. */
+  observe(name: string, labels: Readonly<Record<string, string>>, value: number): void {
+    const spec = this.#spec(name);
+    if (spec.kind !== "histogram") throw new Error(`metric ${name} is no histogram`);
+    for (const bound of [...spec.buckets, Infinity]) {
+      const le = bound === Infinity ? "+Inf" : String(bound);
+      this.#cell(`${name}_bucket`, [...spec.labels, "le"], { ...labels, le }).value += value <= bound ? 1 : 0;
+    }
+    this.#cell(`${name}_sum`, spec.labels, labels).value += value;
+    this.#cell(`${name}_count`, spec.labels, labels).value++;
   }
 
   /** The label sets from the `from`th on, at most `most`, in the order in which they were first used. They never go away. */
@@ -73,11 +74,32 @@ export class CellSet {
     return [...this.#cells.values()].map(({ name, labels, cell }) => ({ name, labels, value: cell.value }));
   }
 
-  #overflow(name: string, spec: MetricSpec): Cell {
-    const key = `${name}\0overflow`;
+  #spec(name: string): MetricSpec {
+    const spec = this.#table[name];
+    if (spec === undefined) throw new Error(`metric ${name} is not declared`);
+    return spec;
+  }
+
+  #cell(name: string, names: readonly string[], labels: Readonly<Record<string, string>>): Cell {
+    const full = this.#cells.size >= this.#maxSeries;
+    const values = Object.fromEntries(names.map((label) => [label, labels[label] ?? "unknown"]));
+    const key = `${name}\0${Object.values(values).join("\0")}`;
+    const known = this.#cells.get(key);
+    if (known !== undefined) return known.cell;
+    if (full) return this.#overflow(name, values);
+    const cell = { value: 0 };
+    this.#cells.set(key, { name, labels: values, cell });
+    return cell;
+  }
+
+  #overflow(name: string, values: Readonly<Record<string, string>>): Cell {
+    const labels = Object.fromEntries(
+      Object.entries(values).map(([label, value]) => [label, label === "le" ? value : "overflow"]),
+    );
+    const key = `${name}\0overflow\0${labels["le"] ?? ""}`;
     let entry = this.#cells.get(key);
     if (entry === undefined) {
-      entry = { name, labels: Object.fromEntries(spec.labels.map((label) => [label, "overflow"])), cell: { value: 0 } };
+      entry = { name, labels, cell: { value: 0 } };
       this.#cells.set(key, entry);
     }
     return entry.cell;
@@ -94,10 +116,14 @@ export async function renderMetrics(
   accept = "",
 ): Promise<{ contentType: string; body: string }> {
   const registry = wantsOpenMetrics(accept) ? openMetricsRegistry() : new Registry();
-  const metrics = new Map<string, Counter | Gauge>();
+  const metrics = new Map<string, Pick<Counter, "inc">>();
   for (const [name, spec] of Object.entries(table)) {
     const config = { name, help: spec.help, labelNames: [...spec.labels], registers: [registry] };
-    metrics.set(name, spec.kind === "counter" ? new Counter(config) : new Gauge(config));
+    if (spec.kind === "histogram") {
+      const parts = new HistogramSamples(name, spec.help);
+      registry.registerMetric(parts as unknown as Metric); // what the registry uses of a metric, without counting of its own
+      for (const part of ["bucket", "sum", "count"]) metrics.set(`${name}_${part}`, parts.part(part));
+    } else metrics.set(name, spec.kind === "counter" ? new Counter(config) : new Gauge(config));
   }
   for (const { name, labels, value } of samples) metrics.get(name)?.inc(labels, value);
   return { contentType: registry.contentType, body: await registry.metrics() };
@@ -111,4 +137,37 @@ function openMetricsRegistry(): Registry<OpenMetricsContentType> {
 
 function wantsOpenMetrics(accept: string): boolean {
   return accept.split(",").some((one) => one.split(";")[0]?.trim().toLowerCase() === "application/openmetrics-text");
+}
+
+/** A histogram whose buckets were counted elsewhere, as prom-client's registry prints it. */
+class HistogramSamples {
+  readonly name: string;
+  readonly #help: string;
+  readonly #values = new Map<string, { metricName: string; labels: object; value: number }>();
+
+  constructor(name: string, help: string) {
+    this.name = name;
+    this.#help = help;
+  }
+
+  /** Takes the samples of `bucket`, `sum` or `count`. */
+  part(part: string): Pick<Counter, "inc"> {
+    const metricName = `${this.name}_${part}`;
+    const inc = (labels: number | object = {}, value = 1): void => {
+      const key = `${metricName}\0${JSON.stringify(labels)}`;
+      const known = this.#values.get(key);
+      if (known === undefined) this.#values.set(key, { metricName, labels: Object(labels), value });
+      else known.value += value;
+    };
+    return { inc };
+  }
+
+  get(): Promise<object> {
+    return Promise.resolve({
+      name: this.name,
+      help: this.#help,
+      type: "histogram",
+      values: [...this.#values.values()],
+    });
+  }
 }

@@ -2,7 +2,7 @@ import { Command, InvalidArgumentError, Option } from "commander";
 import { findHostPort } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import { systemRandom } from "#base/random";
-import { runRole, type CliContext } from "./context.ts";
+import { runRole, trueOrFalse, type CliContext } from "./context.ts";
 
 const DRAIN_MS = 3000;
 
@@ -27,6 +27,7 @@ interface AgentFlags {
   readonly ztunnelListen: HostPort | undefined;
   readonly rootFile: string;
   readonly unenrolDeadline: number;
+  readonly dnsCapture: boolean;
   readonly logLevel: LogLevel;
 }
 
@@ -53,6 +54,15 @@ export function agentCommand(context: CliContext): Command {
     })
     .option("--root-file <file>", "where the root of that port is written", "/run/veil/agent-root.pem")
     .option("--unenrol-deadline <seconds>", "how long connections may go on after a pod's label went", seconds, 3600)
+    .addOption(
+      new Option(
+        "--dns-capture <bool>",
+        "redirect the DNS questions of pods that do not say (the proxy must answer them)",
+      )
+        .env("AMBIENT_DNS_CAPTURE")
+        .argParser(trueOrFalse)
+        .default(true),
+    )
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .action(async (flags: AgentFlags) => run(context, flags));
 }
@@ -80,6 +90,7 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
     status: flags.metricsListen,
     ztunnel,
     times: { drainMs: flags.unenrolDeadline * 1000 },
+    dnsCapture: flags.dnsCapture,
     clock,
     random: systemRandom,
     log,

@@ -1,3 +1,4 @@
+import { InvalidArgumentError } from "commander";
 import { every, type Clock } from "#base/clock";
 import type { Log, LogLevel } from "#base/log";
 import { drainAll, startAll, type Service } from "#base/service";
@@ -46,3 +47,9 @@ export async function runRole(context: CliContext, services: readonly Service[],
 }
 
 const HOLD_MS = 3_600_000;
+
+/** Parses an option that is on or off, so that a flag and a variable can say both. */
+export function trueOrFalse(text: string): boolean {
+  if (text !== "true" && text !== "false") throw new InvalidArgumentError("It is true or false.");
+  return text === "true";
+}

@@ -1,12 +1,14 @@
+import { existsSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { sleep, systemClock } from "#base/clock";
 import { explain, findCodedError } from "#base/errors";
 import { parseCidr, type Cidr } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
+import type { ProxyConfig } from "#proxy";
 import type { AccessFormat } from "#model/access-log";
 import { systemRandom } from "#base/random";
-import { runRole, type CliContext } from "./context.ts";
+import { runRole, trueOrFalse, type CliContext } from "./context.ts";
 
 interface ProxyFlags {
   readonly node: string;
@@ -26,6 +28,8 @@ interface ProxyFlags {
   readonly readyPort: number;
   readonly logLevel: LogLevel;
   readonly logFormat: AccessFormat;
+  readonly dnsCapture: boolean;
+  readonly clusterDomain: string;
   /** Set in the process that does the work: the pid of its supervisor. */
   readonly childOf: number | undefined;
 }
@@ -69,6 +73,13 @@ export function proxyCommand(context: CliContext, version: string): Command {
         .choices(["plain", "json"])
         .default("plain"),
     )
+    .addOption(
+      new Option("--dns-capture <bool>", "answer the DNS questions of pods whose agent captures them")
+        .env("ISTIO_META_DNS_CAPTURE")
+        .argParser(trueOrFalse)
+        .default(true),
+    )
+    .option("--cluster-domain <name>", "the domain of services' names", env["CLUSTER_DOMAIN"] ?? "cluster.local")
     .addOption(new Option("--child-of <pid>").argParser(wholeNumber).hideHelp())
     .action(async (flags: ProxyFlags) => {
       if (flags.childOf === undefined) await runSupervisor(context, flags);
@@ -116,6 +127,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
       baggage: flags.baggage === "on",
       accessFormat: flags.logFormat,
       crlFile: flags.crlFile,
+      dns: await dnsConfig(context, flags),
     }),
     agentSocket,
     zdsSocket,
@@ -155,6 +167,25 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
 const STANDARD_OUTPUT = 1;
 /** How long the end waits for a reader of the access log. */
 const LAST_WORDS_MS = 2_000;
+
+const RESOLV_CONF = "/etc/resolv.conf";
+
+/** Questions that the mesh cannot answer go where this process's own would go. */
+async function dnsConfig(
+  { env, log }: CliContext,
+  { dnsCapture, clusterDomain }: ProxyFlags,
+): Promise<ProxyConfig["dns"]> {
+  if (!dnsCapture) return undefined;
+  const { parseNameservers } = await import("#dns");
+  const nameservers = parseNameservers(existsSync(RESOLV_CONF) ? readFileSync(RESOLV_CONF, "utf8") : "");
+  if (nameservers.length === 0) log("proxy").warn({ file: RESOLV_CONF }, "no nameserver: names outside fail");
+  return {
+    nameservers,
+    clusterDomain,
+    preferredNamespace: env["PREFERED_SERVICE_NAMESPACE"] ?? "", // upstream's spelling
+    ipv6: env["IPV6_ENABLED"] !== "false",
+  };
+}
 
 function wholeNumber(text: string): number {
   if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("It is no whole number.");

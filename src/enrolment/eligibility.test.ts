@@ -54,12 +54,22 @@ test("each outcome of eligibility has its row", () => {
 });
 
 test("a pod's annotations say what is captured of it", () => {
-  assert.deepEqual(captureOptions(plain), { inbound: true, virtualInterfaces: [] });
-  const annotated = (annotations: Record<string, string>) => captureOptions({ ...plain, annotations });
+  assert.deepEqual(captureOptions(plain, false), { inbound: true, dns: false, virtualInterfaces: [] });
+  const annotated = (annotations: Record<string, string>) => captureOptions({ ...plain, annotations }, false);
   assert.equal(annotated({ "ambient.istio.io/bypass-inbound-capture": "true" }).inbound, false);
   assert.equal(annotated({ "ambient.istio.io/bypass-inbound-capture": "false" }).inbound, true);
   const interfaces = (text: string) => annotated({ "istio.io/reroute-virtual-interfaces": text }).virtualInterfaces;
   assert.deepEqual(interfaces("k6t-eth0, vm1 ,,vm1"), ["k6t-eth0", "vm1"]);
   assert.deepEqual(interfaces('vm"; flush ruleset,no/such,sixteen-is-too-much,vm 2'), []);
   assert.equal(interfaces(Array.from({ length: 20 }, (_, i) => `vm${i}`).join(",")).length, 16);
+});
+
+test("a pod's own word on DNS capture comes before the default; another word is none", () => {
+  const read = (annotations: Record<string, string>): boolean[] =>
+    [true, false].map((byDefault) => captureOptions({ ...plain, annotations }, byDefault).dns);
+  const asks = (value: string): boolean[] => read({ "ambient.istio.io/dns-capture": value });
+  assert.deepEqual(read({}), [true, false]);
+  assert.deepEqual(asks("true"), [true, true]);
+  assert.deepEqual(asks("false"), [false, false]);
+  assert.deepEqual(asks("yes"), [true, false]);
 });

@@ -34,6 +34,7 @@ export const DATAPLANE_MODE_LABEL = "istio.io/dataplane-mode";
 /** Label with the values `true` and `false`, on pods and namespaces. */
 export const MTLS_LABEL = "io.cilium/mtls-enabled";
 const SIDECAR_ANNOTATION = "sidecar.istio.io/status";
+const DNS_CAPTURE_ANNOTATION = "ambient.istio.io/dns-capture";
 const BYPASS_INBOUND_ANNOTATION = "ambient.istio.io/bypass-inbound-capture";
 const VIRTUAL_INTERFACES_ANNOTATION = "istio.io/reroute-virtual-interfaces";
 /** What the kernel takes as a name (15 bytes), without what nft reads as syntax. */
@@ -57,11 +58,16 @@ export function decideEligibility(pod: PodFacts, namespaceLabels: Readonly<Recor
   return { eligible: false, reason: "not_labelled" };
 }
 
-/** What a pod's annotations say about the capture of its connections. Names that no interface can have are left out. */
-export function captureOptions({ annotations }: PodFacts): Required<CaptureOptions> {
+/**
+ * What a pod's annotations say about the capture of its connections; `dns` is whether DNS is captured of a pod that does not say. Names
+ * that no interface can have are left out.
+ */
+export function captureOptions({ annotations }: PodFacts, dns: boolean): Required<CaptureOptions> {
+  const ownDns = annotations[DNS_CAPTURE_ANNOTATION];
   const names = (annotations[VIRTUAL_INTERFACES_ANNOTATION] ?? "").split(",").map((name) => name.trim());
   return {
     inbound: annotations[BYPASS_INBOUND_ANNOTATION] !== "true",
+    dns: ownDns === "true" || (ownDns !== "false" && dns),
     virtualInterfaces: [...new Set(names.filter((name) => INTERFACE_NAME.test(name)))].slice(0, MAX_VIRTUAL_INTERFACES),
   };
 }

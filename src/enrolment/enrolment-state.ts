@@ -36,8 +36,8 @@ export type EnrolmentState =
   | { readonly name: "retracting"; readonly netns: Netns; readonly sinceMs: number }
   /** Redirection of new connections is to end. */
   | { readonly name: "releasing"; readonly netns: Netns }
-  /** Connections that were redirected may end by themselves. */
-  | { readonly name: "draining"; readonly netns: Netns; readonly endMs: number }
+  /** Connections that were redirected may end by themselves: until `endMs`, and not before `settledMs` all of them have. */
+  | { readonly name: "draining"; readonly netns: Netns; readonly endMs: number; readonly settledMs: number }
   /** What is left of ours is to go. */
   | { readonly name: "removing"; readonly netns: Netns }
   | { readonly name: "closed" };
@@ -96,9 +96,16 @@ export interface EnrolmentTimes {
   readonly drainPollMs: number;
   /** How long nodes that do not confirm hold an un-enrolment. Default 30 s. */
   readonly behindMs: number;
+  /** After how long no DNS question of a pod can wait for an answer through the proxy any more. Default 5 s. */
+  readonly dnsSettleMs: number;
 }
 
-export const DEFAULT_TIMES: EnrolmentTimes = { drainMs: 3_600_000, drainPollMs: 250, behindMs: 30_000 };
+export const DEFAULT_TIMES: EnrolmentTimes = {
+  drainMs: 3_600_000,
+  drainPollMs: 250,
+  behindMs: 30_000,
+  dnsSettleMs: 5_000,
+};
 
 /** What the enrolment of a pod works with. */
 export interface EnrolmentTools {
@@ -118,4 +125,6 @@ export interface EnrolmentTools {
   readonly log: Log;
   readonly cells: CellSet;
   readonly times: EnrolmentTimes;
+  /** Whether DNS questions are captured of pods that do not say. */
+  readonly dnsCapture: boolean;
 }

@@ -49,7 +49,9 @@ class FakeNode {
   readonly enrolment: Enrolment;
 
   constructor(times: Partial<EnrolmentOptions["times"]> = {}) {
-    this.enrolment = new Enrolment(this.#tools({ drainMs: 60_000, drainPollMs: 250, behindMs: 30_000, ...times }));
+    this.enrolment = new Enrolment(
+      this.#tools({ drainMs: 60_000, drainPollMs: 250, behindMs: 30_000, dnsSettleMs: 0, ...times }),
+    );
   }
 
   async settle(ms = 0): Promise<void> {
@@ -94,8 +96,8 @@ class FakeNode {
         },
       },
       redirector: {
-        install: async (_: Netns, { inbound }) => {
-          await this.#do(`install${inbound ? "" : " outbound only"}`);
+        install: async (_: Netns, { inbound, dns }) => {
+          await this.#do(`install${inbound ? "" : " outbound only"}${dns ? " with dns" : ""}`);
           this.rules = "capturing";
         },
         keep: async () => {
@@ -132,6 +134,7 @@ class FakeNode {
       log: silentLog(),
       cells: this.cells,
       times,
+      dnsCapture: false,
     };
   }
 }
@@ -397,3 +400,17 @@ async function happen(
   if (event.kind === "controller") node.reachable = event.reachable ?? true;
   await node.clock.advance(event.ms ?? 0);
 }
+
+test("a pod that wants its DNS captured gets the rules for it, and is let go when no question can wait any more", async () => {
+  const node = new FakeNode({ dnsSettleMs: 5_000 });
+  const asking = pod("a", { annotations: { "ambient.istio.io/dns-capture": "true" } });
+  await started(node, asking);
+  node.enrolment.setNamespace("shop", LABEL);
+  await node.settle();
+  assert.ok(node.done.some((step) => step.endsWith("with dns")));
+  node.enrolment.setNamespace("shop", {});
+  await node.settle(4_000);
+  assert.equal(node.rules, "kept");
+  await node.settle(1_500);
+  assert.equal(node.rules, "absent");
+});

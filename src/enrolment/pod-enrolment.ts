@@ -74,7 +74,7 @@ export class PodEnrolment {
   adopt(netns: Netns, redirection: "capturing" | "kept"): void {
     this.#takenOver = redirection === "capturing";
     if (redirection === "capturing") this.#setState({ name: "redirecting", netns });
-    else this.#setState({ name: "draining", netns, endMs: this.#tools.clock.monotonic() + this.#tools.times.drainMs });
+    else this.#setState(this.#draining(netns));
   }
 
   /** Takes what is known and wished now, and goes on from there. Never throws. */
@@ -184,7 +184,7 @@ export class PodEnrolment {
       return { name: "redirecting", netns: this.#netns };
     },
     install: async () => {
-      await this.#tools.redirector.install(this.#netns, captureOptions(this.#pod));
+      await this.#tools.redirector.install(this.#netns, captureOptions(this.#pod, this.#tools.dnsCapture));
       return { name: "announcing", netns: this.#netns };
     },
     announce: async (signal) => {
@@ -202,8 +202,7 @@ export class PodEnrolment {
     reannounce: () => ({ name: "announcing", netns: this.#netns }),
     release: async () => {
       await this.#tools.redirector.keep(this.#netns);
-      const endMs = this.#tools.clock.monotonic() + this.#tools.times.drainMs;
-      return { name: "draining", netns: this.#netns, endMs };
+      return this.#draining(this.#netns);
     },
     drain: (signal) => this.#drain(signal),
     discard: () => ({ name: "removing", netns: this.#netns }),
@@ -267,14 +266,22 @@ export class PodEnrolment {
     return { name: "releasing", netns: this.#netns };
   }
 
+  #draining(netns: Netns): EnrolmentState {
+    const { clock, times, dnsCapture } = this.#tools;
+    const nowMs = clock.monotonic();
+    const settledMs = nowMs + (captureOptions(this.#pod, dnsCapture).dns ? times.dnsSettleMs : 0);
+    return { name: "draining", netns, endMs: nowMs + times.drainMs, settledMs };
+  }
+
   async #drain(signal: AbortSignal): Promise<EnrolmentState> {
     const { redirector, clock, times } = this.#tools;
     const state = this.#state;
     const left = redirector.countRedirected(this.#netns);
-    const overdue = state.name !== "draining" || clock.monotonic() >= state.endMs;
+    const nowMs = clock.monotonic();
+    const overdue = state.name !== "draining" || nowMs >= state.endMs;
     if (left > 0 && overdue)
       this.#log.warn({ connections: left }, "connections cut: their pod is not enrolled any more");
-    if (left === 0 || overdue) return { name: "removing", netns: this.#netns };
+    if (overdue || (left === 0 && nowMs >= state.settledMs)) return { name: "removing", netns: this.#netns };
     await sleep(clock, times.drainPollMs, signal);
     return state;
   }

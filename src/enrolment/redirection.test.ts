@@ -42,17 +42,27 @@ test("whatever stands in the file is read without a failure", () => {
 });
 
 test("what comes in from a virtual machine counts as outbound, before any rule for inbound connections", () => {
-  const script = captureScript({ inbound: true, virtualInterfaces: ["k6t-eth0"] });
+  const script = captureScript({ inbound: true, dns: false, virtualInterfaces: ["k6t-eth0"] });
   const rules = script.split("\n").filter((line) => line.includes("nat_prerouting") && line.startsWith("add rule"));
   assert.match(rules[0] ?? "", /iifname "k6t-eth0" .*redirect to :15001$/);
   assert.match(rules[1] ?? "", /iifname "k6t-eth0" meta l4proto tcp counter return$/);
   assert.equal(rules.length, 5);
-  assert.equal(captureScript({ inbound: false, virtualInterfaces: ["vm0"] }).match(/redirect to :15001/g)?.length, 2);
+  assert.equal(
+    captureScript({ inbound: false, dns: false, virtualInterfaces: ["vm0"] }).match(/redirect to :15001/g)?.length,
+    2,
+  );
 });
 
 test("ingress mode leaves inbound connections alone, and nothing captures once kept", () => {
-  assert.match(captureScript({ inbound: true }), /redirect to :15006/);
-  assert.doesNotMatch(captureScript({ inbound: false }), /redirect to :15006/);
-  assert.match(captureScript({ inbound: false }), /redirect to :15001/);
+  assert.match(captureScript({ inbound: true, dns: false }), /redirect to :15006/);
+  assert.doesNotMatch(captureScript({ inbound: false, dns: false }), /redirect to :15006/);
+  assert.match(captureScript({ inbound: false, dns: false }), /redirect to :15001/);
   assert.doesNotMatch(keepScript(), /redirect/);
+});
+
+test("DNS is captured where it is wished, over UDP and TCP, before the rule for all TCP", () => {
+  const rules = captureScript({ inbound: true, dns: true });
+  assert.equal(rules.match(/redirect to :15053/g)?.length, 2);
+  assert.ok(rules.indexOf("redirect to :15053") < rules.indexOf("redirect to :15001"));
+  assert.doesNotMatch(captureScript({ inbound: true, dns: false }), /15053|udp/);
 });

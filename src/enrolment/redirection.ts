@@ -5,7 +5,7 @@ import { enrolmentError } from "./errors.ts";
 import { flushConntrack, inNetns, runCommand, runIpBatch, runNft, type Netns } from "#linux";
 
 /**
- * What carries a pod's TCP connections to the proxy: one nft table and one policy route in the pod's network namespace.
+ * What carries a pod's TCP connections, and its DNS questions, to the proxy: one nft table and one policy route in the pod's network namespace.
  *
  *     absent ── install ──▶ capturing ── keep ──▶ kept ── remove ──▶ absent
  *                               ▲                  │
@@ -17,7 +17,7 @@ import { flushConntrack, inNetns, runCommand, runIpBatch, runNft, type Netns } f
 export type RedirectionState = "absent" | "capturing" | "kept";
 
 /** Ports of the proxy inside each pod. */
-export const PROXY_PORTS = { outbound: 15001, inboundPlaintext: 15006, inboundHbone: 15008 } as const;
+export const PROXY_PORTS = { outbound: 15001, inboundPlaintext: 15006, inboundHbone: 15008, dns: 15053 } as const;
 
 /** The nft table. It is Veil's alone; other tables of the namespace are never touched. */
 export const REDIRECTION_TABLE = "inet veil";
@@ -31,6 +31,8 @@ const NOT_FROM_PROXY = "meta mark & 0xfff != 0x539";
 
 /** The chains, empty. Adding what exists already changes nothing. */
 const CHAINS = `add table ${REDIRECTION_TABLE}
+add chain ${REDIRECTION_TABLE} raw_prerouting { type filter hook prerouting priority -300; policy accept; }
+add chain ${REDIRECTION_TABLE} raw_output { type filter hook output priority -300; policy accept; }
 add chain ${REDIRECTION_TABLE} mangle_prerouting { type filter hook prerouting priority -150; policy accept; }
 add chain ${REDIRECTION_TABLE} mangle_output { type route hook output priority -150; policy accept; }
 add chain ${REDIRECTION_TABLE} nat_prerouting { type nat hook prerouting priority -100; policy accept; }
@@ -58,12 +60,30 @@ function captureVirtual(name: string): readonly string[] {
   ];
 }
 
-const CAPTURE_OUTBOUND: readonly string[] = [
+const LEAVE_ALONE: readonly string[] = [
   `nat_output meta l4proto tcp ip daddr ${PROBE_SOURCES.v4} counter accept`,
   `nat_output meta l4proto tcp ip6 daddr ${PROBE_SOURCES.v6} counter accept`,
   "nat_output meta l4proto tcp meta mark & 0xfff == 0x111 counter accept",
   'nat_output oifname "lo" counter accept',
-  `nat_output ${FIRST_PACKET} ${NOT_FROM_PROXY} counter redirect to :${PROXY_PORTS.outbound}`,
+];
+
+const CAPTURE_OUTBOUND = `nat_output ${FIRST_PACKET} ${NOT_FROM_PROXY} counter redirect to :${PROXY_PORTS.outbound}`;
+
+/**
+ * The pod's questions go to the proxy. Its own, to the nameservers, are tracked in a zone of their own, so that none of them is taken for
+ * a packet of a redirected flow: nor their answers, nor those to questions from before.
+ */
+const CAPTURE_DNS: readonly string[] = [
+  `raw_output udp dport 53 ${FROM_PROXY} counter ct zone set 1`,
+  `raw_prerouting udp sport 53 ${NOT_FROM_PROXY} counter ct zone set 1`,
+  `nat_output udp dport 53 ${NOT_FROM_PROXY} counter redirect to :${PROXY_PORTS.dns}`,
+  `nat_output tcp dport 53 ${FIRST_PACKET} ${NOT_FROM_PROXY} counter redirect to :${PROXY_PORTS.dns}`,
+];
+
+/** From now on all questions are in that zone, where nothing is redirected; answers of the proxy still find their way back in the other. */
+const RELEASE_DNS: readonly string[] = [
+  "raw_output udp dport 53 counter ct zone set 1",
+  `raw_prerouting udp sport 53 ${NOT_FROM_PROXY} counter ct zone set 1`,
 ];
 
 /** What a pod asks for beyond the default. */
@@ -75,18 +95,29 @@ export interface CaptureOptions {
    * from them counts as outbound. Default: none. Names of interfaces only; whoever reads the annotation checks that.
    */
   readonly virtualInterfaces?: readonly string[];
+  /** DNS questions go to the proxy, too (annotation `ambient.istio.io/dns-capture`, or the agent's default). */
+  readonly dns: boolean;
 }
 
 /** The transaction that makes a namespace capture. Idempotent. */
-export function captureScript({ inbound, virtualInterfaces = [] }: CaptureOptions): string {
-  const virtual = virtualInterfaces.flatMap(captureVirtual);
-  const rules = [...KEPT_RULES, ...virtual, ...(inbound ? CAPTURE_INBOUND : []), ...CAPTURE_OUTBOUND];
-  return CHAINS + rules.map((rule) => `add rule ${REDIRECTION_TABLE} ${rule}\n`).join("");
+export function captureScript({ inbound, dns, virtualInterfaces = [] }: CaptureOptions): string {
+  return script([
+    ...KEPT_RULES,
+    ...virtualInterfaces.flatMap(captureVirtual),
+    ...(inbound ? CAPTURE_INBOUND : []),
+    ...LEAVE_ALONE,
+    ...(dns ? CAPTURE_DNS : []),
+    CAPTURE_OUTBOUND,
+  ]);
 }
 
 /** The transaction that stops capturing and keeps what was captured. Idempotent. */
 export function keepScript(): string {
-  return CHAINS + KEPT_RULES.map((rule) => `add rule ${REDIRECTION_TABLE} ${rule}\n`).join("");
+  return script([...KEPT_RULES, ...RELEASE_DNS]);
+}
+
+function script(rules: readonly string[]): string {
+  return CHAINS + rules.map((rule) => `add rule ${REDIRECTION_TABLE} ${rule}\n`).join("");
 }
 
 /** The transaction that leaves nothing. Idempotent. */
@@ -114,19 +145,22 @@ export interface Redirector {
 /** The kernel's nft tables. */
 export const nftRedirector: Redirector = {
   async install(netns, options) {
-    const [untouched] = await Promise.all([isUntouched(netns), changeRoutes(netns, ROUTES)]);
-    if (untouched) flushConntrack(netns);
+    const [tables] = await Promise.all([findTables(netns), changeRoutes(netns, ROUTES)]);
+    // What is tracked without any rule is left over from earlier, and would lead a new connection with old ports past the proxy.
+    if (!tables.ours && !tables.others) flushConntrack(netns);
     await runNft(captureScript(options), { netns });
   },
   async keep(netns) {
     await runNft(keepScript(), { netns });
   },
   async remove(netns) {
+    // A socket that asks for names before and after: the answer under way would collide with the entry of its redirected questions.
+    if (!(await findTables(netns)).others) flushConntrack(netns);
     await runNft(removeScript(), { netns });
     await changeRoutes(netns, UNDO_ROUTES);
   },
   async read(netns) {
-    if (!(await listTables(netns)).includes(REDIRECTION_TABLE)) return "absent";
+    if (!(await findTables(netns)).ours) return "absent";
     const { stdout } = await runCommand({
       program: "nft",
       args: ["list", "table", ...REDIRECTION_TABLE.split(" ")],
@@ -147,25 +181,14 @@ export const nftRedirector: Redirector = {
 };
 
 /**
- * True when nothing in the namespace can be in need of connection tracking. What is tracked then is left over from earlier, and would
- * lead a new connection with old ports past the proxy.
- */
-async function isUntouched(netns: Netns): Promise<boolean> {
-  const legacy = inNetns(netns, () =>
-    ["ip", "ip6"].map((family) => readIfThere(`/proc/thread-self/net/${family}_tables_names`)).join(""),
-  );
-  return legacy === "" && (await listTables(netns)).length === 0;
-}
-
-/**
  * Makes sure that this machine can do what redirection needs, by doing it in a namespace that is thrown away at once.
  * Throws `ENROLMENT_NOT_ROOT`, `ENROLMENT_KERNEL` with nft's own words, or `LINUX_COMMAND`.
  */
-export async function checkRedirection(): Promise<void> {
+export async function checkRedirection({ dns }: Pick<CaptureOptions, "dns">): Promise<void> {
   if (process.getuid?.() !== 0) {
     throw enrolmentError("ENROLMENT_NOT_ROOT", "only root can change the rules in pods' network namespaces");
   }
-  const input = captureScript({ inbound: true });
+  const input = captureScript({ inbound: true, dns });
   const { status, stderr } = await runCommand({ program: "unshare", args: ["--net", "nft", "-f", "-"], input });
   if (status === 0) return;
   const [words = ""] = stderr.trim().split("\n", 1);
@@ -174,13 +197,15 @@ export async function checkRedirection(): Promise<void> {
   });
 }
 
-/** `family name` of every nft table of a namespace. */
-async function listTables(netns: Netns): Promise<string[]> {
+/** Whose rules a namespace has. Only where nobody else has any may what is tracked be forgotten: it may carry their translation. */
+async function findTables(netns: Netns): Promise<{ readonly ours: boolean; readonly others: boolean }> {
+  const legacy = inNetns(netns, () =>
+    ["ip", "ip6"].map((family) => readIfThere(`/proc/thread-self/net/${family}_tables_names`)).join(""),
+  );
   const { stdout } = await runCommand({ program: "nft", args: ["list", "tables"], netns });
-  return stdout
-    .split("\n")
-    .filter((line) => line.startsWith("table "))
-    .map((line) => line.slice("table ".length));
+  const tables = stdout.split("\n").filter((line) => line.startsWith("table "));
+  const isOurs = (line: string): boolean => line === `table ${REDIRECTION_TABLE}`;
+  return { ours: tables.some(isOurs), others: legacy !== "" || !tables.every(isOurs) };
 }
 
 async function changeRoutes(netns: Netns, lines: readonly string[]): Promise<void> {
@@ -220,7 +245,11 @@ export function countProxied(sockets: readonly TcpSocketLine[], ownAddresses: re
   const live = sockets.filter(({ state }) => state !== LISTEN && state !== TIME_WAIT);
   const accepted = (port: number): number => live.filter((socket) => socket.port === port).length;
   const dialled = live.filter(({ ip }) => !own.has(ip) && !ip.startsWith("127.")).length;
-  return accepted(PROXY_PORTS.outbound) + Math.max(accepted(PROXY_PORTS.inboundPlaintext), dialled);
+  return (
+    accepted(PROXY_PORTS.outbound) +
+    accepted(PROXY_PORTS.dns) +
+    Math.max(accepted(PROXY_PORTS.inboundPlaintext), dialled)
+  );
 }
 
 /** The text of a file; empty when it is not there. */

@@ -1,3 +1,4 @@
+export { raiseLoopback } from "./loopback.ts";
 export { adoptNetns, inNetns, openNetns, type Netns } from "./netns.ts";
 export { prepareNetns } from "./netns-settings.ts";
 export { dieWithParent } from "./parent.ts";
@@ -27,3 +28,11 @@ export {
   type TcpListener,
 } from "./tcp.ts";
 export { ADDRESS_IN_USE, openListener } from "./listener.ts";
+export {
+  connectUdp,
+  listenUdp,
+  type UdpConnection,
+  type UdpHandlers,
+  type UdpListener,
+  type UdpOptions,
+} from "./udp.ts";

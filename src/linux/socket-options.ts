@@ -13,6 +13,8 @@ export interface SocketAddress {
 const AF_INET = 2;
 const AF_INET6 = 10;
 const SOCK_STREAM = 1;
+const SOCK_DGRAM = 2;
+const MSG_PEEK_DONTWAIT = 0x2 | 0x40;
 const SOCK_CLOEXEC = 0o2000000;
 const SOCK_NONBLOCK = 0o4000;
 const EAGAIN = 11;
@@ -55,6 +57,7 @@ const closeCall = libc.func("int close(int fd)");
 const connectCall = libc.func("int connect(int fd, const uint8_t *address, uint32_t length)");
 const setOption = libc.func("int setsockopt(int fd, int level, int name, const void *value, uint32_t length)");
 const getOption = libc.func("int getsockopt(int fd, int level, int name, void *value, void *length)");
+const recvCall = libc.func("long recv(int fd, void *data, size_t length, int flags)");
 const getName = libc.func("int getsockname(int fd, void *address, void *length)");
 const getPeer = libc.func("int getpeername(int fd, void *address, void *length)");
 
@@ -119,6 +122,40 @@ function setKeepAlive(fd: number): void {
 function setPlainCongestion(fd: number): void {
   const [level, option] = OPTIONS.TCP_CONGESTION;
   setOption(fd, level, option, PLAIN_CONGESTION, PLAIN_CONGESTION.length);
+}
+
+/** Makes a UDP socket in the namespace that the thread is in. The caller closes it. */
+export function makeUdpSocket({ v6, mark }: Omit<SocketKind, "transparent">): number {
+  const fd = Number(socketCall(v6 ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (fd < 0) throw outOfFiles() ?? asError("socket", fd);
+  try {
+    if (v6) setNumber(fd, "IPV6_V6ONLY", 1);
+    if (mark !== undefined) setNumber(fd, "SO_MARK", mark);
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+  return fd;
+}
+
+/** Binds a UDP socket to a port that other sockets may share. Errors are `LINUX_PORT_IN_USE` with the kernel's word. */
+export function bindDatagrams(fd: number, at: SocketAddress): void {
+  setNumber(fd, "SO_REUSEPORT", 1);
+  const address = sockaddr(at.ip, at.port);
+  if (Number(bindCall(fd, address, address.length)) === 0) return;
+  const { errno, text } = lastErrno();
+  throw linuxError("LINUX_PORT_IN_USE", `cannot bind ${at.ip} port ${at.port}: ${text}`, { details: { ...at, errno } });
+}
+
+/** From now on a UDP socket hears nobody but `peer`. What is in its queue already stays. */
+export function connectDatagrams(fd: number, peer: SocketAddress): void {
+  const address = sockaddr(peer.ip, peer.port);
+  checkCall("connect", Number(connectCall(fd, address, address.length)));
+}
+
+/** True when a datagram waits to be read. */
+export function hasDatagram(fd: number): boolean {
+  return Number(recvCall(fd, nameBuffer, 1, MSG_PEEK_DONTWAIT)) >= 0;
 }
 
 function outOfFiles(): CodedError | undefined {

@@ -6,7 +6,7 @@ import type { Encryption, FlowPeer, FlowReason, FlowRecord } from "./flow.ts";
  * as JSON. `verdict`, `encryption`, `reason` and `trace.id` are additions of ours at the end of each line.
  *
  *     2026-01-01T00:00:00.000Z  info  access  connection complete  src.addr=10.1.0.1:4000 src.workload="client" …
- *     {"level":"info","time":"2026-01-01T00:00:00.000Z","scope":"access","message":"connection complete","src.addr":…}
+ *     {"level":"info","time":"2026-01-01T00:00:00.000Z","scope":"${scope}","message":"connection complete","src.addr":…}
  */
 export type AccessFormat = "plain" | "json";
 
@@ -60,6 +60,38 @@ export function formatOpened(format: AccessFormat, record: FlowRecord): string {
   return line.end();
 }
 
+/** What became of one DNS question of a pod. */
+export interface DnsRecord {
+  readonly timeMs: number;
+  readonly pod: { readonly name: string; readonly namespace: string };
+  readonly queryType: string;
+  readonly protocol: "udp" | "tcp";
+  readonly name: string;
+  /** `success`, `no records`, `forwarded`, `forwarding failed: …`, `not ready` or `too many`. */
+  readonly result: string;
+  /** The service that the name belongs to, `namespace/hostname`. */
+  readonly service: string | undefined;
+  /** Addresses in the answer, or records in a forwarded one. */
+  readonly endpoints: number;
+  readonly durationMs: number;
+}
+
+/** The line of a DNS question, in upstream's fields of its scope `dns`. */
+export function formatDns(format: AccessFormat, question: DnsRecord): string {
+  const { timeMs, pod, queryType, protocol, name, result, service, endpoints, durationMs } = question;
+  const line = new Line(format, { level: "debug", scope: "dns", message: "name asked for", timeMs });
+  line.text("src.workload", pod.name);
+  line.text("src.namespace", pod.namespace);
+  line.text("query", queryType);
+  line.text("domain", name);
+  line.text("protocol", protocol);
+  line.text("result", result);
+  line.text("dst.service", service);
+  line.number("endpoints", endpoints);
+  line.text("duration", `${Math.round(durationMs)}ms`);
+  return line.end();
+}
+
 /** The line that stands where `count` lines are missing, because nobody read them fast enough. */
 export function formatLost(format: AccessFormat, count: number, timeMs: number): string {
   const line = new Line(format, { level: "warn", message: "access records dropped", timeMs });
@@ -108,12 +140,13 @@ class Line {
   #text: string;
   #gap: string;
 
-  constructor(format: AccessFormat, { level, message, timeMs }: { level: string; message: string; timeMs: number }) {
+  constructor(format: AccessFormat, head: { level: string; scope?: string; message: string; timeMs: number }) {
+    const { level, scope = "access", message, timeMs } = head;
     this.#isJson = format === "json";
     const time = new Date(timeMs).toISOString();
     this.#text = this.#isJson
-      ? `{"level":"${level}","time":"${time}","scope":"access","message":"${message}"`
-      : `${time}\t${level}\taccess\t${message}\t`;
+      ? `{"level":"${level}","time":"${time}","scope":"${scope}","message":"${message}"`
+      : `${time}\t${level}\t${scope}\t${message}\t`;
     this.#gap = this.#isJson ? "," : "";
   }
 

@@ -1,5 +1,6 @@
 import type { LogScopes } from "#base/log";
 import { renderMetrics } from "#base/metrics";
+import { dnsMetrics } from "#dns";
 import { jsonPage, readyPage, textPage, type Page, type PageRequest } from "#rpc";
 import { xdsMetrics } from "#xds";
 import { dashboard } from "./dashboard.ts";
@@ -93,7 +94,10 @@ export async function handleAdmin(parts: AdminParts, request: PageRequest): Prom
 /** Answers on the metrics port. */
 export async function handleMetrics(parts: AdminParts, { path, accept }: PageRequest): Promise<Page> {
   if (path !== "/metrics" && path !== "/stats/prometheus") return textPage(404, "not found; there is /metrics");
-  return { status: 200, ...(await renderMetrics({ ...proxyMetrics, ...xdsMetrics }, await parts.samples(), accept)) };
+  return {
+    status: 200,
+    ...(await renderMetrics({ ...proxyMetrics, ...dnsMetrics, ...xdsMetrics }, await parts.samples(), accept)),
+  };
 }
 
 /** Answers on the readiness port. */

@@ -1,4 +1,4 @@
-import { parseCidr, type Cidr } from "#base/ip";
+import { parseCidr, type Cidr, type IpAddress } from "#base/ip";
 import type { AccessFormat } from "#model/access-log";
 
 /** Where pods' outbound connections are redirected to. */
@@ -11,6 +11,18 @@ export const INBOUND_PORT = 15008;
 export const OWN_PORTS: ReadonlySet<number> = new Set([OUTBOUND_PORT, PLAINTEXT_PORT, INBOUND_PORT]);
 /** The mark on every packet that the proxy sends inside a pod's namespace; redirection leaves those alone. */
 export const PACKET_MARK = 0x539;
+
+/** How the DNS of pods is answered. */
+interface DnsConfig {
+  /** Where questions go that the mesh cannot answer. */
+  readonly nameservers: readonly IpAddress[];
+  /** The domain of services, for example `cluster.local`. */
+  readonly clusterDomain: string;
+  /** Among services of one hostname in other namespaces, those of this one come first; empty: none does. */
+  readonly preferredNamespace: string;
+  /** False: no IPv6 address is told. */
+  readonly ipv6: boolean;
+}
 
 /** What a proxy needs to know about its place. Plain data: it crosses to the data threads as it is. */
 export interface ProxyConfig {
@@ -34,6 +46,8 @@ export interface ProxyConfig {
   readonly baggage: boolean;
   /** How access records are written. Default: text, as upstream does. */
   readonly accessFormat: AccessFormat;
+  /** Undefined: pods' DNS questions are not answered here. */
+  readonly dns: DnsConfig | undefined;
 }
 
 /** Private and shared address space: what a cluster's own ranges are made of when nobody says. */
@@ -59,6 +73,7 @@ export function proxyConfig(given: Partial<ProxyConfig> & { readonly node: strin
     originalSource: true,
     baggage: true,
     accessFormat: "plain",
+    dns: undefined,
     ...given,
   };
 }

@@ -8,7 +8,7 @@ export const proxyError = defineErrors("proxy", {
   },
   PROXY_LISTEN: {
     when: "a listener in a pod's network namespace could not be opened",
-    hint: "something in the pod listens on 15001, 15006 or 15008 already, or the pod has ended; the agent tries again",
+    hint: "something in the pod listens on 15001, 15006, 15008 or 15053 already, or the pod has ended; the agent tries again",
   },
   PROXY_NO_CERTIFICATE: {
     when: "no certificate came for a pod in time",

@@ -1,8 +1,9 @@
 import { CodedError } from "#base/errors";
+import type { PodDnsOptions } from "#dns";
 import type { HbonePoolOptions, OpenRequest, PoolPeer, TunnelResult } from "#hbone";
 import type { ConnectOptions, ListenOptions, Netns } from "#linux";
 import { parseSpiffeId, type SpiffeId } from "#model/spiffe-id";
-import type { Network, PodPool, PodServer, PodSocket, PodTunnel } from "./network.ts";
+import type { Network, PodNames, PodPool, PodServer, PodSocket, PodTunnel } from "./network.ts";
 import type { SocketAddress } from "./route.ts";
 import { testAddress } from "./testing.ts";
 
@@ -119,6 +120,7 @@ export class FakeNetwork implements Network {
   readonly copies: FakeCarry[] = [];
   readonly listeners: (ListenOptions & { onConnection: (socket: PodSocket) => void; stopped: boolean })[] = [];
   readonly servers: (Parameters<Network["createServer"]>[0] & { drained: boolean; arrivals: number })[] = [];
+  readonly dns: (PodDnsOptions & { drained: boolean })[] = [];
   readonly pools: HbonePoolOptions[] = [];
   readonly changed: string[] = [];
   readonly closedNetns: number[] = [];
@@ -170,6 +172,19 @@ export class FakeNetwork implements Network {
       certificateChanged: (id: OpenRequest["source"]) => this.changed.push(`leaf ${id}`),
       trustChanged: () => this.changed.push("roots"),
       peers: () => this.peers,
+    };
+  }
+
+  createDns(options: PodDnsOptions): PodNames {
+    const server = { ...options, drained: false };
+    this.dns.push(server);
+    return {
+      start: () => {
+        if (this.takenPorts.has(options.port)) throw new CodedError("LINUX_PORT_IN_USE", "the DNS port is taken");
+      },
+      drain: async () => {
+        server.drained = true;
+      },
     };
   }
 

@@ -11,6 +11,7 @@ import {
   type TunnelHandle,
   type TunnelResult,
 } from "#hbone";
+import { PodDns, type PodDnsOptions } from "#dns";
 import {
   adoptNetns,
   connectTcp,
@@ -55,6 +56,9 @@ export interface PodServer {
   drain(deadlineMs: number): Promise<void>;
 }
 
+/** What the data path uses of a pod's DNS. */
+export type PodNames = Pick<PodServer, "start" | "drain">;
+
 /** The kernel and the tunnels, as the data path sees them. */
 export interface Network {
   adoptNetns(fd: number): Netns;
@@ -65,6 +69,7 @@ export interface Network {
   copyPlain(a: PodSocket, b: PodSocket, options: { onEnd: (result: TunnelResult) => void }): TunnelHandle;
   createPool(options: HbonePoolOptions): PodPool;
   createServer(options: Omit<HboneServerOptions, "onTunnel"> & { onTunnel: (tunnel: PodTunnel) => void }): PodServer;
+  createDns(options: PodDnsOptions): PodNames;
 }
 
 /** All addresses of both families, or of IPv4 where the kernel was started without IPv6. */
@@ -80,4 +85,5 @@ export const kernelNetwork: Network = {
   copyPlain: (a, b, options) => copyPlain(a as TcpSocket, b as TcpSocket, options),
   createPool: (options) => new HbonePool(options),
   createServer: (options) => new HboneServer(options),
+  createDns: (options) => new PodDns(options),
 };

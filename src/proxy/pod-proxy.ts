@@ -4,8 +4,9 @@ import type { PoolPeer } from "#hbone";
 import type { Netns, TcpListener } from "#linux";
 import { INBOUND_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT } from "./config.ts";
 import { proxyError } from "./errors.ts";
+import { createPodDns } from "./dns.ts";
 import { carryPlaintext, carryTunnel, recordRejected } from "./inbound.ts";
-import { ANY_ADDRESS, type PodPool, type PodServer, type PodSocket } from "./network.ts";
+import { ANY_ADDRESS, type PodNames, type PodPool, type PodServer, type PodSocket } from "./network.ts";
 import { carryOutbound } from "./outbound.ts";
 import { Connections, type PodContext, type ServedPod, type ThreadContext } from "./pod-context.ts";
 
@@ -21,6 +22,7 @@ export class PodProxy {
   readonly #connections = new Connections();
   readonly #listeners: TcpListener[] = [];
   #server: PodServer | undefined;
+  #dns: PodNames | undefined;
 
   constructor(thread: ThreadContext, pod: ServedPod, netns: Netns) {
     this.pod = pod;
@@ -78,6 +80,8 @@ export class PodProxy {
       this.#server.start();
       if (this.pod.serves !== undefined) return;
       this.#listen(PLAINTEXT_PORT, (socket) => void carryPlaintext(this.#context, socket));
+      this.#dns = createPodDns(this.#context);
+      this.#dns?.start();
       this.#listen(OUTBOUND_PORT, (socket) => void carryOutbound(this.#context, socket));
     } catch (cause) {
       this.#abandon();
@@ -95,13 +99,13 @@ export class PodProxy {
   /** Takes no new connections, waits for those it has, at most `deadlineMs`, breaks the rest, closes everything. */
   async drain(deadlineMs: number): Promise<void> {
     for (const listener of this.#listeners) listener.stop(); // what waits in their queues is still taken
-    await Promise.all([this.#server?.drain(deadlineMs), this.#drainOutbound(deadlineMs)]);
+    await Promise.all([this.#server?.drain(deadlineMs), this.#dns?.drain(deadlineMs), this.#drainOutbound(deadlineMs)]);
     this.#netns[Symbol.dispose]();
   }
 
   /** Ends a drain that is under way: what is left is broken now. */
   async breakOff(): Promise<void> {
-    await Promise.all([this.#server?.drain(0), this.#drainOutbound(0)]);
+    await Promise.all([this.#server?.drain(0), this.#dns?.drain(0), this.#drainOutbound(0)]);
   }
 
   /** Who was let in may still need a session: the pool closes after the last of them. */
@@ -132,6 +136,7 @@ export class PodProxy {
   #abandon(): void {
     for (const listener of this.#listeners) listener.stop();
     void this.#server?.drain(0);
+    void this.#dns?.drain(0);
     void this.#pool.drain(0);
     this.#netns[Symbol.dispose]();
   }

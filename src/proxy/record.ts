@@ -1,13 +1,16 @@
 import type { Clock } from "#base/clock";
 import { formatHostPort } from "#base/ip";
 import { CellSet, type Cell } from "#base/metrics";
+import { dnsMetrics } from "#dns";
 import {
   accessLevel,
   accessPasses,
   formatAccess,
+  formatDns,
   formatOpened,
   type AccessFormat,
   type AccessLevel,
+  type DnsRecord,
 } from "#model/access-log";
 import type { Encryption, FlowReason, FlowRecord } from "#model/flow";
 import type { SpiffeId } from "#model/spiffe-id";
@@ -101,7 +104,7 @@ export class FlowLog {
     this.#clock = clock;
     this.#write = write;
     this.#format = format;
-    this.cells = new CellSet(proxyMetrics);
+    this.cells = new CellSet({ ...proxyMetrics, ...dnsMetrics });
     const sockets = (direction: FlowRecord["direction"]): Cell =>
       this.cells.bind("istio_tcp_sockets_open", { reporter: reporterOf(direction) });
     this.#sockets = { inbound: sockets("inbound"), outbound: sockets("outbound") };
@@ -121,6 +124,11 @@ export class FlowLog {
   snapshot(): ReturnType<CellSet["snapshot"]> {
     for (const record of this.#open) record.count();
     return this.cells.snapshot();
+  }
+
+  /** A pod has asked for a name. Written at level debug, and counted elsewhere. */
+  asked(pod: DnsRecord["pod"], question: Omit<DnsRecord, "pod" | "timeMs">): void {
+    if (this.#level === "debug") this.#write(formatDns(this.#format, { ...question, pod, timeMs: this.#clock.now() }));
   }
 
   /** For {@link ConnectionRecord} only. */

@@ -117,6 +117,11 @@ export class WorkloadTable {
     return workloadsOf(this.#store.find("workloadHost", `${namespace}/${hostname}`))[0];
   }
 
+  /** All services of a hostname, whoever may see them. */
+  servicesByHostname(hostname: string): Iterable<Service> {
+    return servicesOf(this.#store.find("serviceHost", hostname));
+  }
+
   /** All endpoints of a service, healthy or not. */
   endpoints(service: Service): Iterable<Workload> {
     return this.#store.endpoints(addressName(service));

@@ -8,10 +8,14 @@ import { afterEach, beforeEach, test } from "node:test";
 import { checkRedirection, nftRedirector, REDIRECTION_TABLE } from "#enrolment";
 import { systemClock } from "#base/clock";
 import { parseIp } from "#base/ip";
-import { connectTcp, runNft, TcpSocket } from "#linux";
+import { CellSet } from "#base/metrics";
+import { systemRandom } from "#base/random";
+import { dnsMetrics, DNS_PORT, PodDns } from "#dns";
+import { connectTcp, connectUdp, listenUdp, runNft, TcpSocket, type UdpConnection, type UdpListener } from "#linux";
+import { dnsQuestion } from "../../src/dns/testing.ts";
 import { firstLine, TestWorld, type TestPod } from "./enrolment-world.ts";
 
-const CAPTURE = { inbound: true };
+const CAPTURE = { inbound: true, dns: true };
 let world: TestWorld;
 
 interface LoadResult {
@@ -66,13 +70,13 @@ async function passedOn(proxy: ChildProcess, direction: "outbound" | "inbound", 
 }
 
 test("this machine can redirect, and one where nft is missing is told so", async () => {
-  await checkRedirection();
+  await checkRedirection(CAPTURE);
   const path = process.env["PATH"];
   try {
     const folder = mkdtempSync("/tmp/vt-enr-");
     symlinkSync("/usr/bin/unshare", `${folder}/unshare`);
     process.env["PATH"] = folder;
-    await assert.rejects(checkRedirection(), { code: "ENROLMENT_KERNEL", message: /nft/ });
+    await assert.rejects(checkRedirection(CAPTURE), { code: "ENROLMENT_KERNEL", message: /nft/ });
     rmSync(folder, { recursive: true });
   } finally {
     process.env["PATH"] = path;
@@ -239,10 +243,10 @@ for (const [title, otherTable, expected] of [
     await nftRedirector.install(a1.netns, CAPTURE);
     await nftRedirector.keep(a1.netns);
     const first = await fixedPort(a1, b1); // tracked, not redirected
+    if (otherTable) await runNft("table inet other", { netns: a1.netns }); // keeps the entries from being forgotten
     await nftRedirector.remove(a1.netns); // nothing is tracked from here on
     first.kill("SIGTERM");
     await once(first, "exit");
-    if (otherTable) await runNft("table inet other", { netns: a1.netns }); // keeps `install` from forgetting the entries
     const proxy = await world.program(a1, "enrolment-proxy.ts");
     await nftRedirector.install(a1.netns, CAPTURE);
     await fixedPort(a1, b1);
@@ -253,8 +257,8 @@ for (const [title, otherTable, expected] of [
 test("in ingress mode inbound connections do not pass the proxy, and outbound ones do", async () => {
   const { a1, b1 } = world.pods;
   const [near, far] = [await world.program(a1, "enrolment-proxy.ts"), await world.program(b1, "enrolment-proxy.ts")];
-  await nftRedirector.install(a1.netns, { inbound: false });
-  await nftRedirector.install(b1.netns, { inbound: false });
+  await nftRedirector.install(a1.netns, { inbound: false, dns: false });
+  await nftRedirector.install(b1.netns, { inbound: false, dns: false });
   (await fixedPort(a1, b1)).kill("SIGTERM");
   assert.deepEqual(await counts(near), { outbound: 1, inbound: 0, failed: 0 });
   assert.deepEqual(await counts(far), { outbound: 0, inbound: 0, failed: 0 });
@@ -264,7 +268,146 @@ test("a virtual machine behind a pod is captured as what the pod dials, by the i
   const { a1, b1 } = world.pods;
   const machine = world.addMachine(a1, "vm0");
   const proxy = await world.program(a1, "enrolment-proxy.ts");
-  await nftRedirector.install(a1.netns, { inbound: true, virtualInterfaces: ["vm0"] });
+  await nftRedirector.install(a1.netns, { inbound: true, dns: false, virtualInterfaces: ["vm0"] });
   (await fixedPort(machine, b1)).kill("SIGTERM");
   assert.deepEqual(await counts(proxy), { outbound: 1, inbound: 0, failed: 0 });
+});
+
+/** Answers every question with itself, late, as a nameserver of the cluster would. */
+function nameserver(pod: TestPod): Disposable {
+  const server: UdpListener = listenUdp(
+    { netns: pod.netns, ip: pod.ip, port: 53 },
+    {
+      onError: assert.fail,
+      onMessage: (question, from) => {
+        const answer = Buffer.from(question);
+        answer.writeUInt16BE(0x8180, 2);
+        systemClock().after(20, () => server.send(answer, from));
+      },
+    },
+  );
+  return { [Symbol.dispose]: () => server.close() };
+}
+
+/** The DNS that the proxy opens in a pod; it knows no name, and counts what it is asked. */
+function capturedDns(pod: TestPod, server: TestPod): AsyncDisposable & { asked: () => number } {
+  const cells = new CellSet(dnsMetrics);
+  const dns = new PodDns({
+    netns: pod.netns,
+    port: DNS_PORT,
+    resolver: {
+      table: { servicesByHostname: () => [], endpoints: () => [] },
+      scope: { namespace: "shop", clusterDomain: "cluster.local" },
+      network: "",
+      preferredNamespace: "",
+      ipv6: true,
+      random: systemRandom,
+    },
+    forwarder: { nameservers: [parseIp(server.ip)], port: 53, mark: 0x539 },
+    whenReady: () => Promise.resolve(true),
+    source: () => undefined,
+    record: () => {},
+    clock: systemClock(),
+    cells,
+  });
+  dns.start();
+  return {
+    [Symbol.asyncDispose]: () => dns.drain(0),
+    asked: () => cells.bind("istio_dns_requests_total", { request_query_type: "a", request_protocol: "udp" }).value,
+  };
+}
+
+/** Asks all the time, from one socket that stays and from new ones, until it is told to stop; then says how many got no answer. */
+function askAlways(pod: TestPod, server: TestPod): Disposable & { stop(): Promise<{ asked: number; lost: number }> } {
+  const waiting = new Map<number, () => void>();
+  let asked = 0;
+  const stopped = new AbortController();
+  const sockets = new DisposableStack();
+  const where = { netns: pod.netns, ip: server.ip, port: 53 };
+  const connect = (): UdpConnection => {
+    const onMessage = (answer: Buffer): void => waiting.get(answer.readUInt16BE(0))?.();
+    const socket = connectUdp(where, { onMessage, onError: () => {} });
+    sockets.defer(() => socket.close());
+    return socket;
+  };
+  const lasting = connect();
+  const run = async (): Promise<void> => {
+    while (!stopped.signal.aborted) {
+      for (const socket of [lasting, connect()]) {
+        const id = ++asked;
+        waiting.set(id, () => {
+          waiting.delete(id);
+          if (socket !== lasting) socket.close();
+        });
+        socket.send(dnsQuestion("name.test", "A", { id }));
+      }
+      await delay(4);
+    }
+  };
+  const running = run();
+  return {
+    [Symbol.dispose]: () => {
+      stopped.abort();
+      sockets.dispose();
+    },
+    stop: async () => {
+      stopped.abort();
+      await running;
+      for (let i = 0; i < 100 && waiting.size > 0; i++) await delay(20);
+      return { asked, lost: waiting.size };
+    },
+  };
+}
+
+test("labels flip, and no DNS question of the pod is lost, of sockets that stay and of new ones", async () => {
+  const { a1, b1 } = world.pods;
+  using _ = nameserver(b1);
+  await using dns = capturedDns(a1, b1);
+  const { asked } = dns;
+  using client = askAlways(a1, b1);
+  for (let flip = 0; flip < 8; flip++) {
+    await nftRedirector.install(a1.netns, CAPTURE);
+    const before = asked();
+    await until(() => asked() > before + 10, "captured questions");
+    await nftRedirector.keep(a1.netns);
+    let last = -1;
+    await until(async () => {
+      [last] = [asked()];
+      await delay(100);
+      return asked() === last;
+    }, "no more captured questions, not even of the socket that stays");
+    if (flip % 2 === 0) await nftRedirector.remove(a1.netns);
+    await delay(50);
+  }
+  const { asked: all, lost } = await client.stop();
+  assert.ok(all > 200 && asked() > 80, `${asked()} of ${all} were captured`);
+  assert.equal(lost, 0);
+});
+
+test("a pod that is handed over before its network is set up gets its answers from where it asked", async () => {
+  const { a1, b1 } = world.pods;
+  using _ = nameserver(b1);
+  world.exec(a1, "ip", "address", "flush", "dev", "eth0"); // a new namespace: no address, no loopback, no table of local addresses
+  world.exec(a1, "ip", "link", "set", "lo", "down");
+  await using dns = capturedDns(a1, b1);
+  world.exec(a1, "ip", "address", "add", `${a1.ip}/32`, "dev", "eth0");
+  world.exec(a1, "ip", "route", "replace", "default", "via", "10.244.1.1", "dev", "eth0", "onlink");
+  await nftRedirector.install(a1.netns, CAPTURE);
+  using client = askAlways(a1, b1);
+  await until(() => dns.asked() > 10, "captured questions");
+  assert.equal((await client.stop()).lost, 0);
+});
+
+test("twin: rules that go at once take the answers that are under way with them", async () => {
+  const { a1, b1 } = world.pods;
+  using _ = nameserver(b1);
+  await using __ = capturedDns(a1, b1);
+  using client = askAlways(a1, b1);
+  for (let flip = 0; flip < 4; flip++) {
+    await nftRedirector.install(a1.netns, CAPTURE);
+    await delay(100);
+    await nftRedirector.remove(a1.netns);
+    await delay(100);
+  }
+  assert.ok((await client.stop()).lost > 0);
 });

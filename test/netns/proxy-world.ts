@@ -161,7 +161,7 @@ export class ProxyWorld implements AsyncDisposable {
   }
 
   async redirect(pod: Pod): Promise<void> {
-    await nftRedirector.install(pod.netns, { inbound: true });
+    await nftRedirector.install(pod.netns, { inbound: true, dns: true });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
