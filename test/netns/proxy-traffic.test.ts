@@ -303,6 +303,10 @@ describe("traffic between pods with real redirection", () => {
     assert.equal(there?.[0]?.["actual"], `${server.ip}:8081`);
     assert.equal(here?.[0]?.["traceId"], there?.[0]?.["traceId"], "both ends tell of the same trace");
     assert.match(await a.get(15_000, "/debug/pool"), new RegExp(`"ip": "${server.ip}"[^]*"tunnels": 1`));
+    const profile = "/debug/pprof/profile?seconds=1&format=v8";
+    assert.match(await a.get(15_000, `${profile}&thread=data-1`), /^\{"nodes":\[/);
+    assert.equal(await a.get(15_000, `${profile}&thread=nobody`), "there is main, data-1\n");
+    assert.equal(await a.get(15_000, "/logging"), "current log level is info\n");
     socket.destroy();
     await until("its end", async () => (await a.get(15_000, "/debug/connections")) === "[]\n");
   });
