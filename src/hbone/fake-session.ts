@@ -1,14 +1,16 @@
 import { FakeClock } from "#base/clock";
 import type { CodedError } from "#base/errors";
 import { parseIp } from "#base/ip";
+import { seededRandom } from "#base/random";
 import type { ByteStream, StreamOwner, WriteOutcome } from "#linux";
+import { ClientSession } from "./client-session.ts";
 import { FLAG, FRAME, getUint32, HEADER_BYTES, PREFACE, putFrameHeader } from "./frames.ts";
 import { encodeField } from "./hpack.ts";
 import { DEFAULT_LIMITS, type HboneLimits } from "./limits.ts";
 import { ServerSession, type InboundTunnel } from "./server-session.ts";
 import { Session, type SessionRole } from "./session.ts";
 import { testId } from "./testing.ts";
-import type { Tunnel, TunnelSocket } from "./tunnel.ts";
+import type { Tunnel, TunnelResult, TunnelSocket } from "./tunnel.ts";
 
 /** A frame as it was written. */
 export interface SeenFrame {
@@ -174,10 +176,10 @@ export function fakeSession(limits: Partial<HboneLimits> = {}): {
   return { stream, role, session, clock };
 }
 
-/** For tests: a server's session as it is, whose peer has begun. */
+/** For tests: a server's session as it is, whose peer has begun; not when it is `raw`. `deaf`: it acknowledges nothing. */
 export function fakeServerSession(
   limits: Partial<HboneLimits> = {},
-  acknowledges = true,
+  begins: "acknowledging" | "deaf" | "raw" = "acknowledging",
 ): {
   stream: FakeStream;
   session: ServerSession;
@@ -201,6 +203,33 @@ export function fakeServerSession(
     onGone: () => {},
   });
   session.start();
-  stream.put(Buffer.concat([PREFACE, settingsFrame, ...(acknowledges ? [settingsAck] : [])]));
+  if (begins !== "raw") stream.put(Buffer.concat([PREFACE, settingsFrame]));
+  if (begins === "acknowledging") stream.put(settingsAck);
   return { stream, session, tunnels, rejected, clock };
+}
+
+/** For tests: a client's session as it is, to which nothing has come. */
+export function fakeClientSession(): {
+  stream: FakeStream;
+  session: ClientSession;
+  /** Opens a tunnel; how it ended. */
+  open: (socket: FakeSocket) => Promise<TunnelResult>;
+} {
+  const stream = new FakeStream();
+  const session = new ClientSession({
+    secure: { stream, early: new Uint8Array(0), peer: testId("server") },
+    source: testId("client"),
+    clock: new FakeClock(),
+    random: seededRandom(1),
+    limits: DEFAULT_LIMITS,
+    onChanged: () => {},
+  });
+  session.start();
+  const open = async (socket: FakeSocket): Promise<TunnelResult> =>
+    new Promise((resolve) => {
+      const headers = { baggage: "k=v", forwarded: "for=x" };
+      const where = { source: testId("client"), accepted: [testId("server")], ip: "127.0.0.1", port: 15_008 };
+      session.open({ ...where, authority: "10.1.2.3:80", headers, socket, onEnd: () => {} }, resolve);
+    });
+  return { stream, session, open };
 }

@@ -109,7 +109,7 @@ test("what a peer sends after its session was ended is read and dropped, up to a
 
 test("a peer that does not acknowledge our settings is given up; one that does may be silent", async () => {
   for (const acknowledges of [false, true]) {
-    const { stream, rejected, clock } = fakeServerSession({}, acknowledges);
+    const { stream, rejected, clock } = fakeServerSession({}, acknowledges ? "acknowledging" : "deaf");
     for (let second = 0; second < 25; second++) {
       await clock.advance(1000);
       stream.put(frame(FRAME.PING, 0, Buffer.alloc(8)));
