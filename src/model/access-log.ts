@@ -3,7 +3,7 @@ import type { Encryption, FlowPeer, FlowReason, FlowRecord } from "./flow.ts";
 
 /**
  * The access log: flow records as lines, in the shape that the field's tools read (ztunnel's target `access`), as text or
- * as JSON. `verdict`, `encryption`, `reason` and `trace.id` are additions of ours at the end of each line.
+ * as JSON. `verdict`, `encryption`, `reason`, `policy.dry_run` and `trace.id` are additions of ours at the end of each line.
  *
  *     2026-01-01T00:00:00.000Z  info  access  connection complete  src.addr=10.1.0.1:4000 src.workload="client" …
  *     {"level":"info","time":"2026-01-01T00:00:00.000Z","scope":"${scope}","message":"connection complete","src.addr":…}
@@ -114,6 +114,7 @@ function toRecord(fields: ReadonlyMap<string, unknown>): FlowRecord {
   const detail = text(fields, "error") ?? "";
   // Words that only our own proxy writes: they are what it wrote.
   const reason = (text(fields, "reason") ?? "ok") as FlowReason;
+  const dryRun = text(fields, "policy.dry_run");
   return {
     timeMs: Date.parse(text(fields, "time") ?? ""),
     direction: text(fields, "direction") === "inbound" ? "inbound" : "outbound",
@@ -121,6 +122,7 @@ function toRecord(fields: ReadonlyMap<string, unknown>): FlowRecord {
     encryption: (text(fields, "encryption") ?? "none") as Encryption,
     reason,
     detail: detail === reason ? "" : detail,
+    ...(dryRun !== undefined && { dryRun }),
     traceId: text(fields, "trace.id"),
     source: peer(fields, "src"),
     destination: {
@@ -199,10 +201,11 @@ function addEnds(line: Line, { direction, source, destination }: FlowRecord): vo
   line.text("direction", direction);
 }
 
-function addOwn(line: Line, { verdict, encryption, reason, traceId }: FlowRecord): void {
+function addOwn(line: Line, { verdict, encryption, reason, dryRun, traceId }: FlowRecord): void {
   line.text("verdict", verdict);
   line.text("encryption", encryption);
   line.text("reason", reason);
+  line.text("policy.dry_run", dryRun);
   line.text("trace.id", traceId);
 }
 

@@ -76,6 +76,8 @@ export interface FlowRecord {
   readonly reason: FlowReason;
   /** Free text that names the cause, for example the TLS error. Empty when there is none. */
   readonly detail: string;
+  /** What policies in dry run would have changed; left out when nothing. */
+  readonly dryRun?: string;
   /** 32 hex digits that both ends' records of a tunnel share (W3C Trace Context); undefined for plaintext. */
   readonly traceId: string | undefined;
   readonly source: FlowPeer;

@@ -26,12 +26,18 @@ export function authorize(pod: LocalPod, request: PolicyRequest, { table, polici
 /** Why a connection is refused, for its record. */
 function refusalCause(decision: Decision): { readonly reason: FlowReason; readonly detail: string } {
   const reason = decision.reason === "unusable" ? "policy_not_enforced" : "policy_denied";
-  return { reason, detail: [describeDecision(decision), dryRunDetail(decision.dryRun)].filter(Boolean).join("; ") };
+  return { reason, detail: explainDecision(decision) };
 }
 
-/** What policies in dry run would have changed; empty when they would not have. */
-export function dryRunDetail(dryRun: DryRun | undefined): string {
-  if (dryRun === undefined) return "";
+/** A decision in words, with what policies in dry run would have changed. */
+export function explainDecision(decision: Decision): string {
+  const dryRun = dryRunDetail(decision.dryRun);
+  return dryRun === undefined ? describeDecision(decision) : `${describeDecision(decision)}; dry run: ${dryRun}`;
+}
+
+/** What policies in dry run would have changed, for a record; undefined when nothing. */
+export function dryRunDetail(dryRun: DryRun | undefined): string | undefined {
+  if (dryRun === undefined) return undefined;
   const by = dryRun.policy === undefined ? "no policy that allows matches" : `by ${dryRun.policy}`;
-  return `dry run: would be ${dryRun.allowed ? "allowed" : "denied"}, ${by}`;
+  return `would be ${dryRun.allowed ? "allowed" : "denied"}, ${by}`;
 }

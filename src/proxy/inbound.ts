@@ -97,7 +97,7 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
       record.close({ sent, received }, error && endCause(error));
     },
   });
-  record.open(facts("ok", dryRunDetail(verdict.dryRun)), () => handle.bytes);
+  record.open({ ...facts("ok"), dryRun: dryRunDetail(verdict.dryRun) }, () => handle.bytes);
   admission.onDenied = (decision) => {
     handle.abort(policyChanged(decision));
   };
@@ -174,10 +174,8 @@ export async function carryPlaintext(context: PodContext, socket: PodSocket): Pr
   });
   const untrack = connections.track(handle);
   const { source, reason, dryRun } = verdict;
-  record.open(
-    plainFacts(context, request, { source, encryption: "plaintext", reason, detail: dryRunDetail(dryRun) }),
-    () => handle.bytes,
-  );
+  const opened = plainFacts(context, request, { source, encryption: "plaintext", reason, detail: "" });
+  record.open({ ...opened, dryRun: dryRunDetail(dryRun) }, () => handle.bytes);
   admission.onDenied = (decision) => {
     handle.abort(policyChanged(decision));
   };

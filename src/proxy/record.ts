@@ -42,6 +42,8 @@ export interface Facts {
   readonly encryption: Encryption;
   readonly reason: FlowReason;
   readonly detail?: string;
+  /** What policies in dry run would have changed. */
+  readonly dryRun?: string | undefined;
   /** 32 hex digits; see {@link FlowRecord.traceId}. */
   readonly traceId?: string | undefined;
   /** Outbound: where the application wanted to go, before a route was chosen. */
@@ -312,6 +314,7 @@ function toRecord(
     encryption: facts.encryption,
     reason: facts.reason,
     detail: facts.detail ?? "",
+    ...(facts.dryRun !== undefined && { dryRun: facts.dryRun }),
     traceId: facts.traceId,
     source: peerOf(facts.source),
     destination: { ...peerOf(facts.destination), service: service?.hostname, hboneTarget: facts.hboneTarget },

@@ -1,6 +1,5 @@
 import { findHostPort, findIp, isV6, type IpAddress } from "#base/ip";
-import { describeDecision } from "#policy";
-import { dryRunDetail } from "./authorize.ts";
+import { explainDecision } from "./authorize.ts";
 import type { LocalPod, Route, SocketAddress, View } from "./route.ts";
 
 /** What the policies at the destination say, as far as this node knows them: the destination's proxy decides. */
@@ -36,8 +35,7 @@ export function explainPolicies({ source, pod, to, route }: Question, view: View
     namespace: destination.namespace,
     policyNames: destination.authorizationPolicies,
   });
-  const because = [describeDecision(decision), dryRunDetail(decision.dryRun)].filter((text) => text !== "");
-  return { allowed: decision.allowed, because: because.join("; ") };
+  return { allowed: decision.allowed, because: explainDecision(decision) };
 }
 
 /** What the tunnel's end is asked for; undefined for a name. */
