@@ -73,10 +73,15 @@ export class ClientSession implements SessionRole {
     return this.#session.closed;
   }
 
+  /** How many more tunnels it takes. */
+  get room(): number {
+    const { closed, tunnels, peerMaxStreams } = this.#session;
+    return this.#retired || closed ? 0 : Math.max(0, peerMaxStreams - tunnels.size);
+  }
+
   /** Whether it takes another tunnel. */
   get hasRoom(): boolean {
-    const session = this.#session;
-    return !this.#retired && !session.closed && session.tunnels.size < session.peerMaxStreams;
+    return this.room > 0;
   }
 
   /** How many tunnels the peer takes on it; undefined until it has said so. */

@@ -36,6 +36,8 @@ export interface PoolPeer {
   readonly dialling: boolean;
 }
 
+/** When less than this share of a session's tunnels is left to a peer, the next session is opened. */
+const AHEAD = 0.25;
 /** How long broken sessions have for telling their peers. */
 const LAST_WORDS_MS = 2000;
 
@@ -101,6 +103,7 @@ export class HbonePool {
     const session = peer.sessions.find((candidate) => candidate.hasRoom);
     if (session !== undefined) {
       opening.begin(session);
+      this.#dialAhead(peer, opening.request);
       return;
     }
     if (peer.waiting.length >= this.#limits.waitingPerPeer) {
@@ -109,6 +112,14 @@ export class HbonePool {
     }
     peer.waiting.push(opening);
     if (peer.cancelDial === undefined) this.#dial(peer, opening.request);
+  }
+
+  /** Opens the next session before the last one is full: nobody is to wait for a handshake because it is the hundredth. */
+  #dialAhead(peer: Peer, request: TunnelRequest): void {
+    if (peer.cancelDial !== undefined) return;
+    const most = peer.sessions.find(({ peerStreams }) => peerStreams !== undefined)?.peerStreams ?? 0;
+    const room = peer.sessions.reduce((sum, session) => sum + session.room, 0);
+    if (room < Math.floor(most * AHEAD)) this.#dial(peer, request);
   }
 
   #peerOf(request: TunnelRequest): Peer {
@@ -221,12 +232,24 @@ export class HbonePool {
 
   /** A certificate was renewed: new tunnels of `id` use new sessions, running ones stay. */
   certificateChanged(id: SpiffeId): void {
-    for (const session of this.#allSessions()) if (session.source === id) session.retire();
+    this.#replace((peer) => peer.to.source === id);
   }
 
   /** The trusted roots changed: all new tunnels use new sessions, so that peers are judged anew. */
   trustChanged(): void {
-    for (const session of this.#allSessions()) session.retire();
+    this.#replace(() => true);
+  }
+
+  /** Handshakes under way begin again: they would end with what was in force before. Who waits for one goes on waiting. */
+  #replace(affected: (peer: Peer) => boolean): void {
+    for (const peer of [...this.#peers.values()].filter(affected)) {
+      for (const session of peer.sessions) session.retire();
+      peer.cancelDial?.();
+      peer.cancelDial = undefined;
+      const [first] = peer.waiting;
+      if (first !== undefined) this.#dial(peer, first.request);
+      this.#forgetEmpty(peer);
+    }
   }
 }
 

@@ -113,7 +113,11 @@ export class HboneServer {
     const { handshakeTimeoutMs: timeoutMs } = this.#limits;
     const onDone = (result: SecureStream | CodedError): void => {
       if (result instanceof CodedError) reject(result);
-      else this.#begin(result, { remote, local, reject });
+      else {
+        const session = this.#begin(result, { remote, local, reject });
+        // Trust has changed during the handshake: the peer was judged by what was in force before.
+        if (this.#draining || identity.rootsPem !== this.#options.certificate()?.rootsPem) session.drain();
+      }
       this.#checkEmpty();
     };
     const { clock, revocations } = this.#options;
@@ -134,7 +138,7 @@ export class HboneServer {
   #begin(
     secure: SecureStream,
     peer: { remote: SocketAddress; local: SocketAddress; reject: (error: CodedError) => void },
-  ): void {
+  ): ServerSession {
     const { clock, onTunnel } = this.#options;
     const session = new ServerSession({
       ...peer,
@@ -149,7 +153,12 @@ export class HboneServer {
     });
     this.#sessions.add(session);
     session.start();
-    if (this.#draining) session.drain();
+    return session;
+  }
+
+  /** The trusted roots changed: peers are asked to come again with their next tunnels, and are judged anew then. */
+  trustChanged(): void {
+    for (const session of this.#sessions) session.drain();
   }
 
   #checkEmpty(): void {

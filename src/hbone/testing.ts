@@ -30,6 +30,8 @@ export interface RigOptions {
   readonly revocations?: { readonly source?: PeerRevocations; readonly destination?: PeerRevocations };
   /** Instead of connecting to the app. */
   readonly onTunnel?: (tunnel: InboundTunnel) => void;
+  /** What is different about the next connection's request. */
+  readonly request?: () => Partial<OpenRequest>;
 }
 
 /** For tests: client ── outbound listener ── pool ══ tunnel ══ server ── app, all on loopback. */
@@ -40,6 +42,8 @@ export class TunnelRig {
   readonly opened: { peer: SpiffeId; responseBaggage: string | undefined }[] = [];
   readonly tunnels: InboundTunnel[] = [];
   readonly rejected: CodedError[] = [];
+  /** In force on either side. */
+  readonly identities: { client: TlsIdentity; server: TlsIdentity };
   readonly #app: Server;
   readonly #outbound: TcpListener;
   readonly #clients = new Set<Socket>();
@@ -47,11 +51,12 @@ export class TunnelRig {
   private constructor(options: RigOptions, parts: { app: Server; client: TlsIdentity; server: TlsIdentity }) {
     const clock = systemClock();
     this.#app = parts.app;
+    this.identities = { client: parts.client, server: parts.server };
     const limits = options.limits ?? {};
     this.server = new HboneServer({
       ip: "127.0.0.1",
       port: 0,
-      certificate: () => parts.server,
+      certificate: () => this.identities.server,
       clock,
       limits,
       revocations: options.revocations?.destination,
@@ -64,9 +69,10 @@ export class TunnelRig {
     });
     this.server.start();
     const revocations = options.revocations?.source;
-    this.pool = new HbonePool({ clock, random: systemRandom, certificate: () => parts.client, limits, revocations });
+    const certificate = (): TlsIdentity => this.identities.client;
+    this.pool = new HbonePool({ clock, random: systemRandom, certificate, limits, revocations });
     this.#outbound = listenTcp({ ip: "127.0.0.1", port: 0 }, (socket) => {
-      this.open({ socket, accepted: options.accepted ?? [testId("server")] });
+      this.open({ socket, accepted: options.accepted ?? [testId("server")], ...options.request?.() });
     });
   }
 
@@ -80,9 +86,13 @@ export class TunnelRig {
     return new TunnelRig(options, { app, client, server });
   }
 
-  open(request: Pick<OpenRequest, "socket" | "accepted">): ReturnType<HbonePool["open"]> {
+  /** Sessions that the server has had so far, as far as tunnels came through them. */
+  get sessionsSeen(): number {
+    return new Set(this.tunnels.map(({ remote }) => `${remote.ip} ${remote.port}`)).size;
+  }
+
+  open(request: Pick<OpenRequest, "socket" | "accepted"> & Partial<OpenRequest>): ReturnType<HbonePool["open"]> {
     return this.pool.open({
-      ...request,
       source: testId("client"),
       ip: "127.0.0.1",
       port: this.server.port,
@@ -90,6 +100,7 @@ export class TunnelRig {
       headers: { baggage: "k8s.namespace.name=test", forwarded: 'for="127.0.0.1:1"' },
       onOpen: (info) => this.opened.push(info),
       onEnd: (result) => this.results.outbound.push(result),
+      ...request,
     });
   }
 

@@ -762,7 +762,7 @@ describe("a data thread", () => {
     rig.send({ type: "certificate", identity: identity("client", { chainPem: "new" }) });
     rig.send({ type: "certificate", identity: identity("client", { chainPem: "new", rootsPem: "new" }) });
     rig.send({ type: "certificate", identity: identity("server", { rootsPem: "new" }) });
-    assert.deepEqual(rig.network.changed, [`leaf ${identity("client").id}`, "roots"]);
+    assert.deepEqual(rig.network.changed, [`leaf ${identity("client").id}`, "roots", "roots of peers"]);
   });
 
   it("lets peers in that came before the pod's certificate", () => {

@@ -200,6 +200,7 @@ export class FakeNetwork implements Network {
       certificateArrived: () => {
         server.arrivals++;
       },
+      trustChanged: () => this.changed.push("roots of peers"),
       drain: () => {
         server.drained = true;
         return Promise.resolve();

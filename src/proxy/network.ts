@@ -53,6 +53,7 @@ export interface PodServer {
   readonly sessions: number;
   start(): void;
   certificateArrived(): void;
+  trustChanged(): void;
   drain(deadlineMs: number): Promise<void>;
 }
 

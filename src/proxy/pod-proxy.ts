@@ -92,7 +92,10 @@ export class PodProxy {
   /** The certificate has come, was renewed, or the trusted roots changed. */
   certificateChanged(changed: { readonly leaf: boolean; readonly roots: boolean }): void {
     this.#server?.certificateArrived();
-    if (changed.roots) this.#pool.trustChanged();
+    if (changed.roots) {
+      this.#pool.trustChanged();
+      this.#server?.trustChanged();
+    }
     if (changed.leaf) this.#pool.certificateChanged(this.pod.identity);
   }
 
