@@ -7,6 +7,8 @@ import { Discovery, securityKinds, type Cluster, type DiscoveryUpdate, type Prob
 import {
   gatewayResources,
   Informer,
+  istioNetworkingResources,
+  objectKey,
   resources,
   type KubeClient,
   type KubeObject,
@@ -83,7 +85,12 @@ export class Catalog implements Service {
       deleted: (namespace) => discovery.removeNamespace(namespace),
     });
     const builtIn = [this.pods, services, slices, nodes, namespaces];
-    this.#informers = [...builtIn, ...this.#followGateways(discovery), ...this.#followPolicies(discovery)];
+    this.#informers = [
+      ...builtIn,
+      ...this.#followGateways(discovery),
+      ...this.#followPolicies(discovery),
+      ...this.#followEntries(discovery),
+    ];
     this.#statuses = new PolicyStatuses(options);
   }
 
@@ -180,6 +187,27 @@ export class Catalog implements Service {
       { optional: true },
     );
     return [authorizations, peers];
+  }
+
+  /** Services and workloads that are not Kubernetes' own. A cluster may be without Istio's kinds. */
+  #followEntries({ entries }: Discovery): Informers {
+    const services = this.#follow(
+      istioNetworkingResources.serviceEntries,
+      {
+        upserted: (entry) => entries.setServiceEntry(objectKey(entry), entry),
+        deleted: (entry) => entries.setServiceEntry(objectKey(entry), undefined),
+      },
+      { optional: true },
+    );
+    const workloads = this.#follow(
+      istioNetworkingResources.workloadEntries,
+      {
+        upserted: (entry) => entries.setWorkloadEntry(objectKey(entry), entry),
+        deleted: (entry) => entries.setWorkloadEntry(objectKey(entry), undefined),
+      },
+      { optional: true },
+    );
+    return [services, workloads];
   }
 
   #follow<T extends KubeObject>(

@@ -30,6 +30,16 @@ export function endpointUid(cluster: Cluster, slice: { namespace: string; name: 
   return `${cluster.clusterId}/discovery.k8s.io/EndpointSlice/${slice.namespace}/${slice.name}/${ip}`;
 }
 
+/** The uid of a WorkloadEntry's workload. */
+export function workloadEntryUid(cluster: Cluster, key: string): string {
+  return `${cluster.clusterId}/networking.istio.io/WorkloadEntry/${key}`;
+}
+
+/** The uid of an endpoint that is written into a ServiceEntry. */
+export function entryEndpointUid(cluster: Cluster, key: string, address: string): string {
+  return `${cluster.clusterId}/networking.istio.io/ServiceEntry/${key}/${address}`;
+}
+
 /** The alias under which an address is asked for. */
 export function addressAlias(network: string, ip: string): string {
   return `${network}/${ip}`;

@@ -1,4 +1,3 @@
-import { messageOf } from "#base/errors";
 import type { IpAddress } from "#base/ip";
 import {
   objectKey,
@@ -13,10 +12,11 @@ import {
 import type { Address, ServicePort, Workload } from "#model/workload";
 import { type Cluster, type Problem } from "./cluster.ts";
 import { endpointPorts, endpointWorkload, sliceFacts, type SliceFacts } from "./endpoint.ts";
+import { Entries } from "./entries.ts";
 import { Multimap } from "./multimap.ts";
 import { isLive, nodeLocality, podIps, podWorkload, selects } from "./pod.ts";
 import { PolicyDiscovery, type PolicyUpdate } from "./policies.ts";
-import { publish, type PublishedAddress } from "./publication.ts";
+import { Publications, type PublishedAddress } from "./publication.ts";
 import { meshService, serviceFacts, type ServiceFacts } from "./service.ts";
 import { Waypoints } from "./waypoints.ts";
 
@@ -46,6 +46,7 @@ interface PodEntry {
  *     EndpointSlice ───▶ (service without selector) endpoints that are no pods; the pods at its addresses
  *     Node ────────────▶ the pods on it (their locality)
  *     Namespace ───────▶ its pods and services (their waypoint)
+ *     ServiceEntry, WorkloadEntry: see {@link Entries}
  *     Gateway, GatewayClass, the Service of a Gateway ──▶ whatever names it as its waypoint
  *     policies ────────▶ themselves; the pods of their namespace, or of the mesh (the policies that they list)
  *
@@ -53,6 +54,8 @@ interface PodEntry {
  */
 export class Discovery {
   /** Policies, and which of them a workload lists. */
+  /** Istio's entries. */
+  readonly entries: Entries;
   readonly policies: PolicyDiscovery;
   readonly #cluster: Cluster;
   readonly #pods = new Map<string, PodEntry>();
@@ -73,24 +76,33 @@ export class Discovery {
   readonly #dirtyPods = new Set<string>();
   readonly #dirtyServices = new Set<string>();
   readonly #dirtySlices = new Set<string>();
-  /** What was published: version by name, and the names by the object they come from. */
-  readonly #versions = new Map<string, string>();
-  readonly #names = new Map<string, ReadonlySet<string>>();
+  readonly #publications = new Publications();
   #problems: Problem[] = [];
 
   constructor(cluster: Cluster) {
     this.#cluster = cluster;
     this.#waypoints = new Waypoints(cluster.network);
+    this.entries = new Entries({
+      cluster,
+      waypoints: this.#waypoints,
+      useWaypoints: (user, names) => this.#useWaypoints(user, names),
+      findService: (hostname) => this.#findService(hostname),
+      servicesOf: (namespace) =>
+        [...this.#servicesOfNamespace.get(namespace)].flatMap((key) => this.#services.get(key)?.facts ?? []),
+      policiesOf: (namespace, labels) => this.policies.listOf(namespace, labels),
+      markPods: (facts) => this.#markSelected(facts),
+    });
     this.policies = new PolicyDiscovery(cluster.rootNamespace ?? DEFAULT_ROOT_NAMESPACE, (namespace) => {
       const keys = namespace === undefined ? this.#pods.keys() : this.#podsOfNamespace.get(namespace);
       for (const key of keys) this.#dirtyPods.add(key);
+      this.entries.namespaceChanged(namespace);
     });
   }
 
   /** True when `flush` has something to do. */
   get dirty(): boolean {
-    const dirty = this.#dirtyPods.size + this.#dirtyServices.size + this.#dirtySlices.size;
-    return dirty > 0 || this.policies.dirty;
+    const own = this.#dirtyPods.size + this.#dirtyServices.size + this.#dirtySlices.size;
+    return own > 0 || this.policies.dirty || this.entries.dirty;
   }
 
   upsertPod(pod: Pod): void {
@@ -191,48 +203,21 @@ export class Discovery {
 
   /** Computes what the objects given since the last time change. */
   flush(): DiscoveryUpdate {
-    const upserts: PublishedAddress[] = [];
-    const removes: string[] = [];
-    const settle = (source: string, make: () => readonly Address[]): void =>
-      this.#settle(source, make, { upserts, removes });
-    for (const key of this.#dirtyServices) settle(`Service ${key}`, () => this.#computeService(key));
-    for (const key of this.#dirtyPods) settle(`Pod ${key}`, () => this.#computePod(key));
-    for (const key of this.#dirtySlices) settle(`EndpointSlice ${key}`, () => this.#computeSlice(key));
-    this.#dirtyServices.clear();
-    this.#dirtyPods.clear();
-    this.#dirtySlices.clear();
+    const settle = (kind: string, dirty: Set<string>, make: (key: string) => readonly Address[]): void => {
+      for (const key of dirty) this.#problems.push(...this.#publications.settle(`${kind} ${key}`, () => make(key)));
+      dirty.clear();
+    };
+    const tell = (problem: Problem): void => void this.#problems.push(problem);
+    const { entries } = this;
+    settle("ServiceEntry", entries.dirtyEntries, (key) => entries.computeServiceEntry(key, tell));
+    settle("Service", this.#dirtyServices, (key) => this.#computeService(key));
+    settle("Pod", this.#dirtyPods, (key) => this.#computePod(key));
+    settle("EndpointSlice", this.#dirtySlices, (key) => this.#computeSlice(key));
+    settle("WorkloadEntry", entries.dirtyWorkloads, (key) => entries.computeWorkloadEntry(key, tell));
     const { problems: unenforced, ...policies } = this.policies.flush();
     const problems = [...this.#problems, ...unenforced];
     this.#problems = [];
-    return { upserts, removes, policies, problems };
-  }
-
-  /** Publishes what an object makes now in place of what it made before. What cannot be computed stays as it was. */
-  #settle(
-    source: string,
-    make: () => readonly Address[],
-    out: { upserts: PublishedAddress[]; removes: string[] },
-  ): void {
-    let published: readonly PublishedAddress[];
-    try {
-      published = make().map(publish);
-    } catch (error) {
-      this.#problems.push({ object: source, field: "", message: messageOf(error) });
-      return;
-    }
-    const names = new Set(published.map(({ name }) => name));
-    for (const name of this.#names.get(source) ?? []) {
-      if (names.has(name)) continue;
-      this.#versions.delete(name);
-      out.removes.push(name);
-    }
-    for (const address of published) {
-      if (this.#versions.get(address.name) === address.version) continue;
-      this.#versions.set(address.name, address.version);
-      out.upserts.push(address);
-    }
-    if (names.size === 0) this.#names.delete(source);
-    else this.#names.set(source, names);
+    return { ...this.#publications.take(), policies, problems };
   }
 
   #computeService(key: string): readonly Address[] {
@@ -256,6 +241,7 @@ export class Discovery {
       const facts = this.#services.get(service)?.facts;
       return facts !== undefined && selects(facts.selector, entry.pod) ? [facts] : [];
     });
+    services.push(...this.entries.selecting(namespace, entry.pod.metadata?.labels ?? {}));
     const { waypoint, tunnel, problem } = this.#waypoints.ofWorkload(entry.pod);
     if (problem !== undefined)
       this.#problems.push({ object: `Pod ${key}`, field: "metadata.labels", message: problem });
@@ -321,7 +307,18 @@ export class Discovery {
       const facts = this.#slices.get(slice);
       if (facts !== undefined) this.#sliceChanged(slice, facts);
     }
-    for (const facts of [old, now]) if (facts !== undefined) this.#markSelected(facts);
+    for (const facts of [old, now]) {
+      if (facts === undefined) continue;
+      this.#markSelected(facts);
+      this.entries.serviceChanged(facts);
+    }
+  }
+
+  /** The Service of a hostname of the cluster. */
+  #findService(hostname: string): ServiceFacts | undefined {
+    const [name = "", namespace = ""] = hostname.split(".");
+    const facts = this.#services.get(`${namespace}/${name}`)?.facts;
+    return facts?.hostname === hostname ? facts : undefined;
   }
 
   #markSelected({ namespace, selector }: ServiceFacts): void {
@@ -364,6 +361,8 @@ export class Discovery {
       const [kind, key = ""] = user.split(" ");
       if (kind === "Pod") this.#dirtyPods.add(key);
       else if (kind === "Service") this.#dirtyServices.add(key);
+      else if (kind === "ServiceEntry") this.entries.dirtyEntries.add(key);
+      else if (kind === "WorkloadEntry") this.entries.dirtyWorkloads.add(key);
       else this.#namespaceChanged(key);
     }
   }
@@ -372,6 +371,7 @@ export class Discovery {
   #namespaceChanged(name: string): void {
     for (const key of this.#podsOfNamespace.get(name)) this.#dirtyPods.add(key);
     for (const key of this.#servicesOfNamespace.get(name)) this.#dirtyServices.add(key);
+    this.entries.namespaceChanged(name);
   }
 
   #setLocality(node: string, locality: Workload["locality"]): void {

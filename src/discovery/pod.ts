@@ -1,5 +1,5 @@
 import { findIp, type IpAddress } from "#base/ip";
-import type { Node, Pod } from "#kube";
+import type { KubeObject, Node, Pod } from "#kube";
 import { REDIRECTION_ANNOTATION } from "#model/redirection";
 import type { ApplicationTunnel, GatewayAddress, ServicePort, Workload } from "#model/workload";
 import { podUid, type Cluster, type Problem } from "./cluster.ts";
@@ -9,7 +9,7 @@ const CANONICAL_NAME_LABELS = ["service.istio.io/canonical-name", "app.kubernete
 const CANONICAL_REVISION_LABELS = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
 
 /** `http` on a pod that speaks HBONE itself, as waypoints do. */
-const TUNNEL_LABEL = "networking.istio.io/tunnel";
+export const TUNNEL_LABEL = "networking.istio.io/tunnel";
 
 const NO_METADATA: { name: string; namespace: string; labels: Labels; annotations: Labels } = {
   name: "",
@@ -35,9 +35,9 @@ export interface PodSurroundings {
   readonly policies: readonly string[];
 }
 
-/** True when the pod is selected. An empty selector selects nothing. */
-export function selects(selector: Readonly<Record<string, string>> | undefined, pod: Pod): boolean {
-  const labels = pod.metadata?.labels ?? {};
+/** True when an object is selected by its labels. No selector selects nothing. */
+export function selects(selector: Labels | undefined, object: KubeObject): boolean {
+  const labels = object.metadata?.labels ?? {};
   return selector !== undefined && Object.entries(selector).every(([name, value]) => labels[name] === value);
 }
 
@@ -84,8 +84,7 @@ export function podWorkload(pod: Pod, around: PodSurroundings): Workload | undef
     waypoint: around.waypoint,
     networkGateway: undefined,
     node: pod.spec?.nodeName ?? "",
-    canonicalName: firstOf(labels, CANONICAL_NAME_LABELS) ?? workloadName,
-    canonicalRevision: firstOf(labels, CANONICAL_REVISION_LABELS) ?? "latest",
+    ...canonicalLabels(labels, workloadName),
     workloadType: "pod", // as istiod does, whatever the owner
     workloadName,
     nativeTunnel: isNative,
@@ -97,6 +96,17 @@ export function podWorkload(pod: Pod, around: PodSurroundings): Workload | undef
     hostNetwork: pod.spec?.hostNetwork === true,
     capacity: 1,
     applicationTunnel: around.tunnel,
+  };
+}
+
+/** How a workload is named in telemetry. */
+export function canonicalLabels(
+  labels: Labels,
+  workloadName: string,
+): Pick<Workload, "canonicalName" | "canonicalRevision"> {
+  return {
+    canonicalName: firstOf(labels, CANONICAL_NAME_LABELS) ?? workloadName,
+    canonicalRevision: firstOf(labels, CANONICAL_REVISION_LABELS) ?? "latest",
   };
 }
 
@@ -124,8 +134,9 @@ function selectedPorts(pod: Pod, services: readonly ServiceFacts[]): Record<stri
   return Object.fromEntries(
     services.map(({ key, ports }) => [
       key,
-      ports.flatMap(({ servicePort, target }) => {
-        const targetPort = typeof target === "number" ? target : containerPort(pod, target);
+      ports.flatMap(({ name, servicePort, target, byName }) => {
+        const named = byName === true && name !== "" ? containerPort(pod, name) : undefined;
+        const targetPort = named ?? (typeof target === "number" ? target : containerPort(pod, target));
         return targetPort === undefined ? [] : [{ servicePort, targetPort }];
       }),
     ]),

@@ -11,7 +11,8 @@ const PREFERENCES = new Map<string, Service["loadBalancing"]["routingPreference"
   ["prefersamezone", SAME_ZONE],
   ["prefersamenode", SAME_NODE],
 ]);
-const DISTRIBUTION = "networking.istio.io/traffic-distribution";
+/** Istio's annotation for it. */
+export const DISTRIBUTION = "networking.istio.io/traffic-distribution";
 
 type KubeServicePort = NonNullable<NonNullable<KubeService["spec"]>["ports"]>[number];
 
@@ -20,6 +21,8 @@ export interface TargetedPort {
   readonly name: string;
   readonly servicePort: number;
   readonly target: number | string;
+  /** A container's port of the same name comes before `target`, as a ServiceEntry has it. */
+  readonly byName?: true;
 }
 
 /** What of a Service other objects depend on. */
@@ -118,16 +121,26 @@ function virtualIps(service: KubeService, problem: (message: string) => void): I
   });
 }
 
-/** Which endpoints are preferred. The field counts, else Istio's annotation, else that of the namespace. */
 function loadBalancing(service: KubeService, inherited: Readonly<Record<string, string>>): Service["loadBalancing"] {
-  const { internalTrafficPolicy, publishNotReadyAddresses } = service.spec ?? {};
-  const own = service.metadata?.annotations?.[DISTRIBUTION];
-  const trafficDistribution = service.spec?.trafficDistribution ?? own ?? inherited[DISTRIBUTION];
+  const { internalTrafficPolicy, publishNotReadyAddresses, trafficDistribution } = service.spec ?? {};
   const allowUnhealthy = publishNotReadyAddresses === true;
   if (internalTrafficPolicy === "Local") return { mode: "strict", routingPreference: ["node"], allowUnhealthy };
-  const routingPreference = PREFERENCES.get(trafficDistribution?.toLowerCase() ?? "");
-  if (routingPreference !== undefined) return { mode: "failover", routingPreference, allowUnhealthy };
-  return { mode: "unspecified", routingPreference: [], allowUnhealthy };
+  const annotations = service.metadata?.annotations ?? {};
+  return {
+    ...readPreference([trafficDistribution, annotations[DISTRIBUTION], inherited[DISTRIBUTION]]),
+    allowUnhealthy,
+  };
+}
+
+/** Which endpoints are preferred: the first word that is said counts, of the field, Istio's annotation, and that of the namespace. */
+export function readPreference(
+  words: readonly (string | undefined)[],
+): Pick<Service["loadBalancing"], "mode" | "routingPreference"> {
+  const word = words.find((said) => said !== undefined)?.toLowerCase();
+  const routingPreference = PREFERENCES.get(word ?? "");
+  return routingPreference === undefined
+    ? { mode: "unspecified", routingPreference: [] }
+    : { mode: "failover", routingPreference };
 }
 
 function ipFamilies(service: KubeService): Service["ipFamilies"] {

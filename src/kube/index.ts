@@ -21,6 +21,12 @@ export type { ExecRequest, ExecResult } from "./exec.ts";
 export { gatewayResources, selectsLabels, type Gateway, type GatewayClass, type LabelSelector } from "./gateway-api.ts";
 export { Informer, type InformerListener, type InformerOptions } from "./informer.ts";
 export {
+  istioNetworkingResources,
+  type ServiceEntry,
+  type WorkloadEntry,
+  type WorkloadEntrySpec,
+} from "./istio-networking.ts";
+export {
   apiVersionOf,
   objectKey,
   resourcePath,

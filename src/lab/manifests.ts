@@ -48,6 +48,7 @@ const RULES: Readonly<Record<VeilRole, Rule[]>> = {
     { apiGroups: [""], resources: ["pods", "services", "namespaces", "nodes", "serviceaccounts"], verbs: READ },
     { apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: READ },
     { apiGroups: ["gateway.networking.k8s.io"], resources: ["gateways", "gatewayclasses"], verbs: READ },
+    { apiGroups: ["networking.istio.io"], resources: ["serviceentries", "workloadentries"], verbs: READ },
     { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies", "peerauthentications"], verbs: READ },
     { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies/status"], verbs: ["patch"] },
     { apiGroups: [""], resources: ["configmaps"], verbs: [...READ, "create", "update", "patch"] },

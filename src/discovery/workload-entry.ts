@@ -1,0 +1,85 @@
+import { findIp } from "#base/ip";
+import type { KubeObject, WorkloadEntry, WorkloadEntrySpec } from "#kube";
+import { REDIRECTION_ANNOTATION } from "#model/redirection";
+import type { ServicePort, Workload } from "#model/workload";
+import type { Cluster } from "./cluster.ts";
+import { canonicalLabels, TUNNEL_LABEL } from "./pod.ts";
+import type { ServiceFacts } from "./service.ts";
+import type { WaypointChoice } from "./waypoints.ts";
+
+/** The labels of a WorkloadEntry: of its metadata and of its spec. */
+export function entryLabels({ metadata, spec }: WorkloadEntry): Readonly<Record<string, string>> {
+  return { ...metadata?.labels, ...spec?.labels };
+}
+
+/** What an endpoint that is no pod takes from other objects. */
+export interface EntrySurroundings {
+  readonly cluster: Cluster;
+  readonly uid: string;
+  /** Whose labels and annotations describe it: the WorkloadEntry, or the ServiceEntry that it is written in. */
+  readonly owner: KubeObject;
+  /** The services that it belongs to. */
+  readonly services: readonly ServiceFacts[];
+  readonly policies: readonly string[];
+  readonly waypoints: Pick<WaypointChoice, "waypoint"> & { readonly tunnel?: Workload["applicationTunnel"] };
+}
+
+/** The mesh's view of an endpoint that is no pod. */
+export function entryWorkload(spec: WorkloadEntrySpec, around: EntrySurroundings): Workload {
+  const { cluster, uid, waypoints } = around;
+  const { name, namespace, tunnelProtocol, nativeTunnel, canonical } = describe(around.owner);
+  return {
+    kind: "workload",
+    uid,
+    name,
+    namespace,
+    ...target(spec.address ?? ""),
+    network: spec.network || cluster.network,
+    tunnelProtocol,
+    trustDomain: cluster.trustDomain,
+    serviceAccount: spec.serviceAccount || "default",
+    waypoint: waypoints.waypoint,
+    networkGateway: undefined,
+    node: "",
+    ...canonical,
+    workloadType: "pod", // as istiod does
+    workloadName: name,
+    nativeTunnel,
+    services: Object.fromEntries(around.services.map((service) => [service.key, portsOf(spec, service)])),
+    authorizationPolicies: around.policies,
+    healthy: true,
+    clusterId: cluster.clusterId,
+    locality: locality(spec.locality ?? ""),
+    hostNetwork: false,
+    capacity: spec.weight || 1,
+    applicationTunnel: waypoints.tunnel,
+  };
+}
+
+/** What an endpoint takes from the object that it is described by. */
+function describe({ metadata = {} }: KubeObject) {
+  const { name = "", namespace = "", labels = {}, annotations = {} } = metadata;
+  const nativeTunnel = labels[TUNNEL_LABEL] === "http";
+  const isEnrolled = nativeTunnel || annotations[REDIRECTION_ANNOTATION] === "enabled";
+  const tunnelProtocol = isEnrolled ? ("hbone" as const) : ("none" as const);
+  return { name, namespace, tunnelProtocol, nativeTunnel, canonical: canonicalLabels(labels, name) };
+}
+
+/** An IP address, or else a hostname, which the proxy looks up when it is needed. */
+function target(address: string): Pick<Workload, "addresses" | "hostname"> {
+  const ip = findIp(address);
+  return ip === undefined ? { addresses: [], hostname: address } : { addresses: [ip], hostname: "" };
+}
+
+function locality(text: string): Workload["locality"] {
+  const [region = "", zone = "", subzone = ""] = text.split("/");
+  return { region, zone, subzone };
+}
+
+/** The ports of a service at an endpoint: where the endpoint names the port, its number; a target by name has to be named. */
+function portsOf({ ports = {} }: WorkloadEntrySpec, service: ServiceFacts): readonly ServicePort[] {
+  return service.ports.flatMap(({ name, servicePort, target }) => {
+    const targetPort = typeof target === "string" ? ports[target] : (ports[name] ?? target);
+    return targetPort === undefined ? [] : [{ servicePort, targetPort }];
+  });
+}
