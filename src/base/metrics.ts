@@ -1,4 +1,4 @@
-import { Counter, Gauge, Registry, type Metric, type OpenMetricsContentType } from "prom-client";
+import type { Counter, Metric, OpenMetricsContentType, PrometheusContentType } from "prom-client";
 
 /** What kind of metric: a counter only grows, a gauge is set, a histogram counts values up to each of its buckets' bounds. */
 export type MetricSpec = { readonly help: string; readonly labels: readonly string[] } & (
@@ -115,7 +115,9 @@ export async function renderMetrics(
   samples: readonly { name: string; labels: Record<string, string>; value: number }[],
   accept = "",
 ): Promise<{ contentType: string; body: string }> {
-  const registry = wantsOpenMetrics(accept) ? openMetricsRegistry() : new Registry();
+  const prom = await import("prom-client"); // loaded by whoever is scraped: data threads count, too, and never are
+  const registry = new prom.Registry<PrometheusContentType | OpenMetricsContentType>();
+  if (wantsOpenMetrics(accept)) registry.setContentType(prom.Registry.OPENMETRICS_CONTENT_TYPE);
   const metrics = new Map<string, Pick<Counter, "inc">>();
   for (const [name, spec] of Object.entries(table)) {
     const config = { name, help: spec.help, labelNames: [...spec.labels], registers: [registry] };
@@ -123,16 +125,10 @@ export async function renderMetrics(
       const parts = new HistogramSamples(name, spec.help);
       registry.registerMetric(parts as unknown as Metric); // what the registry uses of a metric, without counting of its own
       for (const part of ["bucket", "sum", "count"]) metrics.set(`${name}_${part}`, parts.part(part));
-    } else metrics.set(name, spec.kind === "counter" ? new Counter(config) : new Gauge(config));
+    } else metrics.set(name, spec.kind === "counter" ? new prom.Counter(config) : new prom.Gauge(config));
   }
   for (const { name, labels, value } of samples) metrics.get(name)?.inc(labels, value);
   return { contentType: registry.contentType, body: await registry.metrics() };
-}
-
-function openMetricsRegistry(): Registry<OpenMetricsContentType> {
-  const registry = new Registry<OpenMetricsContentType>();
-  registry.setContentType(Registry.OPENMETRICS_CONTENT_TYPE);
-  return registry;
 }
 
 function wantsOpenMetrics(accept: string): boolean {

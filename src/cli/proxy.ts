@@ -1,4 +1,5 @@
 import { existsSync, readFileSync } from "node:fs";
+import { flushCompileCache } from "node:module";
 import { availableParallelism } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { sleep, systemClock } from "#base/clock";
@@ -82,26 +83,22 @@ export function proxyCommand(context: CliContext, version: string): Command {
     .option("--cluster-domain <name>", "the domain of services' names", env["CLUSTER_DOMAIN"] ?? "cluster.local")
     .addOption(new Option("--child-of <pid>").argParser(wholeNumber).hideHelp())
     .action(async (flags: ProxyFlags) => {
-      if (flags.childOf === undefined) await runSupervisor(context, flags);
+      if (flags.childOf === undefined) runSupervisor(context, flags);
       else await runProxy(context, { ...flags, childOf: flags.childOf }, version);
     });
 }
 
-/** The parent: starts the process that does the work, again and again. */
-async function runSupervisor(context: CliContext, { logLevel }: ProxyFlags): Promise<void> {
-  const { supervise, UNUSABLE_EXIT } = await import("#proxy");
-  const { command, args, pid } = context.self;
-  const code = await supervise({
-    command,
-    args: [...args, "--child-of", String(pid)],
-    env: context.env,
-    clock: context.clock,
-    log: context.log("proxy-supervisor", logLevel),
-    signal: context.signal,
-    hurry: context.untilHurried(),
-  });
-  if (code !== 0) process.exitCode = code === UNUSABLE_EXIT ? 1 : code;
+/** The parent: starts the process that does the work, again and again. It turns into a process that does nothing else. */
+function runSupervisor({ become, self }: CliContext, { logLevel }: ProxyFlags): never {
+  const child = [SMALL_HEAP, ...self.args, "--child-of", String(self.pid)];
+  return become([SMALL_HEAP], "supervisor", [logLevel, ...child]);
 }
+
+/**
+ * Main threads have little to do: V8 would let the heap of their short-lived objects grow to 3 x 16 MiB while they load,
+ * and keep it. Data threads have a size of their own (proxy/worker-port.ts).
+ */
+const SMALL_HEAP = "--max-semi-space-size=2";
 
 /** The child: the data path itself. */
 async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: number }, version: string): Promise<void> {
@@ -152,6 +149,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: numb
     hurry: context.untilHurried(),
   });
   const signal = AbortSignal.any([context.signal, stop.signal]);
+  flushCompileCache(); // who is killed writes none at its end: the next process is to find what this one has compiled
   // Everything is loaded: from here on it takes a word of the supervisor, not the start of a program.
   if (!(await whenTold(process.stdin, signal))) process.exit(0);
   try {

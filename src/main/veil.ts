@@ -1,43 +1,34 @@
 import { readFileSync } from "node:fs";
+import { flushCompileCache } from "node:module";
+import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { CommanderError } from "commander";
 import { systemClock } from "#base/clock";
 import { explain, findCodedError } from "#base/errors";
 import { createLog } from "#base/log";
 import { buildProgram, type CliContext } from "#cli";
+import { INTERRUPTED, stopOnSignals } from "./signals.ts";
 
-/** Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. */
+/** Exit codes beside 0, done, and {@link INTERRUPTED}. */
 const FAILED = 1;
 const USAGE = 2;
-const INTERRUPTED = 130;
-
-const stop = new AbortController();
-const hurry = new AbortController();
-let takesHurry = false;
-for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  process.on(signal, () => {
-    if (!stop.signal.aborted) {
-      process.exitCode = signal === "SIGINT" ? INTERRUPTED : 0;
-      stop.abort(new Error(`stopped by ${signal}`));
-      return;
-    }
-    if (!takesHurry || hurry.signal.aborted) process.exit(INTERRUPTED); // asked twice: leave at once
-    process.exitCode = INTERRUPTED;
-    hurry.abort(new Error(`stopped at once by ${signal}`));
-  });
-}
 
 const root = new URL("../../", import.meta.url);
+const { stop, untilHurried } = stopOnSignals();
 const context: CliContext = {
   env: process.env,
-  signal: stop.signal,
-  untilHurried: () => {
-    takesHurry = true;
-    return hurry.signal;
-  },
+  signal: stop,
+  untilHurried,
   clock: systemClock(),
   program: fileURLToPath(new URL("bin/veil", root)),
-  self: { command: process.execPath, args: [...process.execArgv, ...process.argv.slice(1)], pid: process.pid },
+  self: { args: [...process.execArgv, ...process.argv.slice(1)], pid: process.pid },
+  become: (flags, entry, args) => {
+    flushCompileCache();
+    const file = fileURLToPath(new URL(`./${entry}${extname(import.meta.filename)}`, import.meta.url));
+    const line = [process.execPath, ...flags, ...process.execArgv, file, ...args];
+    if (process.execve === undefined) throw new Error("this Node cannot replace a process");
+    return process.execve(process.execPath, line, process.env);
+  },
   out: (text) => void process.stdout.write(text),
   note: (text) => void process.stderr.write(text),
   interactive: process.stderr.isTTY,
@@ -54,7 +45,7 @@ try {
 
 function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
-  if (stop.signal.aborted) return INTERRUPTED;
+  if (stop.aborted) return INTERRUPTED;
   context.note(`veil: ${explain(error)}\n`);
   const isUnknown = findCodedError(error) === undefined;
   if (isUnknown && error instanceof Error && context.env["VEIL_DEBUG"] !== undefined) {

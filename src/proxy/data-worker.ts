@@ -1,3 +1,4 @@
+import { flushCompileCache } from "node:module";
 import { parentPort, workerData } from "node:worker_threads";
 import { systemClock } from "#base/clock";
 import { systemRandom } from "#base/random";
@@ -18,6 +19,8 @@ const thread = new DataThread({
     port.postMessage(message);
   },
 });
+// Who is killed writes no cache at its end: the next process is to find what this one has compiled.
+flushCompileCache();
 port.on("message", (message: ToThread) => {
   thread.handle(message);
 });

@@ -1,4 +1,3 @@
-import { existsSync } from "node:fs";
 import {
   copyPlain,
   HbonePool,
@@ -72,9 +71,6 @@ export interface Network {
   createServer(options: Omit<HboneServerOptions, "onTunnel"> & { onTunnel: (tunnel: PodTunnel) => void }): PodServer;
   createDns(options: PodDnsOptions): PodNames;
 }
-
-/** All addresses of both families, or of IPv4 where the kernel was started without IPv6. */
-export const ANY_ADDRESS = existsSync("/proc/net/if_inet6") ? "::" : "0.0.0.0";
 
 /** The real one. */
 export const kernelNetwork: Network = {

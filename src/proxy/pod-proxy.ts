@@ -2,11 +2,12 @@ import type { CodedError } from "#base/errors";
 import { findCodedError, messageOf } from "#base/errors";
 import type { PoolPeer } from "#hbone";
 import type { Netns, TcpListener } from "#linux";
+import { ANY_ADDRESS } from "./any-address.ts";
 import { INBOUND_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import { createPodDns } from "./dns.ts";
 import { carryPlaintext, carryTunnel, recordRejected } from "./inbound.ts";
-import { ANY_ADDRESS, type PodNames, type PodPool, type PodServer, type PodSocket } from "./network.ts";
+import type { PodNames, PodPool, PodServer, PodSocket } from "./network.ts";
 import { carryOutbound } from "./outbound.ts";
 import { Connections, type PodContext, type ServedPod, type ThreadContext } from "./pod-context.ts";
 

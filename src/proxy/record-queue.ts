@@ -17,7 +17,8 @@ export class RecordQueue {
   readonly #clock: Clock;
   #waiting: string[] = [];
   #isSending = false;
-  #cancelTimer: (() => void) | undefined;
+  #cancel: (() => void) | undefined;
+  #lastMs = -Infinity;
   #dropped = 0;
   /** How many of those no line tells of yet. */
   #untold = 0;
@@ -68,18 +69,29 @@ export class RecordQueue {
     return lines;
   }
 
+  /** At once after a pause, else once per {@link GATHER_MS}: a single connection is told of without delay. */
   #schedule(): void {
     if (this.#isSending || this.#waiting.length === 0) return;
     if (this.#waiting.length >= GATHER_LINES) this.#sendBatch();
-    else
-      this.#cancelTimer ??= this.#clock.after(GATHER_MS, () => {
-        this.#sendBatch();
-      });
+    else this.#cancel ??= this.#later();
+  }
+
+  #later(): () => void {
+    const restMs = this.#lastMs + GATHER_MS - this.#clock.monotonic();
+    const send = (): void => {
+      this.#sendBatch();
+    };
+    if (restMs > 0) return this.#clock.after(restMs, send);
+    const immediate = setImmediate(send);
+    return () => {
+      clearImmediate(immediate);
+    };
   }
 
   #sendBatch(): void {
-    this.#cancelTimer?.();
-    this.#cancelTimer = undefined;
+    this.#cancel?.();
+    this.#cancel = undefined;
+    this.#lastMs = this.#clock.monotonic();
     const lines = this.#take();
     this.#isSending = lines.length > 0; // none: flushed meanwhile
     if (this.#isSending) this.#send(lines);

@@ -195,7 +195,7 @@ function removeNamespaces(): void {
     const [name = ""] = line.split(" ");
     const pid = /^vt-proxy-(\d+)-/.exec(name)?.[1];
     if (pid === undefined || (!name.startsWith(PREFIX) && existsSync(`/proc/${pid}`))) continue;
-    ip("netns", "del", name);
+    spawnSync("ip", ["netns", "del", name]); // another run may be as quick with those of a third
     rmSync(`/etc/netns/${name}`, { recursive: true, force: true }); // files of its own that a test gave it
   }
 }
