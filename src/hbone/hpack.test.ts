@@ -60,6 +60,38 @@ test("RFC 7541 C.6: answers with Huffman and a table of 256 bytes that evicts", 
   assert.deepEqual(decodeHex(decoder, third), [...head, ...location, ...cookie]);
 });
 
+/** A literal that goes into the table, name and value of 7-bit lengths. */
+function indexed(name: string, value: string): string {
+  const text = (part: string): string => Buffer.from([part.length, ...Buffer.from(part)]).toString("hex");
+  return `40${text(name)}${text(value)}`;
+}
+
+test("the table evicts the oldest when a newer one needs its room, and everything for one that is larger than itself", () => {
+  const decoder = new HpackDecoder(LIMIT);
+  const value = "v".repeat(100);
+  // An entry costs 32 + 2 + 100 bytes: 30 of them fit into 4,096.
+  for (let i = 0; i < 31; i++) decodeHex(decoder, indexed(`a${i % 10}`, value));
+  assert.deepEqual(decodeHex(decoder, "be"), ["a0", value], "the newest is 62");
+  assert.deepEqual(decodeHex(decoder, "db"), ["a1", value], "the oldest is the second that was added");
+  assert.throws(() => decodeHex(new HpackDecoder(LIMIT), "dc"), /index 92/);
+  const huge = Buffer.concat([Buffer.from("4001617fe11f", "hex"), Buffer.alloc(4192, "b")]);
+  assert.equal(decoder.decode(huge, 0, huge.length)[1]?.length, 4192);
+  assert.throws(() => decodeHex(decoder, "be"), { code: "HBONE_COMPRESSION", message: /index 62/ });
+});
+
+test("size updates evict, come in twos, and make room again", () => {
+  const decoder = new HpackDecoder(LIMIT);
+  decodeHex(decoder, indexed("a", "1") + indexed("b", "2") + indexed("c", "3"));
+  assert.deepEqual(decodeHex(decoder, "3f25be"), ["c", "3"], "68 bytes hold two entries of 34 bytes");
+  assert.deepEqual(decodeHex(decoder, "bf"), ["b", "2"]);
+  decodeHex(decoder, `20${"3fe11f"}${indexed("d", "4")}`);
+  assert.deepEqual(decodeHex(decoder, "be"), ["d", "4"], "emptied, then as large as ever");
+  assert.throws(() => decodeHex(decoder, "bf"), { code: "HBONE_COMPRESSION" });
+  const empty = new HpackDecoder(LIMIT);
+  decodeHex(empty, `20${indexed("e", "5")}`);
+  assert.throws(() => decodeHex(empty, "be"), { code: "HBONE_COMPRESSION" }, "nothing fits into nothing");
+});
+
 test("each broken rule of a header block is an error of its own text", () => {
   const cases: [string, RegExp][] = [
     ["80", /index 0/],

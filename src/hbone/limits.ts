@@ -21,7 +21,7 @@ export interface HboneLimits {
   /** Largest header list of a request, and of an answer. */
   readonly serverHeaderBytes: number;
   readonly clientHeaderBytes: number;
-  /** What a peer may cost in 10 s that carries nothing: 1 for a frame, 10 for a stream. */
+  /** What a peer may cost in 10 s that carries nothing: 1 for a frame, 2 for a stream. */
   readonly nuisancePoints: number;
   /** Connections that may wait for one handshake. */
   readonly waitingPerPeer: number;

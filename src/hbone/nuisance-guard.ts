@@ -5,8 +5,11 @@ import { hboneError } from "./errors.ts";
 const WINDOW_MS = 10_000;
 /** What a frame costs that is dealt with where it is read. */
 const FRAME_POINTS = 1;
-/** What a stream costs that came to nothing: a request was read, perhaps a connection begun and given up. */
-const STREAM_POINTS = 10;
+/**
+ * What a stream costs that came to nothing: a request was read, perhaps a connection begun and given up. Applications that
+ * give up on a hung one do this, too, hundreds of times a second: ending their session would end other tunnels with it.
+ */
+const STREAM_POINTS = 2;
 /** What a tunnel that came to be makes up for: its peer may send a few frames without use with each. */
 const RELIEF_POINTS = 4;
 
