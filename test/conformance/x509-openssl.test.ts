@@ -9,12 +9,15 @@ import {
   checkPeerLeaf,
   createCsr,
   createKeyPair,
+  findPath,
   formatPrivateKey,
   issueCertificate,
   keyPairSigner,
   parseCertificates,
+  parseCrls,
   parseCsr,
   parsePrivateKey,
+  RevocationLists,
   verifyPath,
   type Certificate,
   type CertificatePurpose,
@@ -271,6 +274,36 @@ test("a chain and a key made by openssl alone are read, verified and used for si
   assert.ok(certificate);
   verifyPath([certificate], [certificate], { nowMs: now + 60_000, place: "o.pem" });
   assert.equal(parsePrivateKey(readFileSync(file("o.key"), "utf8"), "o.key").algorithm, "ecdsa-p384");
+});
+
+test("revocation lists made by openssl revoke what it has revoked, in PEM and in DER, and nothing else", () => {
+  const made = (name: string, ...args: readonly string[]): Certificate => {
+    const key = ["-newkey", "rsa:2048", "-nodes", "-keyout", `${name}.key`, "-subj", `/CN=${name}`, "-days", "2"];
+    openssl("req", "-x509", ...key, "-out", `${name}.pem`, ...args);
+    const [certificate] = parseCertificates(readFileSync(file(`${name}.pem`), "utf8"), name);
+    assert.ok(certificate);
+    return certificate;
+  };
+  const authority = made("crl-ca", "-addext", "keyUsage=critical,keyCertSign,cRLSign");
+  const [revoked, good] = ["bad", "good"].map((name) => made(name, "-CA", "crl-ca.pem", "-CAkey", "crl-ca.key"));
+  assert.ok(revoked && good);
+  writeFileSync(file("index.txt"), "");
+  writeFileSync(file("number"), "01\n");
+  const lines = ["[ca]", "default_ca=own", "[own]", "database=index.txt", "crlnumber=number", "default_md=sha384"];
+  writeFileSync(file("ca.conf"), [...lines, "default_crl_days=1", "crl_extensions=ext", "[ext]", ""].join("\n"));
+  const ca = ["ca", "-config", "ca.conf", "-cert", "crl-ca.pem", "-keyfile", "crl-ca.key"];
+  openssl(...ca, "-revoke", "bad.pem", "-crl_reason", "keyCompromise");
+  openssl(...ca, "-gencrl", "-out", "list.pem");
+  openssl("crl", "-in", "list.pem", "-outform", "DER", "-out", "list.der");
+  for (const name of ["list.pem", "list.der"]) {
+    const lists = new RevocationLists(parseCrls(readFileSync(file(name)), name));
+    const isRevoked = ({ openssl: leaf }: Certificate): boolean => {
+      const path = findPath([leaf], [authority.openssl]);
+      assert.ok(path);
+      return lists.findRevoked(path) !== undefined;
+    };
+    assert.deepEqual([isRevoked(revoked), isRevoked(good)], [true, false], name);
+  }
 });
 
 /** An authority whose key openssl may use. */
