@@ -1,5 +1,5 @@
 import { resources, type KubeObject, type PodTemplateSpec, type ResourceRef } from "#kube";
-import { POLICY_KINDS } from "./policy-kinds.ts";
+import { NETWORKING_KINDS, POLICY_KINDS } from "./istio-kinds.ts";
 import { POD_NETNS_FOLDER, POD_RANGE, SERVICE_RANGE } from "./layout.ts";
 
 /** Where Veil is installed. */
@@ -76,7 +76,7 @@ export function veilManifests(values: InstallValues): Manifest[] {
   const roles: readonly VeilRole[] = ["controller", "agent", "proxy"];
   return [
     manifest(resources.namespaces, { metadata: { name: VEIL_NAMESPACE } }),
-    ...POLICY_KINDS.map((kind) => manifest(resources.customResourceDefinitions, kind)),
+    ...[...POLICY_KINDS, ...NETWORKING_KINDS].map((kind) => manifest(resources.customResourceDefinitions, kind)),
     ...roles.flatMap(accountOf),
     ...roles.flatMap(accessInside),
     controllerService(),

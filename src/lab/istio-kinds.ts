@@ -54,12 +54,51 @@ const peerAuthentication = object({
  * Istio's (`security.istio.io`), so that manifests written for it apply as they are.
  */
 export const POLICY_KINDS: readonly CustomResourceDefinition[] = [
-  definition("AuthorizationPolicy", "authorizationpolicies", authorizationPolicy),
-  definition("PeerAuthentication", "peerauthentications", peerAuthentication),
+  definition(
+    "security.istio.io",
+    { kind: "AuthorizationPolicy", plural: "authorizationpolicies" },
+    authorizationPolicy,
+  ),
+  definition("security.istio.io", { kind: "PeerAuthentication", plural: "peerauthentications" }, peerAuthentication),
 ];
 
-function definition(kind: string, plural: string, spec: object): CustomResourceDefinition {
-  const group = "security.istio.io";
+const number = { type: "integer" } as const;
+const workload = object({
+  address: text,
+  ports: { type: "object", additionalProperties: number },
+  labels,
+  network: text,
+  locality: text,
+  weight: number,
+  serviceAccount: text,
+});
+const port = object({ number, name: text, protocol: text, targetPort: number }, ["number", "name"]);
+const service = object(
+  {
+    hosts: texts,
+    addresses: texts,
+    ports: list(port),
+    location: { type: "string", enum: ["MESH_EXTERNAL", "MESH_INTERNAL"] },
+    resolution: { type: "string", enum: ["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"] },
+    endpoints: list(workload),
+    workloadSelector: object({ labels }),
+    exportTo: texts,
+    subjectAltNames: texts,
+  },
+  ["hosts"],
+);
+
+/** The kinds in which users name services and workloads that are no Kubernetes objects (`networking.istio.io`). */
+export const NETWORKING_KINDS: readonly CustomResourceDefinition[] = [
+  definition("networking.istio.io", { kind: "ServiceEntry", plural: "serviceentries" }, service),
+  definition("networking.istio.io", { kind: "WorkloadEntry", plural: "workloadentries" }, workload),
+];
+
+function definition(
+  group: string,
+  { kind, plural }: { readonly kind: string; readonly plural: string },
+  spec: object,
+): CustomResourceDefinition {
   const status = { type: "object", "x-kubernetes-preserve-unknown-fields": true };
   const version = (name: string) => ({
     name,
