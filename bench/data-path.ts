@@ -85,38 +85,45 @@ function say(row: string, run: number, { name, figures }: { name: string; figure
   process.stderr.write(`${row} ${run + 1}/${runs} ${name}: ${text.join(", ")}\n`);
 }
 
-async function measure(worlds: readonly World[]): Promise<Outcome[]> {
-  const outcomes: Outcome[] = [];
-  for (const name of flags.rows.split(",")) {
-    const row = rows[name];
-    if (row === undefined) throw new Error(`no row ${name}; there are ${Object.keys(rows).join(", ")}`);
-    const all = new Map(worlds.map((world) => [world.name, [] as Figures[]]));
-    for (let at = 0; at < (row.once === true ? 1 : runs); at++) {
-      for (const world of worlds) {
-        const figures = await row.measure(world.place, seconds).catch((error: Error) => {
-          process.stderr.write(`${name} ${world.name}: ${error.message}\n`);
-          return undefined;
-        });
-        if (figures === undefined) continue;
-        all.get(world.name)?.push(figures);
-        say(name, at, { name: world.name, figures });
-      }
+/** Measures one row with all variants. */
+async function measure(name: string, worlds: readonly World[]): Promise<Outcome[]> {
+  const row = rows[name];
+  if (row === undefined) throw new Error(`no row ${name}; there are ${Object.keys(rows).join(", ")}`);
+  const all = new Map(worlds.map((world) => [world.name, [] as Figures[]]));
+  for (let at = 0; at < Math.min(runs, row.mostRuns ?? runs); at++) {
+    for (const world of worlds) {
+      const figures = await row.measure(world.place, seconds).catch((error: Error) => {
+        process.stderr.write(`${name} ${world.name}: ${error.message}\n`);
+        return undefined;
+      });
+      if (figures === undefined) continue;
+      all.get(world.name)?.push(figures);
+      say(name, at, { name: world.name, figures });
     }
-    for (const [variant, measured] of all)
-      if (measured.length > 0) outcomes.push({ row: name, variant, runs: measured });
   }
-  return outcomes;
+  return [...all].flatMap(([variant, measured]) =>
+    measured.length > 0 ? [{ row: name, variant, runs: measured }] : [],
+  );
+}
+
+/** After each row, so that a run that is broken off leaves what it has. */
+function save(report: Report): void {
+  if (flags.out === "") return;
+  const file = (extension: string): string => join(import.meta.dirname, "results", `${flags.out}.${extension}`);
+  writeFileSync(file("md"), formatTable(report));
+  writeFileSync(file("json"), `${JSON.stringify(report, undefined, 1)}\n`);
+  writeFileSync(file("svg"), drawPlot(report));
 }
 
 const worlds: World[] = [];
+/** One after the other: each removes what runs that have ended left behind. */
 async function clear(): Promise<void> {
-  await Promise.all(
-    worlds.map(async ({ child }) => {
-      const gone = once(child, "exit");
-      child.stdin?.end();
-      await gone;
-    }),
-  );
+  for (const { child } of worlds.splice(0)) {
+    if (child.exitCode !== null || child.signalCode !== null) continue;
+    const gone = once(child, "exit");
+    child.stdin?.end();
+    await gone;
+  }
 }
 process.once("SIGINT", () => void clear().then(() => process.exit(130)));
 process.once("SIGTERM", () => void clear().then(() => process.exit(143)));
@@ -128,20 +135,15 @@ try {
   }
   await settle(worlds);
   const startMs = performance.now();
-  const outcomes = await measure(worlds);
-  const command = `node --conditions=veil-source bench/data-path.ts ${process.argv
-    .slice(2)
-    .map((word) => (word === flags.ztunnel ? "PATH" : word))
-    .join(" ")}`;
-  const report: Report = { command, minutes: (performance.now() - startMs) / 60_000, outcomes };
-  const text = formatTable(report);
-  process.stdout.write(text);
-  if (flags.out !== "") {
-    const file = (extension: string): string => join(import.meta.dirname, "results", `${flags.out}.${extension}`);
-    writeFileSync(file("md"), text);
-    writeFileSync(file("json"), `${JSON.stringify(report, undefined, 1)}\n`);
-    writeFileSync(file("svg"), drawPlot(report));
+  const words = process.argv.slice(2).map((word) => (word === flags.ztunnel ? "PATH" : word));
+  const command = `node --conditions=veil-source bench/data-path.ts ${words.join(" ")}`;
+  let report: Report = { command, minutes: 0, outcomes: [] };
+  for (const name of flags.rows.split(",")) {
+    const outcomes = [...report.outcomes, ...(await measure(name, worlds))];
+    report = { command, minutes: (performance.now() - startMs) / 60_000, outcomes };
+    save(report);
   }
+  process.stdout.write(formatTable(report));
 } finally {
   await clear();
 }

@@ -35,7 +35,7 @@ function tls(kind: "Upstream" | "Downstream", { clientPem, serverPem, rootsPem }
   const pem = readFileSync(kind === "Upstream" ? clientPem : serverPem, "utf8");
   const common = {
     alpn_protocols: ["h2"],
-    tls_params: { tls_minimum_protocol_version: "TLSv1_3" },
+    tls_params: { tls_minimum_protocol_version: "TLSv1_3", tls_maximum_protocol_version: "TLSv1_3" },
     tls_certificates: [{ certificate_chain: { inline_string: pem }, private_key: { inline_string: pem } }],
     validation_context: { trusted_ca: { inline_string: readFileSync(rootsPem, "utf8") } },
   };

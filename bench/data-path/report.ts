@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { cpus } from "node:os";
+import { cpus, loadavg } from "node:os";
 import { rows, type Figures } from "./rows.ts";
 
 /** All measurements of one row with one variant. */
@@ -51,7 +51,7 @@ export function formatTable({ command, minutes, outcomes }: Report): string {
   const lines = [
     "# The data path against its peers",
     "",
-    `\`${command.trim()}\` on ${machine()}; ${minutes.toFixed(0)} minutes.`,
+    `\`${command.trim()}\` on ${machine()}; ${minutes.toFixed(0)} minutes, load average at their end ${loadavg()[1]?.toFixed(1)}.`,
     `Medians; variants interleaved. Ratios are to ${reference} in the same run: of the first figure, and of CPU of both sides.`,
     "`veil` has one data thread, `veil2` two and two pods on each node; `ztunnel` two workers; `envoy` two; `haproxy` one.",
     "",
