@@ -16,10 +16,6 @@ export interface CliContext {
   readonly clock: Clock;
   /** Absolute path of the program's start script, for starting other roles with it. */
   readonly program: string;
-  /** This very command, for starting it again as a child: arguments of Node and of the program as they were given. */
-  readonly self: { readonly args: readonly string[]; readonly pid: number };
-  /** Turns this process, under its pid, into another entry point (`src/main/ENTRY`), with these flags of Node before it. */
-  readonly become: (flags: readonly string[], entry: "supervisor", args: readonly string[]) => never;
   /** Writes to standard output: what was asked for. */
   readonly out: (text: string) => void;
   /** Writes to standard error: progress and remarks. */

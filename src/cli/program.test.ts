@@ -20,8 +20,6 @@ function build(): { program: Command; said: () => string } {
     untilHurried: () => new AbortController().signal,
     clock: systemClock(),
     program: "/veil",
-    self: { args: [], pid: 1 },
-    become: () => assert.fail("no test turns into something else"),
     out: write,
     note: write,
     interactive: false,

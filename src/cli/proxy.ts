@@ -32,7 +32,7 @@ interface ProxyFlags {
   readonly dnsCapture: boolean;
   readonly clusterDomain: string;
   /** Set in the process that does the work: the pid of its supervisor. */
-  readonly childOf: number | undefined;
+  readonly childOf: number;
 }
 
 /** `veil proxy`: the data path of a node. */
@@ -81,27 +81,14 @@ export function proxyCommand(context: CliContext, version: string): Command {
         .default(true),
     )
     .option("--cluster-domain <name>", "the domain of services' names", env["CLUSTER_DOMAIN"] ?? "cluster.local")
-    .addOption(new Option("--child-of <pid>").argParser(wholeNumber).hideHelp())
+    .addOption(new Option("--child-of <pid>").argParser(wholeNumber).hideHelp().makeOptionMandatory())
     .action(async (flags: ProxyFlags) => {
-      if (flags.childOf === undefined) runSupervisor(context, flags);
-      else await runProxy(context, { ...flags, childOf: flags.childOf }, version);
+      await runProxy(context, flags, version);
     });
 }
 
-/** The parent: starts the process that does the work, again and again. It turns into a process that does nothing else. */
-function runSupervisor({ become, self }: CliContext, { logLevel }: ProxyFlags): never {
-  const child = [SMALL_HEAP, ...self.args, "--child-of", String(self.pid)];
-  return become([SMALL_HEAP], "supervisor", [logLevel, ...child]);
-}
-
-/**
- * Main threads have little to do: V8 would let the heap of their short-lived objects grow to 3 x 16 MiB while they load,
- * and keep it. Data threads have a size of their own (proxy/worker-port.ts).
- */
-const SMALL_HEAP = "--max-semi-space-size=2";
-
-/** The child: the data path itself. */
-async function runProxy(context: CliContext, flags: ProxyFlags & { childOf: number }, version: string): Promise<void> {
+/** The data path itself, in a child of the supervisor (main/supervisor.ts). */
+async function runProxy(context: CliContext, flags: ProxyFlags, version: string): Promise<void> {
   const { dieWithParent } = await import("#linux");
   if (!dieWithParent(flags.childOf)) return;
   const { createProxy, LineOutput, proxyConfig, whenTold, DEFAULT_CLUSTER_RANGES, UNUSABLE_EXIT } =

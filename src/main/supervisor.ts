@@ -1,27 +1,37 @@
 import { flushCompileCache } from "node:module";
 import { systemClock } from "#base/clock";
+import { explain } from "#base/errors";
 import { createLog, LOG_LEVELS } from "#base/log";
 import { supervise, UNUSABLE_EXIT } from "#proxy";
 import { stopOnSignals } from "./signals.ts";
 
+// The supervisor of `veil proxy`: starts this very command as its children, which know by one more flag that they are.
+
 /**
- * What `veil proxy` turns into once its flags have been read: the supervisor alone, in a process that has loaded nothing
- * else. Its arguments: the level of its log, then those of the children.
+ * Main threads have little to do: V8 would let the heap of their short-lived objects grow to 3 x 16 MiB while they load,
+ * and keep it. Data threads have a size of their own (proxy/worker-port.ts).
  */
-const [level, ...args] = process.argv.slice(2);
+const SMALL_HEAP = "--max-semi-space-size=2";
 
 const { stop, untilHurried } = stopOnSignals();
+const given = /--log-level[= ](\w+)/.exec(process.argv.join(" "))?.[1]; // a wrong one is the child's to refuse
+const log = createLog(
+  "proxy-supervisor",
+  LOG_LEVELS.find((level) => level === given),
+);
 flushCompileCache(); // see cli/proxy.ts
-const code = await supervise({
-  command: process.execPath,
-  args,
-  env: process.env,
-  clock: systemClock(),
-  log: createLog(
-    "proxy-supervisor",
-    LOG_LEVELS.find((known) => known === level),
-  ),
-  signal: stop,
-  hurry: untilHurried(),
-});
-if (code !== 0) process.exitCode = code === UNUSABLE_EXIT ? 1 : code;
+try {
+  const code = await supervise({
+    command: process.execPath,
+    args: [SMALL_HEAP, ...process.execArgv, ...process.argv.slice(1), "--child-of", String(process.pid)],
+    env: process.env,
+    clock: systemClock(),
+    log,
+    signal: stop,
+    hurry: untilHurried(),
+  });
+  if (code !== 0) process.exitCode = code === UNUSABLE_EXIT ? 1 : code;
+} catch (error) {
+  process.stderr.write(`veil: ${explain(error)}\n`);
+  process.exitCode = 1;
+}

@@ -111,6 +111,9 @@ describe("the supervisor", () => {
       assert.equal(await run(child(file, `exit ${UNUSABLE_EXIT}`), systemClock(), never), UNUSABLE_EXIT);
       assert.equal(said(), "+!");
     });
+    await withFile(async (file) => {
+      assert.equal(await run(child(file, "exit 2"), systemClock(), never), 2, "its flags are wrong");
+    });
     await withFile(async (file, said) => {
       const stop = new AbortController();
       const work = `case $(wc -c < ${file}) in 2) exit 1;; 4) exit ${UNUSABLE_EXIT};; esac; ${UNTIL_TERM}`;

@@ -19,6 +19,8 @@ export interface SupervisorOptions {
 
 /** Exit code of a child that cannot serve for a reason that another try does not mend, such as a taken port. */
 export const UNUSABLE_EXIT = 78;
+/** Exit code of a child whose flags are wrong; it has said so. */
+const USAGE_EXIT = 2;
 
 /** A child that lived shorter is not replaced at once: the next one would fail for the same reason. */
 const SHORT_LIFE_MS = 2_000;
@@ -35,7 +37,7 @@ const GO = "go\n";
  *     prepared ── "go" ──▶ at work ── dies ──▶ the prepared one becomes the one at work; another is prepared
  *
  * Resolves with the exit code of the child at work when that has ended after the signal, when it has ended with 0 (it was
- * asked to quit), or when the very first one ended with {@link UNUSABLE_EXIT}.
+ * asked to quit), or when the very first one ended with {@link UNUSABLE_EXIT} or with 2 (wrong flags).
  */
 export async function supervise(options: SupervisorOptions): Promise<number> {
   const { clock, log, signal, hurry } = options;
@@ -52,7 +54,8 @@ export async function supervise(options: SupervisorOptions): Promise<number> {
       throw error;
     });
     const livedMs = Math.round(clock.monotonic() - startMs);
-    const isOver = signal.aborted || end.code === 0 || (isFirst && end.code === UNUSABLE_EXIT);
+    const isHopeless = isFirst && (end.code === UNUSABLE_EXIT || end.code === USAGE_EXIT);
+    const isOver = signal.aborted || end.code === 0 || isHopeless;
     if (!isOver) {
       pauseMs = livedMs >= SHORT_LIFE_MS ? 0 : Math.min(LONGEST_PAUSE_MS, Math.max(FIRST_PAUSE_MS, 2 * pauseMs));
       log.error({ ...end, livedMs, pauseMs }, "data path process ended: the next one takes over");
