@@ -4,4 +4,4 @@
  */
 const [, , command, ...flags] = process.argv;
 const isSupervisor = command === "proxy" && !flags.some((flag) => /^(--child-of|--help|-h)(=|$)/.test(flag));
-await (isSupervisor ? import("./supervisor.ts") : import("./command.ts"));
+await(isSupervisor ? import("./supervisor.ts") : import("./command.ts"));
