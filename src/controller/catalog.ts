@@ -18,6 +18,7 @@ import {
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION, type ResourceCache } from "#xds";
 import { controllerMetrics } from "./metrics.ts";
 import { PolicyStatuses } from "./policy-statuses.ts";
+import { ProblemEvents } from "./problem-events.ts";
 
 /** Changes are collected for this long after the first, then published together. */
 const BATCH_MS = 2;
@@ -54,6 +55,7 @@ export class Catalog implements Service {
   readonly #discovery: Discovery;
   readonly #informers: Informers;
   readonly #statuses: PolicyStatuses;
+  readonly #events: ProblemEvents;
   readonly #onFresh = new Set<() => void>();
   readonly #onFlush = new Set<() => void>();
   #complete = false;
@@ -92,6 +94,7 @@ export class Catalog implements Service {
       ...this.#followEntries(discovery),
     ];
     this.#statuses = new PolicyStatuses(options);
+    this.#events = new ProblemEvents(options);
   }
 
   /** True once everything that the API had was published. Stays true. */
@@ -271,8 +274,9 @@ export class Catalog implements Service {
 
   #report(problems: readonly Problem[]): void {
     this.#metrics.bind("veil_controller_object_problems_total", {}).value += problems.length;
-    for (const problem of problems.slice(0, MAX_LOGGED_PROBLEMS)) {
-      this.#options.log.warn({ ...problem }, "part of an object cannot be used");
+    this.#events.take(problems);
+    for (const { object, field, message } of problems.slice(0, MAX_LOGGED_PROBLEMS)) {
+      this.#options.log.warn({ object, field, message }, "part of an object cannot be used");
     }
   }
 }

@@ -1,3 +1,5 @@
+import type { ObjectMeta } from "#kube";
+
 /** What is the same for everything in a cluster. */
 export interface Cluster {
   /** For example `Kubernetes`; the first part of workload uids. */
@@ -18,6 +20,8 @@ export interface Problem {
   /** Path of the field. */
   readonly field: string;
   readonly message: string;
+  /** The object itself, where its author is to be told on it. */
+  readonly about?: { readonly apiVersion: string; readonly kind: string; readonly metadata: ObjectMeta };
 }
 
 /** The uid of a pod's workload. */

@@ -16,6 +16,8 @@ import type { ServiceFacts } from "./service.ts";
 import { Waypoints } from "./waypoints.ts";
 import { entryLabels, entryWorkload } from "./workload-entry.ts";
 
+const API_VERSION = "networking.istio.io/v1";
+
 /** What Istio's entries look at, and tell, of the other objects. */
 export interface EntryWorld {
   readonly cluster: Cluster;
@@ -122,10 +124,12 @@ export class Entries {
   }
 
   /** What a ServiceEntry makes. */
-  computeServiceEntry(key: string, problem: (problem: Problem) => void): readonly Address[] {
+  computeServiceEntry(key: string, tell: (problem: Problem) => void): readonly Address[] {
     const found = this.#entries.get(key);
     if (found === undefined) return [];
     const { entry, facts } = found;
+    const about = { apiVersion: API_VERSION, kind: "ServiceEntry", metadata: entry.metadata ?? {} };
+    const problem = (one: Problem): void => tell({ ...one, about });
     const { cluster, waypoints } = this.#world;
     const choice = waypoints.ofService(entry);
     const object = `ServiceEntry ${key}`;
@@ -146,9 +150,11 @@ export class Entries {
   }
 
   /** What a WorkloadEntry makes. */
-  computeWorkloadEntry(key: string, problem: (problem: Problem) => void): readonly Address[] {
+  computeWorkloadEntry(key: string, tell: (problem: Problem) => void): readonly Address[] {
     const entry = this.#workloads.get(key);
     if (entry === undefined) return [];
+    const about = { apiVersion: API_VERSION, kind: "WorkloadEntry", metadata: entry.metadata ?? {} };
+    const problem = (one: Problem): void => tell({ ...one, about });
     const { cluster, waypoints } = this.#world;
     const object = `WorkloadEntry ${key}`;
     const address = entry.spec?.address ?? "";

@@ -157,6 +157,18 @@ describe("names in a lab", () => {
     assert.equal(entry?.rcode, "NXDOMAIN");
   });
 
+  it("of an entry say on the entry what of it is not carried", async () => {
+    const ports = [
+      { number: 53, name: "dns", protocol: "UDP" },
+      { number: 80, name: "http", protocol: "HTTP" },
+    ];
+    await lab.apply([entry("odd", { hosts: ["odd.example.com"], addresses: ["240.240.0.3"], ports })]);
+    await eventually("an event", async () => {
+      const events = await lab.kubectl("-n", "shop", "get", "events", "-o", "wide");
+      return /VeilNotCarried.*odd.*UDP is not carried/.test(events) ? true : undefined;
+    });
+  });
+
   it("are counted by type, protocol and asking service", async () => {
     const metrics = await lab.execNode("node1", "curl", "-s", "localhost:15020/metrics");
     const label = '{request_query_type="a",request_protocol="tcp",source_canonical_service="client"';
