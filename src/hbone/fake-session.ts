@@ -73,7 +73,8 @@ export class FakeStream implements ByteStream {
 
   /** Frames that were written, from the beginning or since the last call of `clear`. */
   frames(): SeenFrame[] {
-    const all = Buffer.concat(this.written);
+    const written = Buffer.concat(this.written);
+    const all = written.subarray(written.indexOf(PREFACE) === 0 ? PREFACE.length : 0);
     const frames = [];
     for (let at = 0; at + HEADER_BYTES <= all.length;) {
       const length = all.readUIntBE(at, 3);

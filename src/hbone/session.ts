@@ -241,7 +241,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     const first = !this.settingsSeen;
     if (!first) this.nuisances.frame("SETTINGS");
     const { writer } = this;
-    const peer = readSettings(settings);
+    const peer = readSettings(settings, this.#role.kind === "server" ? "client" : "server");
     if (peer.maxFrame !== undefined) writer.peerMaxFrame = peer.maxFrame;
     if (peer.maxStreams !== undefined) this.peerMaxStreams = Math.min(peer.maxStreams, this.#limits.streamsPerSession);
     if ((peer.headerTableBytes ?? TABLE_BYTES) < TABLE_BYTES) this.tableUpdateDue = true;

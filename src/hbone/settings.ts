@@ -49,7 +49,10 @@ export interface PeerSettings {
  * Reads a SETTINGS frame. Throws `HBONE_PROTOCOL` or `HBONE_FLOW_CONTROL` for a value that is not allowed, `HBONE_FLOOD`
  * for too many.
  */
-export function readSettings(settings: readonly (readonly [number, number])[]): PeerSettings {
+export function readSettings(
+  settings: readonly (readonly [number, number])[],
+  from: "client" | "server",
+): PeerSettings {
   if (settings.length > MOST_SETTINGS) {
     throw hboneError("HBONE_FLOOD", `a SETTINGS frame has ${settings.length} settings`);
   }
@@ -62,7 +65,9 @@ export function readSettings(settings: readonly (readonly [number, number])[]): 
   if (maxFrame !== undefined && (maxFrame < DEFAULT_MAX_FRAME || maxFrame > 0xff_ffff)) {
     throw hboneError("HBONE_PROTOCOL", `a frame size of ${maxFrame} is not allowed`);
   }
-  if ((values.get(SETTING.ENABLE_PUSH) ?? 0) > 1) throw hboneError("HBONE_PROTOCOL", "ENABLE_PUSH is not 0 or 1");
+  if ((values.get(SETTING.ENABLE_PUSH) ?? 0) > (from === "client" ? 1 : 0)) {
+    throw hboneError("HBONE_PROTOCOL", "ENABLE_PUSH is not what it may be");
+  }
   return {
     headerTableBytes: values.get(SETTING.HEADER_TABLE_SIZE),
     maxStreams: values.get(SETTING.MAX_CONCURRENT_STREAMS),
