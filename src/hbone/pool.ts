@@ -235,6 +235,13 @@ export class HbonePool {
     this.#replace((peer) => peer.to.source === id);
   }
 
+  /** These addresses are somebody else's now, or nobody's: new tunnels there use new sessions, running ones stay. */
+  peersGone(ips: ReadonlySet<string>): void {
+    for (const { to, sessions } of this.#peers.values()) {
+      if (ips.has(to.ip)) for (const session of sessions) session.retire();
+    }
+  }
+
   /** The trusted roots changed: all new tunnels use new sessions, so that peers are judged anew. */
   trustChanged(): void {
     this.#replace(() => true);

@@ -323,6 +323,28 @@ for (const path of ["handles", "public"] as const) {
       });
     });
 
+    test("an address that is another's now gets new tunnels on a new session, and no other address does", async () => {
+      useSocketPath(path);
+      await withRig({ app: echo }, async (rig) => {
+        const first = rig.dial();
+        first.write("a");
+        await once(first, "data");
+        rig.pool.peersGone(new Set(["127.0.0.2"]));
+        const second = rig.dial();
+        second.write("b");
+        await once(second, "data");
+        assert.equal(rig.server.sessions, 1);
+        rig.pool.peersGone(new Set(["127.0.0.1"]));
+        const third = rig.dial();
+        third.write("c");
+        await once(third, "data");
+        assert.equal(rig.server.sessions, 2);
+        first.end("d");
+        assert.equal(await readAll(first), "d");
+        for (const socket of [second, third]) socket.destroy();
+      });
+    });
+
     test("a draining server serves what it has and takes no more", async () => {
       useSocketPath(path);
       await withRig({ app: echo }, async (rig) => {

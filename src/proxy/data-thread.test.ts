@@ -746,6 +746,28 @@ describe("a data thread", () => {
     assert.equal(outcome(rig), "forwarded plaintext drained");
   });
 
+  it("opens no further tunnels to an address whose owner has changed, and keeps all others", () => {
+    const rig = new Rig({ addresses: everything });
+    const peer = {
+      source: identity("client").id,
+      accepted: [],
+      port: 15_008,
+      sessions: [],
+      waiting: 0,
+      dialling: false,
+    };
+    rig.network.peers = ["10.1.0.2", "10.1.0.4", "198.51.100.1"].map((ip) => ({ ...peer, ip }));
+    const change = (upserts: readonly Address[], removes: readonly string[]): void => {
+      rig.send({ type: "addresses", change: { upserts, removes, old: false }, synced: false });
+    };
+    change([{ ...server, healthy: false }], [plain.uid]);
+    assert.deepEqual(rig.network.changed, []);
+    change([testWorkload("next", "10.1.0.2")], [server.uid]);
+    assert.deepEqual(rig.network.changed, ["gone 10.1.0.2"]);
+    change([], ["Kubernetes//Pod/shop/web-1"]);
+    assert.deepEqual(rig.network.changed, ["gone 10.1.0.2", "gone 10.1.0.4"]);
+  });
+
   it("ends a pod at once when nothing runs", async () => {
     const rig = new Rig({ addresses: everything });
     await rig.dial("10.1.0.3:80");

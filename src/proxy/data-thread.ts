@@ -1,5 +1,6 @@
 import { findCodedError, messageOf } from "#base/errors";
 import type { Clock } from "#base/clock";
+import type { IpAddress } from "#base/ip";
 import type { Random } from "#base/random";
 import { formatLost } from "#model/access-log";
 import { decodeCrl } from "#x509";
@@ -142,14 +143,30 @@ export class DataThread {
       else if (message.type === "certificate") this.#putCertificate(message);
       else if (message.type === "policies") this.#putPolicies(message);
       else if (message.type === "crls") this.#revocations?.apply(message.crls.map((der) => decodeCrl(der)));
-      else {
-        this.#knowledge.apply(message.change);
-        if (message.synced) this.#knowledge.markSynced();
-      }
+      else this.#putAddresses(message);
       this.#parts.post({ type: "done", seq: message.seq });
     } catch (error) {
       this.#fail(message.seq, error);
     }
+  }
+
+  #putAddresses({ change, synced }: Extract<ToThread, { type: "addresses" }>): void {
+    const owners = change.removes.length === 0 ? undefined : this.#peerOwners();
+    this.#knowledge.apply(change);
+    if (synced) this.#knowledge.markSynced();
+    // An open session to an address that has another owner now would hold the next connection until it is found dead.
+    const gone = new Set([...(owners ?? [])].filter(([ip, uid]) => this.#ownerOf(ip) !== uid).map(([ip]) => ip));
+    if (gone.size > 0) for (const proxy of this.#pods.values()) proxy.peersGone(gone);
+  }
+
+  /** Whose the addresses are to which there are sessions. */
+  #peerOwners(): ReadonlyMap<IpAddress, string | undefined> {
+    const addresses = [...this.#pods.values()].flatMap((proxy) => [...proxy.peerAddresses()]);
+    return new Map(addresses.map((ip) => [ip, this.#ownerOf(ip)]));
+  }
+
+  #ownerOf(ip: IpAddress): string | undefined {
+    return this.#knowledge.table.findWorkloadByIp(this.#parts.config.network, ip)?.uid;
   }
 
   #addPod({ pod, netnsFd, old }: Extract<ToThread, { type: "podAdd" }>): void {

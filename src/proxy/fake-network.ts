@@ -171,6 +171,7 @@ export class FakeNetwork implements Network {
       drain: () => Promise.resolve(),
       certificateChanged: (id: OpenRequest["source"]) => this.changed.push(`leaf ${id}`),
       trustChanged: () => this.changed.push("roots"),
+      peersGone: (ips) => this.changed.push(`gone ${[...ips].join(" ")}`),
       peers: () => this.peers,
     };
   }

@@ -43,6 +43,7 @@ export interface PodPool {
   drain(deadlineMs: number): Promise<void>;
   certificateChanged(id: OpenRequest["source"]): void;
   trustChanged(): void;
+  peersGone(ips: ReadonlySet<string>): void;
   peers(): Iterable<PoolPeer>;
 }
 

@@ -1,6 +1,7 @@
 import type { CodedError } from "#base/errors";
 import { findCodedError, messageOf } from "#base/errors";
 import type { PoolPeer } from "#hbone";
+import { parseIp, type IpAddress } from "#base/ip";
 import type { Netns, TcpListener } from "#linux";
 import { ANY_ADDRESS } from "./any-address.ts";
 import { INBOUND_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT } from "./config.ts";
@@ -98,6 +99,16 @@ export class PodProxy {
       this.#server?.trustChanged();
     }
     if (changed.leaf) this.#pool.certificateChanged(this.pod.identity);
+  }
+
+  /** The addresses that the pod has sessions to. */
+  *peerAddresses(): Generator<IpAddress> {
+    for (const { ip } of this.#pool.peers()) yield parseIp(ip);
+  }
+
+  /** These addresses are somebody else's now, or nobody's. */
+  peersGone(ips: ReadonlySet<string>): void {
+    this.#pool.peersGone(ips);
   }
 
   /** Takes no new connections, waits for those it has, at most `deadlineMs`, breaks the rest, closes everything. */

@@ -73,9 +73,11 @@ async function recorded(
     });
   };
   const said = (): string => JSON.stringify(node.records.slice(since));
-  await until(lines.join(", "), () => find().every((record) => record !== undefined)).catch((error: unknown) => {
-    throw new Error(`${String(error)}, but ${said()}`);
-  });
+  await until(lines.join(", "), () => find().every((record) => record !== undefined), 20_000).catch(
+    (error: unknown) => {
+      throw new Error(`${String(error)}, but ${said()}`);
+    },
+  );
   return find().filter((record) => record !== undefined);
 }
 
@@ -460,6 +462,25 @@ describe("a waypoint", () => {
     const { other, server } = world;
     await know(...pods({ server: { waypoint: addressed(world.client.ip) } }));
     assert.equal((await connectHbone(other, `${server.ip}:8080`)).status, 400);
+  });
+});
+
+describe("a pod's address that is used again", () => {
+  it("leads to the next pod from the first connection on, whatever is open to the one before", async () => {
+    const { a, client, other } = world;
+    await know(...pods());
+    const kept = await dial(client, other.ip, 8080);
+    kept.resume().write(WORDS);
+    await hears(client, { ip: other.ip, port: 8080 }, `other ${client.ip} ${WORDS}`);
+    // The pod goes without a word: its session stays open here, with a connection on it.
+    const next = await world.replace(other);
+    listen(next, 8080, (socket, from) => socket.resume().on("end", () => socket.end(`the next ${from}`)));
+    await world.enrol(next);
+    await know(...pods({ other: { uid: "Kubernetes//Pod/shop/next" } }));
+    const since = a.records.length;
+    await hears(client, { ip: other.ip, port: 8080 }, `the next ${client.ip}`);
+    await recorded(a, since, OUT);
+    kept.destroy();
   });
 });
 

@@ -93,6 +93,7 @@ export class ProxyWorld implements AsyncDisposable {
   readonly server: Pod;
   readonly other: Pod;
   readonly folder = mkdtempSync(join(tmpdir(), "vt-proxy-"));
+  readonly #replaced: Pod[] = [];
 
   static async create(): Promise<ProxyWorld> {
     if (process.getuid?.() !== 0) throw new Error("this test needs root: it makes network namespaces");
@@ -160,6 +161,20 @@ export class ProxyWorld implements AsyncDisposable {
     await this.redirect(pod);
   }
 
+  /**
+   * Cuts a pod off, and makes another of the same name, identity and address in its place. It is not enrolled yet. Nobody has
+   * heard a word of the end.
+   */
+  async replace(pod: Pod): Promise<Pod> {
+    ip("-n", netnsOf(pod.node), "link", "del", `v-${pod.name}`);
+    ip("netns", "del", netnsOf(`${pod.node}-${pod.name}`));
+    await this.nodeOf(pod).takeBack(pod);
+    const next = { ...makePod(pod.name, pod.node, pod.ip), uid: `${pod.uid}-next` };
+    ip("-n", netnsOf(pod.node), "neigh", "flush", "dev", "pods"); // as a network plugin does: it is another interface
+    this.#replaced.push(next);
+    return next;
+  }
+
   async redirect(pod: Pod): Promise<void> {
     await nftRedirector.install(pod.netns, { inbound: true, dns: true });
   }
@@ -167,8 +182,9 @@ export class ProxyWorld implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     const awake = setInterval(() => undefined, 1_000); // what is stopped here has nothing else that keeps a process alive
     for (const listener of listeners) listener.stop();
+    for (const socket of served) socket.destroy();
     await Promise.all([this.a[Symbol.asyncDispose](), this.b[Symbol.asyncDispose]()]);
-    for (const pod of this.pods) pod.netns[Symbol.dispose]();
+    for (const pod of [...this.pods, ...this.#replaced]) pod.netns[Symbol.dispose]();
     removeNamespaces();
     rmSync(this.folder, { recursive: true, force: true });
     clearInterval(awake);
@@ -517,6 +533,7 @@ export class Node implements AsyncDisposable {
       try {
         for await (const { identities } of requests) {
           wanted = identities;
+          for (const id of sent.keys()) if (!identities.includes(id)) sent.delete(id); // asked for again, it is sent again
           wake();
         }
       } finally {
@@ -553,6 +570,8 @@ async function stopChild(child: ChildProcess | undefined, signal: NodeJS.Signals
 }
 
 const listeners = new Set<TcpListener>();
+/** What they serve: a pod that was cut off hears of no end. */
+const served = new Set<Socket>();
 
 /** A server in a pod, until the world ends; `serve` gets each connection and who it says it is. */
 export function listen(pod: Pod, port: number, serve: (socket: Socket, from: string) => void): void {
@@ -560,6 +579,8 @@ export function listen(pod: Pod, port: number, serve: (socket: Socket, from: str
     const from = tcp.remote.ip;
     const socket = tcp.toNetSocket();
     socket.on("error", () => undefined);
+    served.add(socket);
+    socket.on("close", () => served.delete(socket));
     serve(socket, from);
   });
   listeners.add(listener);
