@@ -9,6 +9,13 @@ export const PLAINTEXT_PORT = 15006;
 export const INBOUND_PORT = 15008;
 /** Nobody may ask the proxy to dial these: it would talk to itself. */
 export const OWN_PORTS: ReadonlySet<number> = new Set([OUTBOUND_PORT, PLAINTEXT_PORT, INBOUND_PORT]);
+/** The port of #dns, which is not loaded for it. */
+const OWN_PORTS_AND_DNS: ReadonlySet<number> = new Set([...OWN_PORTS, 15053]);
+
+/** Those of a proxy with this configuration: the port of the pods' DNS is one where that is captured. */
+export function ownPorts({ dns }: Pick<ProxyConfig, "dns">): ReadonlySet<number> {
+  return dns === undefined ? OWN_PORTS : OWN_PORTS_AND_DNS;
+}
 /** The mark on every packet that the proxy sends inside a pod's namespace; redirection leaves those alone. */
 export const PACKET_MARK = 0x539;
 

@@ -3,7 +3,7 @@ import type { Random } from "#base/random";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { PolicyIndex } from "#policy";
-import { OWN_PORTS, type ProxyConfig } from "./config.ts";
+import { ownPorts, type ProxyConfig } from "./config.ts";
 import { NameCache, type NameAnswer } from "./names.ts";
 import type { View } from "./route.ts";
 import { WorkloadTable, type PackedChange } from "./table.ts";
@@ -93,7 +93,7 @@ export class Knowledge {
       originalSource: this.#config.originalSource,
       monotonicMs,
       isAbsent: (name) => (this.#absent.get(name) ?? -Infinity) > monotonicMs,
-      ownPorts: OWN_PORTS,
+      ownPorts: ownPorts(this.#config),
       resolved: (hostname) => this.#names.find(hostname, monotonicMs),
       unit: () => (draws[drawn++] ??= this.#random.unit()),
     };

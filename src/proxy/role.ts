@@ -14,7 +14,7 @@ import { Addresses } from "./addresses.ts";
 import { ANY_ADDRESS } from "./any-address.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
 import { dumpState } from "./config-dump.ts";
-import { OWN_PORTS, type ProxyConfig } from "./config.ts";
+import { ownPorts, type ProxyConfig } from "./config.ts";
 import { CrlFile } from "./crl-file.ts";
 import { proxyError } from "./errors.ts";
 import { ABSENT_MS, type Answer } from "./knowledge.ts";
@@ -275,7 +275,7 @@ function viewOf({ config, clock, random }: ProxyOptions, { addresses, policies }
     propagationBoundMs: config.propagationBoundMs,
     originalSource: config.originalSource,
     monotonicMs: clock.monotonic(),
-    ownPorts: OWN_PORTS,
+    ownPorts: ownPorts(config),
     isAbsent: () => false,
     resolved: () => undefined,
     unit: () => random.unit(),

@@ -4,6 +4,8 @@ import { parseCidr } from "#base/ip";
 import { parseSpiffeId } from "#model/spiffe-id";
 import type { PolicyChange } from "#policy";
 import { exactly, testPolicy } from "../policy/testing.ts";
+import { DNS_PORT } from "#dns";
+import { ownPorts, type ProxyConfig } from "./config.ts";
 import { decideInbound, decidePlaintext, type Verdict } from "./verdict.ts";
 import { testAddress, testPod, testService, testView, testWorkload } from "./testing.ts";
 
@@ -124,6 +126,18 @@ describe("decideInbound", () => {
     assert.equal(decide("10.1.0.2:8080"), "wait");
     assert.equal(decide("10.1.0.3:8080"), "wait", "the pod may be its waypoint");
     assert.equal(decide("10.1.0.2"), "refuse 400 bad_request");
+  });
+
+  it("refuses the port of the pods' DNS where that is captured, and only there", () => {
+    const request = { peer, remote: testAddress("10.1.0.1:4000"), local: testAddress("10.1.0.2:15008") };
+    const authority = `10.1.0.2:${DNS_PORT}`;
+    const captured = { nameservers: [], clusterDomain: "cluster.local", preferredNamespace: "", ipv6: true };
+    const decide = (dns: ProxyConfig["dns"]): string => {
+      const view = testView(all, { ownPorts: ownPorts({ dns }) });
+      return line(decideInbound(testPod("server"), { ...request, authority }, view));
+    };
+    assert.match(decide(undefined), /^connect /);
+    assert.equal(decide(captured), "refuse 503 self_call");
   });
 
   it("labels the service by what the client dialled", () => {
