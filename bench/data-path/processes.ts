@@ -44,11 +44,14 @@ export function start(words: readonly string[], env: Readonly<Record<string, str
   return child;
 }
 
-/** Ends everything that {@link start} started. */
+/** Ends everything that {@link start} started. Also done when this process ends otherwise than by a signal. */
 export function stopAll(): void {
-  for (const { pid, exitCode } of started) if (pid !== undefined && exitCode === null) process.kill(-pid, "SIGKILL");
+  for (const { pid, exitCode, signalCode } of started) {
+    if (pid !== undefined && exitCode === null && signalCode === null) process.kill(-pid, "SIGKILL");
+  }
   started.clear();
 }
+process.once("exit", stopAll);
 
 /** Words that run a command inside a network namespace. */
 export function inside(netns: string): readonly string[] {

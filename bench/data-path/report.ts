@@ -52,7 +52,7 @@ export function formatTable({ command, minutes, outcomes }: Report): string {
     "# The data path against its peers",
     "",
     `\`${command.trim()}\` on ${machine()}; ${minutes.toFixed(0)} minutes, load average at their end ${loadavg()[1]?.toFixed(1)}.`,
-    `Medians; variants interleaved. Ratios are to ${reference} in the same run: of the first figure, and of CPU of both sides.`,
+    `Medians; variants interleaved.${reference === "" ? "" : ` Ratios are to ${reference} in the same run: of the first figure, and of CPU of both sides.`}`,
     "`veil` has one data thread, `veil2` two and two pods on each node; `ztunnel` two workers; `envoy` two; `haproxy` one.",
     "",
   ];
