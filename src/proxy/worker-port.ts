@@ -8,7 +8,7 @@ import type { ThreadPort } from "./threads.ts";
  * The young generation of a data thread, where what connections need for a moment lives: three of these. It grows with
  * use up to that.
  */
-const SEMI_SPACE_MIB = 8;
+const SEMI_SPACE_MIB = 4;
 
 /** Starts a data thread as a worker of this process. */
 export function startWorker(start: ThreadStart): ThreadPort {
