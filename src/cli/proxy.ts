@@ -24,6 +24,8 @@ interface ProxyFlags {
   readonly baggage: "on" | "off";
   readonly crlFile?: string;
   readonly drain: number;
+  /** In bytes. */
+  readonly memoryLimit: number | undefined;
   readonly adminPort: number;
   readonly metricsPort: number;
   readonly readyPort: number;
@@ -64,6 +66,7 @@ export function proxyCommand(context: CliContext, version: string): Command {
       ),
     )
     .option("--drain <seconds>", "how long connections may go on at the end", wholeNumber, 5)
+    .option("--memory-limit <mib>", "take nothing new above nine tenths of this (default: the container's)", mebibytes)
     .option("--admin-port <port>", "admin, on loopback", wholeNumber, 15_000)
     .option("--metrics-port <port>", "metrics", wholeNumber, 15_020)
     .option("--ready-port <port>", "readiness", wholeNumber, 15_021)
@@ -107,6 +110,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags, version: string)
       trustDomain,
       network,
       clusterRanges: flags.clusterRanges ?? DEFAULT_CLUSTER_RANGES,
+      memoryLimitBytes: flags.memoryLimit,
       originalSource: flags.originalSource === "on",
       baggage: flags.baggage === "on",
       accessFormat: flags.logFormat,
@@ -175,6 +179,11 @@ async function dnsConfig(
 function wholeNumber(text: string): number {
   if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("It is no whole number.");
   return Number(text);
+}
+
+/** In bytes. */
+function mebibytes(text: string): number {
+  return wholeNumber(text) * 1024 * 1024;
 }
 
 function ranges(text: string): readonly Cidr[] {

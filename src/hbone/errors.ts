@@ -104,6 +104,10 @@ export const hboneError = defineErrors("hbone", {
   },
   HBONE_DRAINING: { when: "a tunnel was ended or refused because the proxy shuts down", hint: "none: it is wanted" },
   HBONE_ABORTED: { when: "a tunnel was ended by whoever opened it", hint: "none: the cause says why" },
+  HBONE_NO_FILES: {
+    when: "a peer's session is refused because the process is about to run out of file descriptors",
+    hint: "raise the limit of open files (LimitNOFILE) of the proxy, or spread its pods; running sessions go on",
+  },
   HBONE_LIMIT: {
     when: "too many connections wait for the same session",
     hint: "the peer is slow to answer or gone; look at the records of the connections before",

@@ -77,7 +77,7 @@ export class HboneServer {
   }
 
   #accept(socket: TcpSocket): void {
-    const refusal = this.#refusal();
+    const refusal = this.#refusal(socket);
     if (refusal !== undefined) {
       this.#turnAway(socket, refusal);
       return;
@@ -124,8 +124,9 @@ export class HboneServer {
     this.#acceptor.accept({ socket, identity, revocations, clock, timeoutMs, onDone });
   }
 
-  #refusal(): CodedError | undefined {
+  #refusal({ isLastFile }: TcpSocket): CodedError | undefined {
     const { sessionsPerListener, handshakesPerListener } = this.#limits;
+    if (isLastFile) return hboneError("HBONE_NO_FILES", "the process has no descriptor left for a session");
     if (this.#sessions.size >= sessionsPerListener) {
       return hboneError("HBONE_LIMIT", `this listener has ${sessionsPerListener} sessions already`);
     }

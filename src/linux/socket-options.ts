@@ -2,6 +2,7 @@ import koffi from "koffi";
 import type { CodedError } from "#base/errors";
 import { bytesToIp, findIp, ipToBytes, isV6, type IpAddress } from "#base/ip";
 import { systemRandom } from "#base/random";
+import { isLastFile } from "./files.ts";
 import { checkCall, lastErrno, libc, linuxError, socketError } from "./libc.ts";
 
 /** An address and port of a TCP connection; IPv4-mapped IPv6 is shown as IPv4. */
@@ -95,8 +96,7 @@ const PLAIN_CONGESTION = Buffer.from("reno");
 
 /** Makes a TCP socket in the namespace that the thread is in: no delay, keep-alive. The caller closes it. */
 export function makeTcpSocket({ v6, mark, transparent, keepAlive, sameHost }: SocketKind): number {
-  const fd = Number(socketCall(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (fd < 0) throw outOfFiles() ?? asError("socket", fd);
+  const fd = openSocket(v6);
   try {
     setNumber(fd, "TCP_NODELAY", 1);
     if (keepAlive !== false) setKeepAlive(fd);
@@ -156,6 +156,14 @@ export function connectDatagrams(fd: number, peer: SocketAddress): void {
 /** True when a datagram waits to be read. */
 export function hasDatagram(fd: number): boolean {
   return Number(recvCall(fd, nameBuffer, 1, MSG_PEEK_DONTWAIT)) >= 0;
+}
+
+function openSocket(v6: boolean): number {
+  const fd = Number(socketCall(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (fd < 0) throw outOfFiles() ?? asError("socket", fd);
+  if (!isLastFile(fd, "made")) return fd;
+  closeFd(fd);
+  throw linuxError("LINUX_NO_FILES", "cannot make a socket: the last descriptors are kept back");
 }
 
 function outOfFiles(): CodedError | undefined {

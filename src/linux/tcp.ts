@@ -6,6 +6,7 @@ import { CodedError } from "#base/errors";
 import type { IpAddress } from "#base/ip";
 import type { ByteStream } from "./byte-stream.ts";
 import { connectError, ERRNO_NAMES } from "./connect-errors.ts";
+import { isLastFile } from "./files.ts";
 import { linuxError } from "./libc.ts";
 import { inNetns, type Netns } from "./netns.ts";
 import { PublicStream } from "./public-stream.ts";
@@ -78,6 +79,11 @@ export class TcpSocket {
     this.#fd = inner instanceof Socket ? fdOf(inner) : inner.fd;
     this.#remote = known?.remote;
     this.#resetsOnDeath = known?.resetsOnDeath === true;
+  }
+
+  /** Its descriptor is one of those that are kept back: nothing is to be done with it but to refuse it. */
+  get isLastFile(): boolean {
+    return isLastFile(this.#fd, "accepted");
   }
 
   /** The other end. */
@@ -204,8 +210,8 @@ const BACKLOG = 4096;
 
 /**
  * Listens; accepted sockets inherit mark, no-delay and keep-alive. `onConnection` owns each socket.
- * Throws `LINUX_PORT_IN_USE`, `LINUX_NETNS_GONE`, `LINUX_NO_FILES`, `LINUX_SYSCALL`. When the process runs out of
- * descriptors, connections wait in the kernel's queue.
+ * Throws `LINUX_PORT_IN_USE`, `LINUX_NETNS_GONE`, `LINUX_NO_FILES`, `LINUX_SYSCALL`. Whoever gets a socket with `isLastFile`
+ * refuses it: when there is no descriptor at all, what waits is accepted and closed by libuv, and nobody is told.
  */
 export function listenTcp(options: ListenOptions, onConnection: (socket: TcpSocket) => void): TcpListener {
   const ip = checkAddress(options.ip);

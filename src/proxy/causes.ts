@@ -17,6 +17,7 @@ const REASONS: Readonly<Record<string, FlowReason>> = {
   LINUX_NO_FILES: "limit_reached",
   LINUX_CONNECT_NO_PORTS: "limit_reached",
   HBONE_LIMIT: "limit_reached",
+  HBONE_NO_FILES: "limit_reached",
   HBONE_PEER_REVOKED: "certificate_revoked",
   HBONE_NO_CERTIFICATE: "no_certificate",
 };

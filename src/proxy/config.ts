@@ -47,6 +47,8 @@ export interface ProxyConfig {
   readonly crlFile: string | undefined;
   /** How long one TCP connect may take. */
   readonly dialMs: number;
+  /** Memory of this process; undefined: what its container may use, when that is limited. */
+  readonly memoryLimitBytes?: number | undefined;
   /** Applications see the address of their client, not of the proxy. Default: true. */
   readonly originalSource: boolean;
   /** Answers to peers say who the pod is (`baggage`), and what peers say so is taken for records. Default: true. */

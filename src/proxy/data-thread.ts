@@ -12,6 +12,7 @@ import type { FromThread, ToThread } from "./messages.ts";
 import type { Network } from "./network.ts";
 import type { ThreadContext } from "./pod-context.ts";
 import { PeerRevocationLists } from "./peer-revocations.ts";
+import { collectGarbage, memoryReader, Pressure } from "./pressure.ts";
 import { PodProxy } from "./pod-proxy.ts";
 import { recordProfile } from "./profiler.ts";
 import { RecordQueue } from "./record-queue.ts";
@@ -79,7 +80,8 @@ export class DataThread {
       },
     });
     this.#revocations = config.crlFile === undefined ? undefined : new PeerRevocationLists(clock, this.#flows.cells);
-    const judges = { admissions: this.#admissions, revocations: this.#revocations };
+    const pressure = new Pressure({ clock, memory: memoryReader(config.memoryLimitBytes), collect: collectGarbage });
+    const judges = { admissions: this.#admissions, revocations: this.#revocations, pressure };
     const fed = { knowledge: this.#knowledge, flows: this.#flows, ...judges };
     this.#context = { config, clock, random, network, ...fed };
   }

@@ -38,6 +38,14 @@ export const proxyError = defineErrors("proxy", {
     when: "a limit of the data path was reached",
     hint: "docs/limits.md lists the limits; the detail names the one",
   },
+  PROXY_NO_FILES: {
+    when: "a pod's connection is refused because the process is about to run out of file descriptors",
+    hint: "raise the limit of open files (LimitNOFILE) of the proxy, or spread its pods; running connections go on",
+  },
+  PROXY_MEMORY: {
+    when: "a new connection is refused because the proxy has used nearly all the memory that it may use",
+    hint: "raise the memory limit of the proxy; running connections go on, and new ones are taken when a fifth is free again",
+  },
   PROXY_ZDS_MESSAGE: {
     when: "a message of the agent on the ZDS socket was malformed or out of order",
     hint: "agent and proxy may be of different versions; the connection is opened again",

@@ -14,6 +14,7 @@ export class FakeSocket implements PodSocket {
   readonly #original: SocketAddress | undefined;
   state: "open" | "closed" | "reset" = "open";
   resetsOnDeath = false;
+  isLastFile = false;
   /** What was sent before the copy. */
   readonly sent: Uint8Array[] = [];
 

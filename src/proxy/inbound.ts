@@ -74,6 +74,11 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
     refuse(verdict.status, verdict);
     return;
   }
+  const short = context.pressure.refusal();
+  if (short !== undefined) {
+    refuse(503, short);
+    return;
+  }
   let dialled: Dialled;
   try {
     dialled = await dial(context, verdict, tunnel);
@@ -143,9 +148,9 @@ export async function carryPlaintext(context: PodContext, socket: PodSocket): Pr
     record.refuse(plainFacts(context, request, { source, encryption: "none", ...cause }));
     socket.reset();
   };
-  const full = connections.enter();
+  const full = connections.enter(context, socket);
   if (full !== undefined) {
-    refuse(undefined, { reason: full, detail: "" });
+    refuse(undefined, full);
     return;
   }
   const verdict = await settle(context, (view) => decidePlaintext(context.pod, request, view));

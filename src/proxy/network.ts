@@ -26,7 +26,7 @@ import {
 /** What the data path uses of a connection; {@link TcpSocket} is one. */
 export type PodSocket = Pick<
   TcpSocket,
-  "remote" | "local" | "originalDestination" | "resetOnDeath" | "sendFirst" | "close" | "reset"
+  "remote" | "local" | "isLastFile" | "originalDestination" | "resetOnDeath" | "sendFirst" | "close" | "reset"
 >;
 
 /** What the data path uses of an inbound tunnel. */

@@ -38,9 +38,9 @@ export async function carryOutbound(context: PodContext, socket: PodSocket): Pro
   const record = context.flows.begin("outbound");
   const to = socket.originalDestination() ?? socket.local;
   const outbound = { context, socket, record, to };
-  const full = context.connections.enter();
+  const full = context.connections.enter(context, socket);
   if (full !== undefined) {
-    refuse(outbound, { reason: full, detail: "" });
+    refuse(outbound, full);
     return;
   }
   try {

@@ -9,7 +9,9 @@ import type { Admissions } from "./admissions.ts";
 import type { ProxyConfig } from "./config.ts";
 import { proxyError } from "./errors.ts";
 import type { Knowledge } from "./knowledge.ts";
-import type { Network, PodPool } from "./network.ts";
+import type { Cause } from "./causes.ts";
+import type { Pressure } from "./pressure.ts";
+import type { Network, PodPool, PodSocket } from "./network.ts";
 import type { FlowLog, Party } from "./record.ts";
 import type { PeerRevocationLists } from "./peer-revocations.ts";
 import type { LocalPod, SocketAddress } from "./route.ts";
@@ -23,6 +25,7 @@ export interface ThreadContext {
   readonly knowledge: Knowledge;
   readonly flows: FlowLog;
   readonly admissions: Admissions;
+  readonly pressure: Pressure;
   /** Undefined without a file of revocation lists. */
   readonly revocations: PeerRevocationLists | undefined;
 }
@@ -57,11 +60,16 @@ export class Connections {
   }
 
   /** Takes part until `leave`; says why not otherwise. */
-  enter(): "draining" | "limit_reached" | undefined {
-    if (this.#draining) return "draining";
-    if (this.#count >= MAX_CONNECTIONS_PER_POD) return "limit_reached";
-    this.#count++;
-    return undefined;
+  enter(context: Pick<ThreadContext, "pressure">, { isLastFile }: Pick<PodSocket, "isLastFile">): Cause | undefined {
+    if (this.#draining) return { reason: "draining", detail: "" };
+    if (this.#count >= MAX_CONNECTIONS_PER_POD) {
+      return { reason: "limit_reached", detail: `PROXY_LIMIT: ${MAX_CONNECTIONS_PER_POD} connections of one pod` };
+    }
+    if (isLastFile)
+      return { reason: "limit_reached", detail: "PROXY_NO_FILES: no descriptor is left for a connection" };
+    const refusal = context.pressure.refusal();
+    if (refusal === undefined) this.#count++;
+    return refusal;
   }
 
   /** The counterpart of an `enter` that answered undefined. */

@@ -368,6 +368,14 @@ export class Node implements AsyncDisposable {
     return { exitCode: stopChild(old, "SIGTERM") };
   }
 
+  /** Starts a further proxy that is expected to end by itself; resolves with its exit code. */
+  async tryProxy(...flags: string[]): Promise<number | null> {
+    const running = this.#proxy;
+    const child = this.launchProxy(...flags);
+    this.#proxy = running;
+    return new Promise((resolve) => child.once("exit", resolve));
+  }
+
   /** Starts the proxy, and waits for nothing. */
   launchProxy(...flags: string[]): ChildProcess {
     const args = [
