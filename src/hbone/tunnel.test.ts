@@ -48,7 +48,6 @@ const echo = (socket: Socket): void => {
   socket.pipe(socket);
 };
 const silent = (): void => {};
-
 for (const path of ["handles", "public"] as const) {
   describe(`tunnels (${path})`, () => {
     const before = socketPath();
@@ -364,49 +363,6 @@ for (const path of ["handles", "public"] as const) {
         await until("the first's result", () => rig.results.outbound.length === 2);
         assert.equal(rig.results.outbound[1]?.error, undefined);
         assert.deepEqual(rig.rejected, []);
-      });
-    });
-
-    // 6 MiB: more than the kernel takes while nobody reads (tcp_wmem), less than that and a tunnel's window together.
-    test("what has come before the peer closed the session still reaches a slow reader", async () => {
-      useSocketPath(path);
-      const answer = Buffer.alloc(6 << 20, 7);
-      const app = (socket: Socket): void => {
-        socket.resume();
-        socket.end(answer);
-      };
-      await withRig({ app }, async (rig) => {
-        const socket = rig.dial();
-        socket.end("x"); // and reads nothing yet
-        await until("the peer's side is done", () => rig.results.inbound.length === 1);
-        await rig.server.drain(5000);
-        await until("no session is left that could be used", () => rig.server.sessions === 0);
-        assert.equal(rig.results.outbound.length, 0, "its end still waits for the reader");
-        let got = 0;
-        socket.on("data", (chunk) => (got += chunk.length));
-        await once(socket, "end");
-        assert.equal(got, answer.length);
-        await until("a result", () => rig.results.outbound.length === 1);
-        assert.equal(rig.results.outbound[0]?.error, undefined);
-        await until("the session is gone", () => rig.pool.sessions === 0);
-      });
-    });
-
-    test("what a slow reader has not taken is reset at the end of a drain of its own side", async () => {
-      useSocketPath(path);
-      const app = (socket: Socket): void => {
-        socket.resume();
-        socket.end(Buffer.alloc(6 << 20, 7));
-      };
-      await withRig({ app }, async (rig) => {
-        const socket = rig.dial();
-        socket.end("x");
-        await until("the peer's side is done", () => rig.results.inbound.length === 1);
-        await rig.server.drain(5000);
-        await rig.pool.drain(50);
-        assert.equal(rig.results.outbound[0]?.error?.code, "HBONE_DRAINING");
-        socket.resume();
-        await closed(socket);
       });
     });
 
