@@ -9,7 +9,7 @@ import { dial, listen, netnsPath, pause, ProxyWorld, readAll, say, until } from 
 
 const clock = systemClock();
 const WORDS = "words-that-nobody-may-read";
-const TAKEOVER_MS = 1_000;
+const TAKEOVER_MS = 5_000; // a bound that holds on a busy machine; what it takes is published
 
 let world: ProxyWorld;
 
@@ -114,7 +114,7 @@ describe("a proxy that is killed", () => {
     const children = b.childPids;
     assert.ok(children.length > 0);
     await b.stopProxy("SIGKILL");
-    await until("the children are gone", () => children.every((child) => !isAlive(child)), 1_000);
+    await until("the children are gone", () => children.every((child) => !isAlive(child)));
     assert.equal(
       await say(world.client, { ip: world.server.ip, port: 8080 }, WORDS),
       "refused",
