@@ -13,10 +13,11 @@ import type { ZdsPod } from "./zds-server.ts";
  * Where a pod is on its way between plain and enrolled.
  *
  *      plain ─▶ waiting ─▶ handing ─▶ redirecting ─▶ announcing ─▶ enrolled          the label is there
- *        ▲         │          ▲  │          │             ▲  │          │
- *        │         │          │  ▼          ▼             │  ▼          ▼
+ *        ▲         │          ▲  │          │                │          │
+ *        │         │          │  ▼          └────────────▶   ▼          ▼
  *        ◀─────────┘  removing ◀─ draining ◀─ releasing ◀─ retracting ◀─┘            the label is gone
  *
+ * From `retracting` a label leads back to `redirecting`: it may have gone before the rules had come.
  * Every step is idempotent and may be broken off; the next one is decided by where the pod is and what is wished then. A pod that
  * ends goes from anywhere to `closed`.
  */
@@ -52,7 +53,7 @@ export type EnrolmentStep =
   | "forget"
   | "settle"
   | "retract"
-  | "reannounce"
+  | "stay"
   | "release"
   | "drain"
   | "remove"
@@ -70,7 +71,7 @@ export const STEPS: Readonly<
   redirecting: { enrolled: "install", plain: "withdraw" },
   announcing: { enrolled: "announce", plain: "withdraw" },
   enrolled: { enrolled: "rest", plain: "withdraw" },
-  retracting: { enrolled: "reannounce", plain: "retract" },
+  retracting: { enrolled: "stay", plain: "retract" },
   releasing: { enrolled: "return", plain: "release" },
   draining: { enrolled: "return", plain: "drain" },
   removing: { enrolled: "return", plain: "remove" },

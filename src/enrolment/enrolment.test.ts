@@ -353,6 +353,20 @@ test("a new network namespace of a pod replaces the old one", async () => {
   assert.deepEqual(node.done, ["hand uid-a", "install"]);
 });
 
+test("a label that goes before the rules have come, and comes back, does not leave a pod that is called enrolled without rules", async () => {
+  const node = new FakeNode();
+  await started(node, pod("a"));
+  node.broken.add("install").add("confirm");
+  node.enrolment.setNamespace("shop", LABEL);
+  await node.settle(100);
+  node.enrolment.setNamespace("shop", {});
+  await node.settle(100);
+  node.broken.clear();
+  node.enrolment.setNamespace("shop", LABEL);
+  await node.settle(10_000);
+  assert.deepEqual([node.state("a"), node.rules, node.violations], ["enrolled", "capturing", []]);
+});
+
 test("whatever happens in whatever order, the pod ends as wished and no forbidden state is passed", async () => {
   const event = fc.oneof(
     fc.constant({ kind: "label" as const }),
@@ -384,7 +398,7 @@ test("whatever happens in whatever order, the pod ends as wished and no forbidde
       );
       assert.deepEqual(node.violations, []);
     }),
-    { numRuns: 150 },
+    { numRuns: 300 },
   );
 });
 

@@ -199,7 +199,7 @@ export class PodEnrolment {
     settle: () => ({ name: "plain" }),
     withdraw: () => ({ name: "retracting", netns: this.#netns, sinceMs: this.#tools.clock.monotonic() }),
     retract: (signal) => this.#retract(signal),
-    reannounce: () => ({ name: "announcing", netns: this.#netns }),
+    stay: () => ({ name: "redirecting", netns: this.#netns }),
     release: async () => {
       await this.#tools.redirector.keep(this.#netns);
       return this.#draining(this.#netns);
