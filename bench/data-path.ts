@@ -1,5 +1,5 @@
 /**
- * The data path against its peers: what the issue of its speed asks for, in one run, variants interleaved (A B C, A B C, …), medians.
+ * The data path against its peers, in one run, variants interleaved (A B C, A B C, …), medians: bytes, requests, connections, memory.
  *
  *     node --conditions=veil-source bench/data-path.ts [--runs 5] [--seconds 2] [--rows send1,requests16] [--variants nothing,veil]
  *         [--ztunnel PATH] [--envoy PATH] [--out NAME]
