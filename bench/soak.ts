@@ -118,7 +118,25 @@ interface Count {
   readonly found: number;
 }
 
-async function soak(lab: TestLab): Promise<{ samples: Sample[]; loads: LoadResult[]; counts: Count[] }> {
+interface SoakResult {
+  readonly samples: Sample[];
+  readonly loads: LoadResult[];
+  readonly counts: Count[];
+  /** How often each end was recorded that is not a plain success. */
+  readonly reasons: Readonly<Record<string, number>>;
+}
+
+function reasonsOf(records: readonly FlowRecord[], clients: readonly string[]): Record<string, number> {
+  const reasons: Record<string, number> = {};
+  for (const { direction, verdict, reason, detail, source } of records) {
+    if (reason === "ok" || !clients.some((ip) => source.address.startsWith(ip))) continue;
+    const key = `${direction} ${verdict} ${reason} ${detail}`.replaceAll(/\d+\.\d+\.\d+\.\d+(:\d+)?/g, "IP");
+    reasons[key] = (reasons[key] ?? 0) + 1;
+  }
+  return reasons;
+}
+
+async function soak(lab: TestLab): Promise<SoakResult> {
   const scene = await buildScene(lab, "soak");
   await label(lab, scene.namespaces, true);
   await enrolled(lab, scene.namespaces, true);
@@ -167,11 +185,12 @@ async function soak(lab: TestLab): Promise<{ samples: Sample[]; loads: LoadResul
     count("outbound node2 (near)", "node2", near),
     count("inbound node2 (near)", "node2", near),
   ];
-  return { samples, loads, counts };
+  const clients = [scene.far, scene.near].map((pod) => `${pod.status?.podIP}:`);
+  return { samples, loads, counts, reasons: reasonsOf([...records.node1, ...records.node2], clients) };
 }
 
-function report(result: Awaited<ReturnType<typeof soak>>): string {
-  const { samples, loads, counts } = result;
+function report(result: SoakResult): string {
+  const { samples, loads, counts, reasons } = result;
   const talking = samples.filter(({ minute }) => minute > (SECONDS / 60) * WARM_UP && minute < SECONDS / 60 - 0.25);
   const rows = Object.keys(samples[0]?.parts ?? {}).map((part) => {
     const points = talking.map(({ minute, parts }) => [minute, parts[part]?.dirtyKib ?? 0] as const);
@@ -187,7 +206,7 @@ function report(result: Awaited<ReturnType<typeof soak>>): string {
   return [
     "# Soak",
     "",
-    `\`node --conditions=veil-source bench/soak.ts --minutes ${values.minutes} --rate ${values.rate}\`: two clients, each ${LONG.long} talking, ${LONG.bulk} bulk and ${LONG.idle} idle connections and ${values.rate} new ones a second.`,
+    `\`node --conditions=veil-source bench/soak.ts --minutes ${values.minutes} --rate ${values.rate} --long ${LONG.long} --bulk ${LONG.bulk} --idle ${LONG.idle}\`: two clients, each ${LONG.long} talking, ${LONG.bulk} bulk and ${LONG.idle} idle connections and ${values.rate} new ones a second.`,
     "",
     `New connections done: ${short}. Bytes back on long ones: ${(bytes / 1e9).toFixed(1)} GB, all checked. Failures: ${JSON.stringify(loads.map(({ failures }) => failures))}, corrupt: ${loads.map(({ corrupt }) => corrupt).join(", ")}.`,
     "",
@@ -198,6 +217,8 @@ function report(result: Awaited<ReturnType<typeof soak>>): string {
     "| records | connections made | records found |",
     "|---|---|---|",
     ...counts.map(({ where, expected, found }) => `| ${where} | ${expected} | ${found} |`),
+    "",
+    `Ends that were recorded as anything but a plain success: ${JSON.stringify(reasons)}.`,
     "",
   ].join("\n");
 }

@@ -17,6 +17,8 @@ export const TUNNEL_PORT = 15008;
 export const PROPAGATION_BOUND_MS = 10_000;
 /** A load that has not ended so long after its time has got stuck. */
 const LOAD_GRACE_MS = 60_000;
+/** Longer than any load. */
+const SERVER_SECONDS = 86_400;
 const LABEL = "io.cilium/mtls-enabled";
 const REDIRECTED = "ambient.istio.io/redirection";
 
@@ -40,7 +42,15 @@ export function idlePod(namespace: string, name: string, node: string): object {
 
 /** A pod that serves the load. */
 export function loadServer(namespace: string, name: string, node: string): object {
-  const pod = podObject({ namespace, name, node }, [process.execPath, LOAD, "server", "--port", String(LOAD_PORT)]);
+  const pod = podObject({ namespace, name, node }, [
+    process.execPath,
+    LOAD,
+    "server",
+    "--port",
+    String(LOAD_PORT),
+    "--seconds",
+    String(SERVER_SECONDS),
+  ]);
   pod.spec.containers[0] = {
     ...pod.spec.containers[0],
     readinessProbe: { tcpSocket: { port: LOAD_PORT }, periodSeconds: 1 },
