@@ -16,6 +16,7 @@ import { resources } from "#kube";
 import type { LabStatus } from "#lab";
 import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
+import { family } from "./data-path/processes.ts";
 import { must, startLab, VEIL, type TestLab } from "../test/netns/harness.ts";
 import {
   buildScene,
@@ -49,18 +50,13 @@ interface Sample {
   readonly parts: Readonly<Record<string, { dirtyKib: number; descriptors: number }>>;
 }
 
-function familyOf(pid: number): number[] {
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ").filter(Boolean).map(Number);
-  return [pid, ...children.flatMap(familyOf)];
-}
-
 function measure(pid: number): { dirtyKib: number; descriptors: number } {
-  const family = familyOf(pid);
+  const processes = family(pid);
   const dirty = (one: number): number =>
     Number(/^Private_Dirty:\s+(\d+)/m.exec(readFileSync(`/proc/${one}/smaps_rollup`, "utf8"))?.[1]);
   return {
-    dirtyKib: family.reduce((sum, one) => sum + dirty(one), 0),
-    descriptors: family.reduce((sum, one) => sum + readdirSync(`/proc/${one}/fd`).length, 0),
+    dirtyKib: processes.reduce((sum, one) => sum + dirty(one), 0),
+    descriptors: processes.reduce((sum, one) => sum + readdirSync(`/proc/${one}/fd`).length, 0),
   };
 }
 

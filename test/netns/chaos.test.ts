@@ -8,18 +8,20 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { sleep, systemClock } from "#base/clock";
 import { findHostPort } from "#base/ip";
+import { seededRandom } from "#base/random";
 import type { Packet } from "#capture";
 import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
-import type { LabStatus } from "#lab";
-import { must, startLab, veil, type TestLab } from "./harness.ts";
+import { must, startLab, type TestLab } from "./harness.ts";
 import {
   assertFlawless,
   buildScene,
+  childrenOf,
   clearStreams,
   enrolled,
   enterPod,
   label,
+  pidsOf,
   PROPAGATION_BOUND_MS,
   runLoad,
   TUNNEL_PORT,
@@ -48,30 +50,12 @@ before(async () => {
 });
 after(() => lab[Symbol.asyncDispose]());
 
-/** Repeatable choices (mulberry32). */
-function dice(seed: number): <T>(choices: readonly [T, ...T[]]) => T {
-  let state = seed;
-  return (choices) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return choices[((mixed ^ (mixed >>> 14)) >>> 0) % choices.length] ?? choices[0];
-  };
-}
-
 async function kill(part: (typeof PARTS)[number], node: (typeof NODES)[number]): Promise<void> {
-  const { stdout } = await veil("lab", "status", "--name", lab.name, "-o", "json");
-  const status = JSON.parse(stdout) as LabStatus;
   const role = part === "data path" ? "proxy" : part;
-  const places =
-    role === "proxy" || role === "agent"
-      ? status.nodes.filter(({ name }) => name === node)
-      : [status.control, ...status.nodes];
-  const pid = places.flatMap(({ roles }) => roles).find((one) => one.role === role)?.pid;
+  const [pid] = await pidsOf(lab, role, role === "proxy" || role === "agent" ? node : undefined);
   if (pid === undefined) return; // it is down already
   try {
-    const [child] = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ");
-    process.kill(part === "data path" ? Number(child) : pid, "SIGKILL");
+    process.kill(part === "data path" ? Number(childrenOf(pid)[0]) : pid, "SIGKILL");
   } catch {
     // It has ended meanwhile.
   }
@@ -91,7 +75,8 @@ async function lose(node: string, what: "some" | "tunnels" | "nothing"): Promise
 }
 
 async function chaos(untilMs: number, log: (line: string) => void): Promise<void> {
-  const choose = dice(SEED);
+  const random = seededRandom(SEED);
+  const choose = <T>(choices: readonly [T, ...T[]]): T => choices[random.below(choices.length)] ?? choices[0];
   await kill("data path", "node1"); // this one is always seen
   while (clock.monotonic() < untilMs) {
     const node = choose(NODES);

@@ -2,21 +2,20 @@ import assert from "node:assert/strict";
 import { spawn, type ChildProcessByStdio } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, writeFileSync } from "node:fs";
-import { connect as connectHttp2 } from "node:http2";
 import type { Socket } from "node:net";
 import { basename } from "node:path";
 import type { Readable } from "node:stream";
 import { after, before, describe, it } from "node:test";
-import { connect as connectTls } from "node:tls";
 import { fileURLToPath } from "node:url";
 import { systemClock } from "#base/clock";
 import { formatHostPort, parseIp } from "#base/ip";
-import { findWords, startCapture, type Packet } from "#capture";
+import { findWords } from "#capture";
 import { HboneServer } from "#hbone";
 import { connectTcp, listenTcp, openNetns, type TcpListener } from "#linux";
 import type { FlowRecord } from "#model/flow";
 import type { Address, GatewayAddress, Service, Workload } from "#model/workload";
 import { testService } from "../../src/proxy/testing.ts";
+import { connectHbone, onTheWire } from "./proxy-peers.ts";
 import { dial, listen, netnsPath, pause, ProxyWorld, readAll, say, until, type Pod } from "./proxy-world.ts";
 
 const clock = systemClock();
@@ -90,50 +89,6 @@ async function hears(pod: Pod, to: { ip: string; port: number }, answer: string)
   await pause(500);
   const records = [...a.records.slice(sinceA), ...b.records.slice(sinceB)].map((record) => JSON.stringify(record));
   assert.fail(`heard "${said}", not "${answer}"\n${records.join("\n")}`);
-}
-
-/** What is on the wire between the nodes and on the pods' own links while `body` runs. */
-async function onTheWire(body: () => Promise<void>): Promise<Packet[]> {
-  const places = [
-    { netns: netnsPath("a"), interface: "vt-proxy-ul" },
-    { netns: netnsPath("a"), interface: "v-client" },
-    { netns: netnsPath("b"), interface: "v-server" },
-  ];
-  const captures = await Promise.all(places.map(async (place) => startCapture({ ...place, clock })));
-  await body();
-  return (await Promise.all(captures.map(async (capture) => capture.stop()))).flat();
-}
-
-/** A CONNECT of a peer with the client's certificate: the status, and what the application answers to `WORDS`. */
-async function connectHbone(
-  to: Pod,
-  authority: string,
-  headers: Record<string, string> = {},
-): Promise<{ status: number; answer: string }> {
-  const { client, a, plain } = world;
-  const identity = a.certificates.get(client.identity);
-  const tls = connectTls({
-    socket: await dial(plain, to.ip, 15_008),
-    cert: identity?.chainPem,
-    key: identity?.keyPem,
-    ca: identity?.rootsPem,
-    checkServerIdentity: () => undefined,
-    ALPNProtocols: ["h2"],
-  });
-  const session = connectHttp2("https://peer", { createConnection: () => tls });
-  session.on("error", () => undefined);
-  const stream = session.request({ ":method": "CONNECT", ":authority": authority, ...headers });
-  stream.on("error", () => undefined);
-  const status = await new Promise<number>((resolve) =>
-    stream.once("response", (answered) => resolve(Number(answered[":status"]))),
-  );
-  let answer = "";
-  if (status === 200) {
-    stream.end(WORDS);
-    for await (const part of stream) answer += String(part);
-  }
-  session.destroy();
-  return { status, answer };
 }
 
 /** What node a looks names up with: its own resolv.conf, and a name server on its loopback. */
@@ -215,11 +170,20 @@ describe("a service", () => {
     );
     const { plain, server } = world;
     const answer = `server ${plain.ip} ${WORDS}`;
-    assert.deepEqual(await connectHbone(server, `${HOST}:80`), { status: 200, answer });
-    assert.deepEqual(await connectHbone(server, `${HOST}:81`), { status: 200, answer });
-    assert.equal((await connectHbone(server, `${HOST}:82`)).status, 503);
-    assert.equal((await connectHbone(server, "other.example:80")).status, 503);
-    assert.equal((await connectHbone(server, `${world.other.ip}:8080`)).status, 400);
+    assert.deepEqual(await connectHbone(world, server, { authority: `${HOST}:80`, words: WORDS }), {
+      status: 200,
+      answer,
+    });
+    assert.deepEqual(await connectHbone(world, server, { authority: `${HOST}:81`, words: WORDS }), {
+      status: 200,
+      answer,
+    });
+    assert.equal((await connectHbone(world, server, { authority: `${HOST}:82`, words: WORDS })).status, 503);
+    assert.equal((await connectHbone(world, server, { authority: "other.example:80", words: WORDS })).status, 503);
+    assert.equal(
+      (await connectHbone(world, server, { authority: `${world.other.ip}:8080`, words: WORDS })).status,
+      400,
+    );
   });
 });
 
@@ -339,7 +303,10 @@ describe("a call that would make a proxy talk to itself", () => {
       for (const ip of [server.ip, server.ip6]) {
         await nothing(client, ip, port);
         await nothing(plain, ip, port);
-        assert.notEqual((await connectHbone(server, formatHostPort(ip, port))).status, 200);
+        assert.notEqual(
+          (await connectHbone(world, server, { authority: formatHostPort(ip, port), words: WORDS })).status,
+          200,
+        );
       }
       await nothing(client, VIP, port - 15_000);
     }
@@ -461,7 +428,7 @@ describe("a waypoint", () => {
   it("gets nothing that is not attached to it", async () => {
     const { other, server } = world;
     await know(...pods({ server: { waypoint: addressed(world.client.ip) } }));
-    assert.equal((await connectHbone(other, `${server.ip}:8080`)).status, 400);
+    assert.equal((await connectHbone(world, other, { authority: `${server.ip}:8080`, words: WORDS })).status, 400);
   });
 });
 

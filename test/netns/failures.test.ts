@@ -1,21 +1,21 @@
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 import { sleep, systemClock } from "#base/clock";
 import type { Packet } from "#capture";
 import { resources, type Pod } from "#kube";
 import { findAccessRecord } from "#model/access-log";
-import type { LabStatus } from "#lab";
-import { eventually, startLab, veil, type TestLab } from "./harness.ts";
+import { eventually, startLab, type TestLab } from "./harness.ts";
 import {
   assertFlawless,
   buildScene,
+  childrenOf,
   clearStreams,
   enrolled,
   enterPod,
   label,
   LOAD_PORT,
   loadServer,
+  pidsOf,
   PROPAGATION_BOUND_MS,
   runLoad,
   type LoadResult,
@@ -46,24 +46,6 @@ before(async () => {
   enter = await enterPod(lab, scene.far);
 });
 after(() => lab[Symbol.asyncDispose]());
-
-/** Process ids of a role, by `veil lab status`. */
-async function pidsOf(role: string, node?: string): Promise<number[]> {
-  const { stdout } = await veil("lab", "status", "--name", lab.name, "-o", "json");
-  const status = JSON.parse(stdout) as LabStatus;
-  const places =
-    node === undefined ? [status.control, ...status.nodes] : status.nodes.filter(({ name }) => name === node);
-  return places
-    .flatMap(({ roles }) => roles)
-    .flatMap((one) => (one.role === role && one.pid !== undefined ? [one.pid] : []));
-}
-
-function childrenOf(pid: number): number[] {
-  return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8")
-    .split(" ")
-    .filter((text) => text !== "")
-    .map(Number);
-}
 
 /** Runs load on the enrolled pair, does `harm` in the middle; answers what the load says and what was captured between the pair. */
 async function underLoad(
@@ -101,7 +83,7 @@ for (const [role, node] of [
 ] as const) {
   test(`kill -9 of the ${role}${node === undefined ? "" : ` of ${node}`} fails no connection, old or new`, async (t) => {
     const { result } = await underLoad(async () => {
-      const pids = await pidsOf(role, node);
+      const pids = await pidsOf(lab, role, node);
       assert.ok(pids.length > 0, `the lab shows no ${role}`);
       for (const pid of pids) process.kill(pid, "SIGKILL");
     });
@@ -113,7 +95,7 @@ for (const [role, node] of [
 
 /** Ends the process that carries the data of a node, or the supervisor above it, which takes that process along. */
 async function killProxy(node: string, part: "data path" | "supervisor"): Promise<void> {
-  const [pid] = await pidsOf("proxy", node);
+  const [pid] = await pidsOf(lab, "proxy", node);
   assert.ok(pid !== undefined);
   const [data] = childrenOf(pid);
   assert.ok(data !== undefined, "the proxy's supervisor has no child");
@@ -185,7 +167,7 @@ test("with the controller stopped, an old enrolled client does not reach a new e
   await lab.kubectl("-n", "veil-system", "scale", "deployment", "veil-controller", "--replicas=0");
   await lab.kubectl("-n", "veil-system", "wait", "--for=delete", "pod", "-l", "app=veil-controller", "--timeout=20s");
   await dialNewServer("late-one");
-  const [pid] = await pidsOf("proxy", "node1");
+  const [pid] = await pidsOf(lab, "proxy", "node1");
   assert.ok(pid !== undefined);
   for (const child of childrenOf(pid)) process.kill(child, "SIGKILL");
   await eventually("the old pair to work again without a controller", async () => {

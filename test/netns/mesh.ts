@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { tcpStreams, type Packet, type Stream } from "#capture";
 import { findHostPort } from "#base/ip";
 import { resources, type Pod } from "#kube";
-import { enterPlace } from "#lab";
+import { enterPlace, type LabStatus } from "#lab";
 import { systemClock } from "#base/clock";
-import { eventually, must, type TestLab } from "./harness.ts";
+import { eventually, must, veil, type TestLab } from "./harness.ts";
 
 /** The program that puts load on connections and checks every byte at both ends. */
 const LOAD = fileURLToPath(new URL("load.ts", import.meta.url));
@@ -127,6 +128,25 @@ export async function enrolled(lab: TestLab, namespaces: readonly string[], on: 
 /** Words that run a command in a pod; asked once, so that they work while the API is away. */
 export async function enterPod(lab: TestLab, pod: Pod): Promise<string[]> {
   return enterPlace({ lab: lab.layout, clock: systemClock() }, `${pod.metadata?.namespace}/${pod.metadata?.name}`);
+}
+
+/** Process ids of a role, by `veil lab status`. */
+export async function pidsOf(lab: TestLab, role: string, node?: string): Promise<number[]> {
+  const { stdout } = await veil("lab", "status", "--name", lab.name, "-o", "json");
+  const status = JSON.parse(stdout) as LabStatus;
+  const places =
+    node === undefined ? [status.control, ...status.nodes] : status.nodes.filter(({ name }) => name === node);
+  return places
+    .flatMap(({ roles }) => roles)
+    .flatMap((one) => (one.role === role && one.pid !== undefined ? [one.pid] : []));
+}
+
+/** Process ids of what a process has started. */
+export function childrenOf(pid: number): number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8")
+    .split(" ")
+    .filter((text) => text !== "")
+    .map(Number);
 }
 
 /** Starts the load's client in a pod; resolves with its result. `words` as `load.ts client` takes them. */

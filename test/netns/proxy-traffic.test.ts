@@ -1,17 +1,15 @@
 import assert from "node:assert/strict";
-import { connect as connectHttp2 } from "node:http2";
 import { after, before, describe, it } from "node:test";
 import { once } from "node:events";
 import { connect as connectTls } from "node:tls";
-import { systemClock } from "#base/clock";
-import { findWords, readTls, startCapture, tcpStreams, type Packet } from "#capture";
+import { findWords, readTls, tcpStreams } from "#capture";
 import type { FlowRecord } from "#model/flow";
 import { parseSpiffeId } from "#model/spiffe-id";
 import { testWorkload } from "../../src/proxy/testing.ts";
 import { TestAuthority } from "../../src/x509/testing.ts";
-import { dial, listen, netnsPath, pause, ProxyWorld, readAll, say, until, type Pod } from "./proxy-world.ts";
+import { connectHbone, onTheWire } from "./proxy-peers.ts";
+import { dial, listen, pause, ProxyWorld, readAll, say, until, type Pod } from "./proxy-world.ts";
 
-const clock = systemClock();
 const WORDS = "the-words-of-the-client";
 const ANSWER = "the-answer-of-the-server";
 
@@ -28,18 +26,6 @@ function serve(pod: Pod): void {
     socket.on("data", (part) => (said += part.toString()));
     socket.on("end", () => socket.end(`${ANSWER} ${from} ${said}`));
   });
-}
-
-/** What is on the wire between the nodes, and on the server's and the client's own links, while `body` runs. */
-async function onTheWire(body: () => Promise<void>): Promise<Packet[]> {
-  const places = [
-    { netns: netnsPath("a"), interface: "vt-proxy-ul" },
-    { netns: netnsPath("a"), interface: "v-client" },
-    { netns: netnsPath("b"), interface: "v-server" },
-  ];
-  const captures = await Promise.all(places.map(async (place) => startCapture({ ...place, clock })));
-  await body();
-  return (await Promise.all(captures.map(async (capture) => capture.stop()))).flat();
 }
 
 /** The record of a connection that ended after `since` records, and went as `expected` says. A late one of an earlier test is passed over. */
@@ -233,8 +219,7 @@ describe("traffic between pods with real redirection", () => {
   });
 
   it("is refused to a peer with a good certificate that asks for another pod, or for the proxy itself", async () => {
-    const { a, b, client, plain, server, other } = world;
-    const identity = a.certificates.get(client.identity);
+    const { b, server, other } = world;
     for (const [authority, status, reason] of [
       [`${other.ip}:8080`, 400, "bad_request"],
       [`${server.ip}:15001`, 503, "self_call"],
@@ -242,22 +227,9 @@ describe("traffic between pods with real redirection", () => {
       [`${server.ip}:8080`, 200, ""],
     ] as const) {
       const since = b.records.length;
-      const tls = connectTls({
-        socket: await dial(plain, server.ip, 15_008),
-        cert: identity?.chainPem,
-        key: identity?.keyPem,
-        ca: identity?.rootsPem,
-        checkServerIdentity: () => undefined,
-        ALPNProtocols: ["h2"],
-      });
-      const session = connectHttp2("https://peer", { createConnection: () => tls });
-      session.on("error", () => undefined);
-      const stream = session.request({ ":method": "CONNECT", ":authority": authority });
-      stream.on("error", () => undefined);
-      const got = await new Promise((resolve) => stream.once("response", (headers) => resolve(headers[":status"])));
-      assert.equal(got, status, authority);
+      const got = await connectHbone(world, server, { authority, words: WORDS });
+      assert.equal(got.status, status, authority);
       if (reason !== "") await recordOf(b.records, since, `inbound refused none ${reason}`);
-      session.destroy();
     }
   });
 
