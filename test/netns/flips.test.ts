@@ -24,7 +24,9 @@ const LONG = 50;
 const clock = systemClock();
 
 let lab: TestLab;
-/** New connections a second: half of what the pair can do while it is labelled. */
+/** A client's port stays in TIME_WAIT for 60 s, and the kernel has 28,231 of them for one destination: more a second run out. */
+const MOST = 300;
+/** New connections a second: half of what the pair can do while it is labelled, `MOST` at most. */
 let rate: number;
 
 before(async () => {
@@ -34,7 +36,7 @@ before(async () => {
   await enrolled(lab, scene.namespaces, true);
   const enter = await enterPod(lab, scene.far);
   const { short } = await runLoad(enter, scene.server, ["--closed", "8", "--seconds", "3"]);
-  rate = Math.floor(short.done / 3 / 2);
+  rate = Math.min(MOST, Math.floor(short.done / 3 / 2));
   await lab.kubectl("delete", "namespace", ...scene.namespaces, "--wait=false");
 });
 after(() => lab[Symbol.asyncDispose]());

@@ -45,9 +45,9 @@ function inPod(pod: Pod, ...words: readonly string[]): ChildProcess {
   return child;
 }
 
-/** New connections from the client, four at a time, every byte checked, while `body` runs. */
+/** A hundred new connections a second from the client, every byte checked, while `body` runs. */
 async function underLoad(body: () => Promise<void>): Promise<LoadResult> {
-  const load = inPod(world.client, "client", "--target", `${world.server.ip}:${LOAD_PORT}`, "--closed", "4");
+  const load = inPod(world.client, "client", "--target", `${world.server.ip}:${LOAD_PORT}`, "--rate", "100");
   let said = "";
   load.stdout?.setEncoding("utf8").on("data", (text: string) => (said += text));
   const ended = new Promise((resolve) => load.once("close", resolve));
