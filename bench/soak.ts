@@ -69,7 +69,7 @@ async function watched(lab: TestLab): Promise<Map<string, number>> {
 
 /** The proxy's log under another name: the kubelet of the lab empties a long one, and every record is to be counted. */
 async function keepLog(lab: TestLab, node: string): Promise<string> {
-  const pods = await lab.client.list(resources.pods, { namespace: "veil-system", labelSelector: "app=veil-proxy" });
+  const pods = await lab.client.list(resources.pods, { namespace: "veil-system", labelSelector: "app=ztunnel" });
   const uid = pods.items.find(({ spec }) => spec?.nodeName === node)?.metadata?.uid ?? "?";
   const files = readdirSync(lab.layout.folder, { recursive: true, encoding: "utf8" });
   const file = files.find((path) => path.includes(uid) && path.endsWith(".log"));

@@ -142,7 +142,9 @@ export class KubeletProxy {
     if (host === "")
       throw new StatusError(503, "ServiceUnavailable", { message: `node ${nodeName} has no InternalIP` });
     const port = numberAt(node, "status", "daemonEndpoints", "kubeletEndpoint", "Port") ?? KUBELET_PORT;
-    return { host, port, pod, target, container: containerOf(pod, info.query.get("container") ?? "") };
+    // A port is the pod's: nobody has to say which of its containers listens there.
+    const container = target.subresource === "portforward" ? "" : containerOf(pod, info.query.get("container") ?? "");
+    return { host, port, pod, target, container };
   }
 }
 

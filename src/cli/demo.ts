@@ -64,7 +64,7 @@ The lab keeps running. What to type next:
   eval "$(${program} lab env --name ${name})"            # for this shell's kubectl (or use: ${program} kubectl ...)
   ${program} kubectl get pods -A -o wide
   ${program} why shop/customer bank/ledger:8080
-  ${program} kubectl -n veil-system logs -l app=veil-proxy --tail 5
+  ${program} kubectl -n veil-system logs -l app=ztunnel --tail 5
   ${program} kubectl label namespace visitors io.cilium/mtls-enabled=true
   ${program} lab exec --name ${name} node1 -- tcpdump -n -i eth0 -c 20 tcp
   ${program} lab down --name ${name}

@@ -124,7 +124,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags, version: string)
     ports: { admin: flags.adminPort, metrics: flags.metricsPort, ready: flags.readyPort },
     instance: {
       ip: env["INSTANCE_IP"] ?? "1.1.1.1",
-      pod: env["POD_NAME"] ?? `veil-proxy-${node}`,
+      pod: env["POD_NAME"] ?? `ztunnel-${node}`,
       namespace: env["POD_NAMESPACE"] ?? "veil-system",
     },
     // Its own pod is known only with all three.

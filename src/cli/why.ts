@@ -13,7 +13,7 @@ interface WhyFlags {
 }
 
 const SYSTEM_NAMESPACE = "veil-system";
-const PROXY_SELECTOR = "app=veil-proxy";
+const PROXY_SELECTOR = "app=ztunnel";
 
 /** `veil why POD POD:PORT`: is a connection from here to there encrypted, and why (not)? */
 export function whyCommand(context: CliContext): Command {

@@ -127,7 +127,7 @@ async function waitForEnrolment(kubectl: Kubectl, options: DemoOptions): Promise
 
 /** The access records of all proxies, by the logs of their pods; lines that are none are left out. */
 async function accessRecords(kubectl: Kubectl): Promise<FlowRecord[]> {
-  const text = await kubectl.run("logs", "-n", "veil-system", "-l", "app=veil-proxy", "--tail=-1", "--prefix=false");
+  const text = await kubectl.run("logs", "-n", "veil-system", "-l", "app=ztunnel", "--tail=-1", "--prefix=false");
   const records = text.split("\n").flatMap((line) => findAccessRecord(line) ?? []);
   return records.toSorted((a, b) => a.timeMs - b.timeMs);
 }

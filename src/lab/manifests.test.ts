@@ -32,10 +32,18 @@ test("agent and proxy run on every node in the node's network, the controller in
   assert.equal(controller?.hostNetwork, false);
 });
 
+test("the proxy is found where istioctl looks for it: the DaemonSet ztunnel, its pods with the label app=ztunnel", () => {
+  const { metadata, spec } = find(resources.daemonSets, "ztunnel");
+  assert.deepEqual(spec?.selector.matchLabels, { app: "ztunnel" });
+  assert.deepEqual([metadata?.labels, spec.template.metadata?.labels], [{ app: "ztunnel" }, { app: "ztunnel" }]);
+});
+
+const ACCOUNTS = new Map<string, string>(Object.values(VEIL_ROLES).map(({ app, account }) => [app, account]));
+
 test("every role has the token that the authority asks for, and an account of its own", () => {
   for (const { object } of manifests.filter(({ ref }) => ["DaemonSet", "Deployment"].includes(ref.kind))) {
     const pod = (object as DaemonSet | Deployment).spec?.template.spec;
-    assert.equal(pod?.serviceAccountName, object.metadata?.name);
+    assert.equal(pod?.serviceAccountName, ACCOUNTS.get(object.metadata?.name ?? ""));
     assert.equal(pod?.volumes?.[0]?.projected?.sources?.[0]?.serviceAccountToken?.audience, "istio-ca");
     assert.equal(pod?.containers[0]?.volumeMounts?.[0]?.mountPath, "/var/run/secrets/tokens");
   }

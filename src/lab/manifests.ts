@@ -5,11 +5,14 @@ import { POD_NETNS_FOLDER, POD_RANGE, SERVICE_RANGE } from "./layout.ts";
 /** Where Veil is installed. */
 export const VEIL_NAMESPACE = "veil-system";
 
-/** The roles that are pods, and where each says that it is ready. */
+/**
+ * The roles that are pods, and where each says that it is ready. The proxy's pods have the name by which the field's tools
+ * look for a node's proxy (`istioctl ztunnel-config`: the DaemonSet `ztunnel`, the label `app`); their account is Veil's own.
+ */
 export const VEIL_ROLES = {
-  controller: { app: "veil-controller", readyPort: 15014 },
-  agent: { app: "veil-agent", readyPort: 9965 },
-  proxy: { app: "veil-proxy", readyPort: 15021 },
+  controller: { app: "veil-controller", account: "veil-controller", readyPort: 15014 },
+  agent: { app: "veil-agent", account: "veil-agent", readyPort: 9965 },
+  proxy: { app: "ztunnel", account: "veil-proxy", readyPort: 15021 },
 } as const;
 
 export type VeilRole = keyof typeof VEIL_ROLES;
@@ -87,11 +90,11 @@ export function veilManifests(values: InstallValues): Manifest[] {
 }
 
 function subjectsOf(role: VeilRole): { kind: string; name: string; namespace: string }[] {
-  return [{ kind: "ServiceAccount", name: VEIL_ROLES[role].app, namespace: VEIL_NAMESPACE }];
+  return [{ kind: "ServiceAccount", name: VEIL_ROLES[role].account, namespace: VEIL_NAMESPACE }];
 }
 
 function accountOf(role: VeilRole): Manifest[] {
-  const name = VEIL_ROLES[role].app;
+  const name = VEIL_ROLES[role].account;
   // Every node's agent has this account: the API lets each write only what is its own node's.
   const annotations: Record<string, string> = role === "agent" ? { "veil.dev/node-bound": "true" } : {};
   const account = manifest(resources.serviceAccounts, { metadata: { name, namespace: VEIL_NAMESPACE, annotations } });
@@ -110,7 +113,7 @@ function accountOf(role: VeilRole): Manifest[] {
 
 function accessInside(role: VeilRole): Manifest[] {
   const rules = INSIDE_RULES[role];
-  const { app: name } = VEIL_ROLES[role];
+  const { account: name } = VEIL_ROLES[role];
   const metadata = { name, namespace: VEIL_NAMESPACE };
   if (rules.length === 0) return [];
   return [
@@ -181,13 +184,13 @@ const FOLDERS: Readonly<Record<VeilRole, readonly { name: string; path: string }
 };
 
 function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
-  const { app, readyPort } = VEIL_ROLES[role];
+  const { app, account, readyPort } = VEIL_ROLES[role];
   const folders = FOLDERS[role];
   const fromField = (name: string, fieldPath: string) => ({ name, valueFrom: { fieldRef: { fieldPath } } });
   return {
     metadata: { labels: { app } },
     spec: {
-      serviceAccountName: app,
+      serviceAccountName: account,
       hostNetwork: role !== "controller",
       dnsPolicy: role === "controller" ? "ClusterFirst" : "ClusterFirstWithHostNet",
       terminationGracePeriodSeconds: 10,

@@ -158,7 +158,7 @@ async function reasonsTo(server: Pod): Promise<string[]> {
 async function proxyOf(node: string): Promise<string> {
   const { items } = await lab.client.list(resources.pods, {
     namespace: "veil-system",
-    labelSelector: "app=veil-proxy",
+    labelSelector: "app=ztunnel",
   });
   return items.find(({ spec }) => spec?.nodeName === node)?.metadata?.name ?? "";
 }

@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { connect } from "node:net";
 import { after, before, test } from "node:test";
+import { ensureKubectl } from "#apiserver";
 import { sleep, systemClock } from "#base/clock";
 import { findWords } from "#capture";
 import { resources, type Container, type Pod } from "#kube";
@@ -339,3 +342,61 @@ test("an enrolled pod does not start while no agent can enrol it, and starts whe
   );
   await lab.readyPod(namespace, "held");
 });
+
+test("kubectl port-forward reaches a port of a pod and of its node, many connections at a time", async () => {
+  const serve = ["veil", "program", "tcp-echo", "--port", "9000"];
+  const side = { name: "side", image: "none", command: ["sleep", "infinity"] };
+  const main = { name: "main", image: "none", command: serve, readinessProbe: { tcpSocket: { port: 9000 } } };
+  await startPod("forwarded", serve, { spec: { containers: [main, side] } });
+  await using forward = await portForward(NS, "forwarded", 9000);
+  const texts = ["one", "two", "x".repeat(3_000_000)];
+  assert.deepEqual(await Promise.all(texts.map((text) => echoed(forward.port, text))), texts);
+
+  const agents = await lab.client.list(resources.pods, { namespace: "veil-system", labelSelector: "app=veil-agent" });
+  await using node = await portForward("veil-system", agents.items[0]?.metadata?.name ?? "", 9965);
+  assert.match(await (await fetch(`http://127.0.0.1:${node.port}/metrics`)).text(), /^# HELP /m);
+
+  await using none = await portForward(NS, "forwarded", 9001);
+  assert.equal(await echoed(none.port, "anybody?"), "");
+  await eventually("kubectl to say why", () => (none.words().includes("cannot reach port 9001") ? true : undefined));
+});
+
+interface Forwarding extends AsyncDisposable {
+  /** On 127.0.0.1. */
+  readonly port: number;
+  /** What kubectl has printed. */
+  words(): string;
+}
+
+async function portForward(namespace: string, pod: string, port: number): Promise<Forwarding> {
+  const words = ["--kubeconfig", lab.kubeconfig, "-n", namespace, "port-forward", `pod/${pod}`, `:${port}`];
+  const child = spawn(await ensureKubectl({ env: process.env }), words, { stdio: ["ignore", "pipe", "pipe"] });
+  const closed = new Promise<void>((resolve) => child.once("close", () => resolve()));
+  let said = "";
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (bytes: Buffer) => (said += bytes.toString()));
+  const stop = async (): Promise<void> => {
+    child.kill("SIGKILL");
+    await closed;
+  };
+  const local = await eventually("kubectl to listen", () => /127\.0\.0\.1:(\d+) ->/.exec(said)?.[1]).catch(
+    async (error: unknown) => {
+      await stop();
+      throw new Error(`kubectl said: ${said}`, { cause: error });
+    },
+  );
+  return { port: Number(local), words: () => said, [Symbol.asyncDispose]: stop };
+}
+
+/** Sends a text and reads until as much has come back, or the other side has ended. */
+function echoed(port: number, text: string): Promise<string> {
+  return new Promise((resolve) => {
+    const socket = connect(port, "127.0.0.1", () => socket.write(text));
+    let answer = "";
+    socket.setEncoding("utf8").on("data", (part: string) => {
+      answer += part;
+      if (answer.length >= text.length) socket.end();
+    });
+    socket.on("error", () => {}); // its close says enough
+    socket.on("close", () => resolve(answer));
+  });
+}

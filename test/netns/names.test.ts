@@ -133,7 +133,7 @@ describe("names in a lab", () => {
     for (const [i, { body }] of pages.entries()) assert.match(body ?? "", new RegExp(WORDS), urls[i]);
     const proxies = await lab.client.list(resources.pods, {
       namespace: "veil-system",
-      labelSelector: "app=veil-proxy",
+      labelSelector: "app=ztunnel",
     });
     const own = proxies.items.find(({ spec }) => spec?.nodeName === "node1");
     const lines = await eventually("four records", async () => {

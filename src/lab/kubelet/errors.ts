@@ -30,6 +30,10 @@ export const kubeletError = defineErrors("kubelet", {
     when: "the process of a container could not be started",
     hint: "the message carries the system's words; check command, workingDir and volumeMounts",
   },
+  KUBELET_PORT_FORWARD: {
+    when: "a client that forwards ports sent something that is no SPDY/3.1, or a port could not be reached",
+    hint: "the message says what; forward a port that the pod listens on, with kubectl or what speaks as it does",
+  },
   KUBELET_STATE: {
     when: "a file of the kubelet's own state could not be read",
     hint: "delete the pod that the message names; it is made again",

@@ -1,3 +1,4 @@
+import type { Socket } from "node:net";
 import { Backoff } from "#base/backoff";
 import { sleep } from "#base/clock";
 import { findCodedError, messageOf } from "#base/errors";
@@ -12,6 +13,7 @@ import { findText, podFiles, removePath, writeFileWhole, type PodFiles } from ".
 import type { NodeParts } from "./pod-parts.ts";
 import { killPodProcesses, POD_VARIABLE, podMark } from "./pod-processes.ts";
 import { resolvConf, hostsFile } from "./name-files.ts";
+import { dialPort } from "./pod-port.ts";
 import { ensureSandbox, removeSandbox } from "./sandbox.ts";
 import { StatusWriter } from "./status-writer.ts";
 import { containerMounts, fillVolumes } from "./volumes.ts";
@@ -78,6 +80,11 @@ export class PodWorker {
   /** The running container of that name, or the first one. */
   runner(name: string | undefined): ContainerRunner | undefined {
     return name === undefined ? this.#main[0] : this.#runners.find((one) => one.name === name);
+  }
+
+  /** Connects to a port on the pod's loopback, in its own network. Rejects when nobody listens there. */
+  async dial(port: number): Promise<Socket> {
+    return dialPort({ netns: this.#ip === undefined ? undefined : this.#files.netns, port, clock: this.#parts.clock });
   }
 
   /** Takes a newer object. What a pod runs never changes; labels and the wish to end it do. */

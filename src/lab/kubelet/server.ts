@@ -2,13 +2,14 @@ import { createServer, type Server } from "node:https";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Duplex } from "node:stream";
 import { TLSSocket } from "node:tls";
-import { WebSocketServer } from "ws";
+import { createWebSocketStream, WebSocketServer } from "ws";
 import { messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import type { Service } from "#base/service";
 import type { KubeConfig } from "#kube";
 import { runExecSession } from "./exec-session.ts";
 import { sendLogs } from "./log-session.ts";
+import { forwardPorts, type DialPort } from "./port-forward.ts";
 import type { PodWorker } from "./pod-worker.ts";
 import { refuse } from "./refuse.ts";
 
@@ -24,8 +25,13 @@ export interface KubeletServerOptions {
 
 /** The name in the certificate with which the API server asks kubelets. */
 const API_SERVER_NAME = "kube-apiserver-kubelet-client";
-const PROTOCOLS = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+/** Port-forward as kubectl says it: SPDY's frames in the messages of a WebSocket, or in the bare connection. */
+const FORWARD_IN_WEBSOCKET = "SPDY/3.1+portforward.k8s.io";
+const FORWARD_PROTOCOL = "portforward.k8s.io";
+const PROTOCOLS = ["v5.channel.k8s.io", "v4.channel.k8s.io", FORWARD_IN_WEBSOCKET];
 const MAX_FRAME_BYTES = 1 << 20;
+const FORWARD_VERB = "portForward";
+const NO_SUCH_PATH = { status: 404, message: "there is no such path here" };
 
 interface Target {
   readonly verb: string;
@@ -35,7 +41,7 @@ interface Target {
   readonly query: URLSearchParams;
 }
 
-/** `/containerLogs` and `/exec`, for the API server only. */
+/** `/containerLogs`, `/exec` and `/portForward`, for the API server only. */
 export class KubeletServer implements Service {
   readonly name = "kubelet-api";
   readonly #options: KubeletServerOptions;
@@ -45,6 +51,7 @@ export class KubeletServer implements Service {
     perMessageDeflate: false,
     handleProtocols: (offered) => PROTOCOLS.find((protocol) => offered.has(protocol)) ?? false,
   });
+  readonly #forwards = new Set<Duplex>();
   #server: Server | undefined;
 
   constructor(options: KubeletServerOptions) {
@@ -72,6 +79,7 @@ export class KubeletServer implements Service {
 
   async drain(_deadlineMs: number): Promise<void> {
     for (const client of this.#sockets.clients) client.terminate();
+    for (const client of this.#forwards) client.destroy();
     this.#server?.closeAllConnections();
     await new Promise<void>((resolve) => {
       if (this.#server === undefined) resolve();
@@ -96,39 +104,68 @@ export class KubeletServer implements Service {
 
   #upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
     const target = this.#target(request);
-    const refusal = refuseExec(request, target);
+    const refusal = refuseUpgrade(request, target);
     if (refusal !== undefined || target?.worker === undefined) {
-      const { status, message } = refusal ?? { status: 404, message: "there is no such path here" };
+      const { status, message } = refusal ?? NO_SUCH_PATH;
       const bytes = Buffer.byteLength(message);
       socket.end(
         `HTTP/1.1 ${status} Refused\r\nContent-Type: text/plain\r\nContent-Length: ${bytes}\r\n\r\n${message}`,
       );
       return;
     }
-    const { worker, query, container } = target;
+    const { verb, worker, query, container } = target;
+    if (verb === FORWARD_VERB && isSpdy(request)) {
+      socket.write(
+        `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: ${FORWARD_PROTOCOL}\r\n\r\n`,
+      );
+      if (head.length > 0) socket.unshift(head);
+      return this.#forward(socket, (port) => worker.dial(port));
+    }
+    if (verb === FORWARD_VERB) {
+      return this.#sockets.handleUpgrade(request, socket, head, (client) => {
+        this.#forward(createWebSocketStream(client), (port) => worker.dial(port));
+      });
+    }
     this.#sockets.handleUpgrade(request, socket, head, (client) => {
       runExecSession(client, worker.runner(container), query);
     });
   }
 
-  /** `/<verb>/<namespace>/<pod>/<container>`; undefined for other paths. */
+  #forward(client: Duplex, dial: DialPort): void {
+    this.#forwards.add(client);
+    client.once("close", () => this.#forwards.delete(client));
+    forwardPorts(client, dial).catch((error: unknown) => {
+      this.#options.log.warn({ error: messageOf(error) }, "port-forward was given up");
+    });
+  }
+
+  /** `/<verb>/<namespace>/<pod>/<container>`, and `/portForward/<namespace>/<pod>`; undefined for other paths. */
   #target(request: IncomingMessage): Target | undefined {
     const url = URL.parse(request.url ?? "/", "https://kubelet");
     const parts = (url?.pathname ?? "").split("/").slice(1).map(decodePart);
     const [verb = "", namespace = "", pod = "", container = ""] = parts;
-    if (url === null || parts.length !== 4) return undefined;
+    if (url === null || parts.length !== (verb === FORWARD_VERB ? 3 : 4)) return undefined;
     return { verb, worker: this.#options.find({ namespace, pod }), pod, container, query: url.searchParams };
   }
 }
 
-function refuseExec(
-  request: IncomingMessage,
-  target: Target | undefined,
-): { status: number; message: string } | undefined {
+interface Refusal {
+  readonly status: number;
+  readonly message: string;
+}
+
+function refuseUpgrade(request: IncomingMessage, target: Target | undefined): Refusal | undefined {
   if (!isApiServer(request)) return { status: 401, message: "only the API server may ask" };
-  if (target?.verb !== "exec") return { status: 404, message: "there is no such path here" };
+  if (target === undefined || !["exec", FORWARD_VERB].includes(target.verb)) return NO_SUCH_PATH;
   if (target.worker === undefined) return { status: 404, message: `pod ${target.pod} does not run on this node` };
-  if (target.worker.runner(target.container)?.process === undefined) {
+  if (target.verb === "exec") return refuseExec(target, target.worker);
+  const offered = `${header(request, "sec-websocket-protocol")},${header(request, "x-stream-protocol-version")}`;
+  if (offered.includes(FORWARD_PROTOCOL)) return undefined;
+  return { status: 400, message: `port-forward is spoken as ${FORWARD_PROTOCOL} here` };
+}
+
+function refuseExec(target: Target, worker: PodWorker): Refusal | undefined {
+  if (worker.runner(target.container)?.process === undefined) {
     return { status: 400, message: `container ${target.container} of pod ${target.pod} does not run now` };
   }
   if (!target.query.has("command")) return { status: 400, message: "exec needs a command" };
@@ -140,6 +177,15 @@ function isApiServer(request: IncomingMessage): boolean {
   if (!(socket instanceof TLSSocket) || !socket.authorized) return false;
   const { subject } = socket.getPeerCertificate();
   return subject.CN === API_SERVER_NAME;
+}
+
+function isSpdy(request: IncomingMessage): boolean {
+  return header(request, "upgrade").toLowerCase() === "spdy/3.1";
+}
+
+function header(request: IncomingMessage, name: string): string {
+  const value = request.headers[name];
+  return typeof value === "string" ? value : "";
 }
 
 function decodePart(part: string): string {
