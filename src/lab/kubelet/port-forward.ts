@@ -7,7 +7,7 @@ import { dataFrame, pingFrame, readFrames, replyFrame, resetFrame, type SpdyFram
 export type DialPort = (port: number) => Promise<Socket>;
 
 /** Connections of one client, opened and not yet over. Further ones are reset. */
-export const MAX_FORWARDED = 1_024;
+const MAX_FORWARDED = 1_024;
 /** A client sends nothing more while so much waits for the pod. */
 const MAX_WAITING_BYTES = 1 << 20;
 const EMPTY = Buffer.alloc(0);
