@@ -3,7 +3,14 @@ import type { Log } from "#base/log";
 import { CellSet } from "#base/metrics";
 import type { Random } from "#base/random";
 import type { Service } from "#base/service";
-import { Discovery, securityKinds, type Cluster, type DiscoveryUpdate, type Problem } from "#discovery";
+import {
+  Discovery,
+  securityKinds,
+  type AddressVerdict,
+  type Cluster,
+  type DiscoveryUpdate,
+  type Problem,
+} from "#discovery";
 import {
   gatewayResources,
   Informer,
@@ -14,11 +21,13 @@ import {
   type KubeObject,
   type Pod,
   type ResourceRef,
+  type ServiceEntry,
 } from "#kube";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION, type ResourceCache } from "#xds";
 import { controllerMetrics } from "./metrics.ts";
 import { PolicyStatuses } from "./policy-statuses.ts";
 import { ProblemEvents } from "./problem-events.ts";
+import { StatusWrites } from "./status-writes.ts";
 
 /** Changes are collected for this long after the first, then published together. */
 const BATCH_MS = 2;
@@ -55,6 +64,7 @@ export class Catalog implements Service {
   readonly #discovery: Discovery;
   readonly #informers: Informers;
   readonly #statuses: PolicyStatuses;
+  readonly #given: StatusWrites<AddressVerdict>;
   readonly #events: ProblemEvents;
   readonly #onFresh = new Set<() => void>();
   readonly #onFlush = new Set<() => void>();
@@ -87,13 +97,9 @@ export class Catalog implements Service {
       deleted: (namespace) => discovery.removeNamespace(namespace),
     });
     const builtIn = [this.pods, services, slices, nodes, namespaces];
-    this.#informers = [
-      ...builtIn,
-      ...this.#followGateways(discovery),
-      ...this.#followPolicies(discovery),
-      ...this.#followEntries(discovery),
-    ];
+    this.#informers = [...builtIn, ...this.#followOptional(discovery)];
     this.#statuses = new PolicyStatuses(options);
+    this.#given = new StatusWrites({ ...options, write: (verdict) => this.#writeAddresses(verdict) });
     this.#events = new ProblemEvents(options);
   }
 
@@ -125,6 +131,7 @@ export class Catalog implements Service {
   async drain(deadlineMs: number): Promise<void> {
     this.#scheduled?.();
     this.#statuses.stop();
+    this.#given.stop();
     await Promise.all(this.#informers.map((informer) => informer.drain(deadlineMs)));
   }
 
@@ -151,66 +158,53 @@ export class Catalog implements Service {
     }
   }
 
-  /** Waypoints. A cluster may be without the Gateway API. */
-  #followGateways(discovery: Discovery): Informers {
-    const gateways = this.#follow(
-      gatewayResources.gateways,
-      {
-        upserted: (gateway) => discovery.upsertGateway(gateway),
-        deleted: (gateway) => discovery.removeGateway(gateway),
-      },
-      { optional: true },
-    );
-    const classes = this.#follow(
-      gatewayResources.gatewayClasses,
-      {
-        upserted: (gatewayClass) => discovery.upsertGatewayClass(gatewayClass),
-        deleted: (gatewayClass) => discovery.removeGatewayClass(gatewayClass),
-      },
-      { optional: true },
-    );
-    return [gateways, classes];
-  }
-
-  #followPolicies({ policies }: Discovery): Informers {
-    const authorizations = this.#follow(
-      securityKinds.authorizationPolicies,
-      {
-        upserted: (object) => policies.upsertAuthorizationPolicy(object),
-        deleted: (object) => policies.removeAuthorizationPolicy(object),
-      },
-      { optional: true },
-    );
-    const peers = this.#follow(
-      securityKinds.peerAuthentications,
-      {
-        upserted: (object) => policies.upsertPeerAuthentication(object),
-        deleted: (object) => policies.removePeerAuthentication(object),
-      },
-      { optional: true },
-    );
-    return [authorizations, peers];
-  }
-
-  /** Services and workloads that are not Kubernetes' own. A cluster may be without Istio's kinds. */
-  #followEntries({ entries }: Discovery): Informers {
-    const services = this.#follow(
-      istioNetworkingResources.serviceEntries,
-      {
-        upserted: (entry) => entries.setServiceEntry(objectKey(entry), entry),
-        deleted: (entry) => entries.setServiceEntry(objectKey(entry), undefined),
-      },
-      { optional: true },
-    );
-    const workloads = this.#follow(
-      istioNetworkingResources.workloadEntries,
-      {
-        upserted: (entry) => entries.setWorkloadEntry(objectKey(entry), entry),
-        deleted: (entry) => entries.setWorkloadEntry(objectKey(entry), undefined),
-      },
-      { optional: true },
-    );
-    return [services, workloads];
+  /** Kinds of others, which a cluster may be without: waypoints, policies, services and workloads that are not Kubernetes' own. */
+  #followOptional(discovery: Discovery): Informers {
+    const { entries, addresses, policies } = discovery;
+    const follow = <T extends KubeObject>(
+      ref: ResourceRef<T>,
+      upserted: (object: T) => void,
+      deleted: (object: T) => void,
+    ): Informer<T> => this.#follow(ref, { upserted, deleted }, { optional: true });
+    const { gateways, gatewayClasses } = gatewayResources;
+    const { authorizationPolicies, peerAuthentications } = securityKinds;
+    const { serviceEntries, workloadEntries } = istioNetworkingResources;
+    const setEntry = (key: string, entry: ServiceEntry | undefined): void => {
+      entries.setServiceEntry(key, entry);
+      addresses.set(key, entry);
+    };
+    return [
+      follow(
+        gateways,
+        (one) => discovery.upsertGateway(one),
+        (one) => discovery.removeGateway(one),
+      ),
+      follow(
+        gatewayClasses,
+        (one) => discovery.upsertGatewayClass(one),
+        (one) => discovery.removeGatewayClass(one),
+      ),
+      follow(
+        authorizationPolicies,
+        (one) => policies.upsertAuthorizationPolicy(one),
+        (one) => policies.removeAuthorizationPolicy(one),
+      ),
+      follow(
+        peerAuthentications,
+        (one) => policies.upsertPeerAuthentication(one),
+        (one) => policies.removePeerAuthentication(one),
+      ),
+      follow(
+        serviceEntries,
+        (one) => setEntry(objectKey(one), one),
+        (one) => setEntry(objectKey(one), undefined),
+      ),
+      follow(
+        workloadEntries,
+        (one) => entries.setWorkloadEntry(objectKey(one), one),
+        (one) => entries.setWorkloadEntry(objectKey(one), undefined),
+      ),
+    ];
   }
 
   #follow<T extends KubeObject>(
@@ -240,6 +234,7 @@ export class Catalog implements Service {
     this.#metrics.bind("veil_controller_api_connected", {}).value = fresh ? 1 : 0;
     if (!fresh) return;
     if (this.#discovery.dirty) this.#flush(); // what is known is told before anything is denied
+    this.#giveAddresses();
     for (const listener of this.#onFresh) listener();
   }
 
@@ -264,7 +259,25 @@ export class Catalog implements Service {
     this.#metrics.bind("veil_controller_resources", {}).value = cache.size(TYPE_ADDRESS);
     this.#metrics.bind("veil_controller_policies", {}).value = cache.size(TYPE_AUTHORIZATION);
     this.#report(problems);
+    this.#giveAddresses();
     for (const look of this.#onFlush) look();
+  }
+
+  /** Only while all entries are known: otherwise somebody may have the address. */
+  #giveAddresses(): void {
+    if (!this.fresh) return;
+    const { verdicts, problems } = this.#discovery.addresses.take();
+    for (const verdict of verdicts) this.#given.take(`ServiceEntry ${objectKey(verdict.entry)}`, verdict);
+    this.#report(problems);
+  }
+
+  #writeAddresses({ entry, addresses }: AddressVerdict): Promise<unknown> {
+    const { name = "", namespace, resourceVersion } = entry.metadata ?? {};
+    return this.#options.client.patch(
+      istioNetworkingResources.serviceEntries,
+      { name, namespace },
+      { type: "merge", subresource: "status", body: { metadata: { resourceVersion }, status: { addresses } } },
+    );
   }
 
   #publish(typeUrl: string, { upserts, removes }: Pick<DiscoveryUpdate, "upserts" | "removes">): void {

@@ -1,65 +1,35 @@
 import type { Clock } from "#base/clock";
-import { messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import type { PolicyCondition, PolicyVerdict } from "#discovery";
 import { securityKinds } from "#discovery";
-import { isKubeError, objectKey, type KubeClient } from "#kube";
+import { objectKey, type KubeClient } from "#kube";
+import { StatusWrites } from "./status-writes.ts";
 
 /** The condition's type, as istiod names it. */
 const CONDITION = "ZtunnelAccepted";
-/** Between two tries to write a status while the API is away. */
-const RETRY_MS = 1_000;
 
 /**
- * Writes into the status of AuthorizationPolicies what the nodes enforce of them. All replicas of the controller write the
- * same; what is there already is not written again. One write at a time, the newest verdict of an object counts.
+ * Writes into the status of AuthorizationPolicies what the nodes enforce of them; what is there already is not written again.
  */
 export class PolicyStatuses {
   readonly #client: KubeClient;
   readonly #clock: Clock;
-  readonly #log: Log;
-  readonly #waiting = new Map<string, PolicyVerdict>();
-  #isWriting = false;
-  #isStopped = false;
-  #cancel = (): void => {};
+  readonly #writes: StatusWrites<PolicyVerdict>;
 
   constructor(parts: { client: KubeClient; clock: Clock; log: Log }) {
     this.#client = parts.client;
     this.#clock = parts.clock;
-    this.#log = parts.log;
+    this.#writes = new StatusWrites({ ...parts, write: (verdict) => this.#writeOne(verdict) });
   }
 
   /** Takes verdicts; they are written soon. */
   take(verdicts: readonly PolicyVerdict[]): void {
-    for (const verdict of verdicts) this.#waiting.set(objectKey(verdict.object), verdict);
-    void this.#write();
+    for (const verdict of verdicts) this.#writes.take(`AuthorizationPolicy ${objectKey(verdict.object)}`, verdict);
   }
 
   /** Writes nothing more. */
   stop(): void {
-    this.#isStopped = true;
-    this.#cancel();
-  }
-
-  async #write(): Promise<void> {
-    if (this.#isWriting) return;
-    this.#isWriting = true;
-    for (const [key, verdict] of this.#waiting) {
-      if (this.#isStopped) return;
-      this.#waiting.delete(key);
-      try {
-        await this.#writeOne(verdict);
-      } catch (error) {
-        // Changed or deleted meanwhile: its next state brings its next verdict.
-        if (isKubeError(error, "KUBE_CONFLICT") || isKubeError(error, "KUBE_NOT_FOUND")) continue;
-        this.#log.warn({ policy: key, error: messageOf(error) }, "status of a policy cannot be written, trying again");
-        if (!this.#waiting.has(key)) this.#waiting.set(key, verdict);
-        await new Promise<void>((resolve) => {
-          this.#cancel = this.#clock.after(RETRY_MS, resolve);
-        });
-      }
-    }
-    this.#isWriting = false;
+    this.#writes.stop();
   }
 
   async #writeOne(verdict: PolicyVerdict): Promise<void> {

@@ -12,6 +12,7 @@ import {
 import type { Address, ServicePort, Workload } from "#model/workload";
 import { type Cluster, type Problem } from "./cluster.ts";
 import { endpointPorts, endpointWorkload, sliceFacts, type SliceFacts } from "./endpoint.ts";
+import { EntryAddresses } from "./entry-addresses.ts";
 import { Entries } from "./entries.ts";
 import { Multimap } from "./multimap.ts";
 import { isLive, nodeLocality, podIps, podWorkload, selects } from "./pod.ts";
@@ -53,9 +54,11 @@ interface PodEntry {
  * Holds one entry per object that it was given.
  */
 export class Discovery {
-  /** Policies, and which of them a workload lists. */
   /** Istio's entries. */
   readonly entries: Entries;
+  /** Addresses for those that have none. */
+  readonly addresses = new EntryAddresses();
+  /** Policies, and which of them a workload lists. */
   readonly policies: PolicyDiscovery;
   readonly #cluster: Cluster;
   readonly #pods = new Map<string, PodEntry>();

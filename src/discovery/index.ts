@@ -1,5 +1,6 @@
 export { addressAlias, endpointUid, podUid, type Cluster, type Problem } from "./cluster.ts";
 export { Discovery, type DiscoveryUpdate } from "./discovery.ts";
+export type { AddressVerdict } from "./entry-addresses.ts";
 export type { PolicyVerdict } from "./policies.ts";
 export { isLive, podWorkload, type PodSurroundings } from "./pod.ts";
 export type { PublishedAddress } from "./publication.ts";

@@ -10,6 +10,8 @@ import {
   type TargetedPort,
 } from "./service.ts";
 
+const AUTOALLOCATE = "networking.istio.io/enable-autoallocate-ip";
+
 /** How the endpoints of a ServiceEntry are found: `none`: not at all, connections go where they wanted to. */
 type Resolution = "none" | "static" | "dns" | "dynamic_dns";
 
@@ -98,12 +100,21 @@ function loadBalancing(entry: ServiceEntry, inherited: Readonly<Record<string, s
   return { ...readPreference([own, inherited[DISTRIBUTION]]), allowUnhealthy: false };
 }
 
+/**
+ * The hosts of an entry to which a control plane gives addresses: those of one without addresses of its own, unless connections
+ * to them go where they wanted to anyway, or its author wants none. Wildcards only where names are asked for by a waypoint.
+ */
+export function hostsToAddress({ metadata, spec = {} }: ServiceEntry): readonly string[] {
+  const { addresses = [], hosts = [], resolution = "NONE" } = spec;
+  const isUnwanted = metadata?.labels?.[AUTOALLOCATE]?.toLowerCase() === "false";
+  if (addresses.length > 0 || isUnwanted || resolutionOf(resolution) === "none") return [];
+  return [...new Set(hosts)].filter((host) => !host.startsWith("*") || resolution === "DYNAMIC_DNS");
+}
+
 /** The addresses that the entry names, or else those that a control plane has given to this host. */
 function addressesOf(entry: ServiceEntry, hostname: string, network: string): readonly NetworkAddress[] {
-  const { addresses = [], resolution = "NONE" } = entry.spec ?? {};
-  const named = addresses.flatMap((text) => findNetworkAddress(text, network) ?? []);
-  const isGiven = addresses.length === 0 && resolutionOf(resolution) !== "none";
-  if (!isGiven || (hostname.startsWith("*") && resolution !== "DYNAMIC_DNS")) return named;
+  const named = (entry.spec?.addresses ?? []).flatMap((text) => findNetworkAddress(text, network) ?? []);
+  if (!hostsToAddress(entry).includes(hostname)) return named;
   return (entry.status?.addresses ?? []).flatMap(({ value = "", host }) => {
     const address = host === hostname ? findIp(value) : undefined;
     return address === undefined ? [] : [{ network, address, length: undefined }];

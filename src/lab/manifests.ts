@@ -52,6 +52,7 @@ const RULES: Readonly<Record<VeilRole, Rule[]>> = {
     { apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: READ },
     { apiGroups: ["gateway.networking.k8s.io"], resources: ["gateways", "gatewayclasses"], verbs: READ },
     { apiGroups: ["networking.istio.io"], resources: ["serviceentries", "workloadentries"], verbs: READ },
+    { apiGroups: ["networking.istio.io"], resources: ["serviceentries/status"], verbs: ["patch"] },
     { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies", "peerauthentications"], verbs: READ },
     { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies/status"], verbs: ["patch"] },
     { apiGroups: [""], resources: ["configmaps"], verbs: [...READ, "create", "update", "patch"] },

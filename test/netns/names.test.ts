@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { after, before, describe, it } from "node:test";
-import { resources } from "#kube";
+import { istioNetworkingResources, resources } from "#kube";
 import type { LabStatus } from "#lab";
 import { eventually, startLab, veil, VEIL, type TestLab } from "./harness.ts";
 
@@ -29,9 +29,9 @@ function service(name: string, spec: object): object {
   return { apiVersion: "v1", kind: "Service", metadata: { namespace: "shop", name }, spec: { ports, ...spec } };
 }
 
-function entry(name: string, spec: object): object {
+function entry(name: string, spec: object, labels: Readonly<Record<string, string>> = {}): object {
   const ports = [{ number: 80, name: "http", protocol: "HTTP", targetPort: PORT }];
-  const metadata = { namespace: "shop", name };
+  const metadata = { namespace: "shop", name, labels };
   return { apiVersion: api, kind: "ServiceEntry", metadata, spec: { ports, resolution: "STATIC", ...spec } };
 }
 
@@ -64,7 +64,12 @@ describe("names in a lab", () => {
         addresses: ["240.240.0.1"],
         workloadSelector: { labels: { app: "web" } },
       }),
-      entry("bare", { hosts: ["bare.example.com"], workloadSelector: { labels: { app: "web" } } }),
+      entry("given", { hosts: ["given.example.com"], workloadSelector: { labels: { app: "web" } } }),
+      entry(
+        "bare",
+        { hosts: ["bare.example.com"], workloadSelector: { labels: { app: "web" } } },
+        { "networking.istio.io/enable-autoallocate-ip": "false" },
+      ),
       entry("all", {
         hosts: ["*.wild.example.com"],
         addresses: ["240.240.0.2"],
@@ -89,6 +94,14 @@ describe("names in a lab", () => {
   it("are the mesh's own where it knows them, and the nameserver's where it does not, over UDP and TCP", async () => {
     const found = await lab.client.find(resources.services, { namespace: "shop", name: "web" });
     const vip = found?.spec?.clusterIP;
+    const [given, given6] = await eventually("addresses for the entry without any", async () => {
+      const entry = await lab.client.find(istioNetworkingResources.serviceEntries, {
+        namespace: "shop",
+        name: "given",
+      });
+      return entry?.status?.addresses?.map(({ value }) => value);
+    });
+    assert.match(given ?? "", /^240\.240\./);
     const expected: Record<string, Told> = {
       "A web": { rcode: "NOERROR", ours: true, answers: [`web A ${vip}`] },
       "AAAA web": { rcode: "NOERROR", ours: true, answers: [] },
@@ -100,6 +113,8 @@ describe("names in a lab", () => {
       "A heads.shop": { rcode: "NOERROR", ours: true, answers: [`heads.shop A ${ip.get("web")}`] },
       "A api.example.com": { rcode: "NOERROR", ours: true, answers: ["api.example.com A 240.240.0.1"] },
       "A x.wild.example.com": { rcode: "NOERROR", ours: true, answers: ["x.wild.example.com A 240.240.0.2"] },
+      "A given.example.com": { rcode: "NOERROR", ours: true, answers: [`given.example.com A ${given}`] },
+      "AAAA given.example.com": { rcode: "NOERROR", ours: true, answers: [`given.example.com AAAA ${given6}`] },
       "A bare.example.com": { rcode: "NXDOMAIN", ours: false, answers: [] },
       "A elsewhere.shop.svc.cluster.local": {
         rcode: "NOERROR",
@@ -112,7 +127,7 @@ describe("names in a lab", () => {
     for (const protocol of ["udp", "tcp"]) {
       const told = await eventually(`answers over ${protocol}`, async () => {
         const all = await ask("client", ...names.map((name) => `${protocol} ${name}`));
-        return all[4]?.ours === true ? all : undefined; // the entry has reached the node
+        return all[4]?.ours === true && all[6]?.ours === true ? all : undefined; // the entries have reached the node
       });
       for (const [i, name] of names.entries()) {
         const { rcode, ours, answers } = told[i] ?? { rcode: "", ours: false, answers: [] };
@@ -127,8 +142,9 @@ describe("names in a lab", () => {
     }
   });
 
-  it("lead through mutual TLS: a service, a headless one, a ServiceEntry, and a wildcard of one", async () => {
-    const urls = ["http://web/", `http://heads:${PORT}/`, "http://api.example.com/", "http://y.wild.example.com/"];
+  it("lead through mutual TLS: a service, a headless one, ServiceEntries with and without addresses, a wildcard", async () => {
+    const entries = ["api", "given", "y.wild"].map((name) => `http://${name}.example.com/`);
+    const urls = ["http://web/", `http://heads:${PORT}/`, ...entries];
     const pages = await ask<{ body?: string }>("client", ...urls.map((url) => `http ${url}`));
     for (const [i, { body }] of pages.entries()) assert.match(body ?? "", new RegExp(WORDS), urls[i]);
     const proxies = await lab.client.list(resources.pods, {
@@ -136,7 +152,7 @@ describe("names in a lab", () => {
       labelSelector: "app=ztunnel",
     });
     const own = proxies.items.find(({ spec }) => spec?.nodeName === "node1");
-    const lines = await eventually("four records", async () => {
+    const lines = await eventually("a record of each", async () => {
       const log = await lab.kubectl("-n", "veil-system", "logs", own?.metadata?.name ?? "");
       const found = log
         .split("\n")
@@ -144,7 +160,7 @@ describe("names in a lab", () => {
       return found.length >= urls.length ? found : undefined;
     });
     for (const line of lines) assert.match(line, /encryption="?mutual_tls/);
-    for (const host of ["web.shop.svc.cluster.local", "api.example.com", "*.wild.example.com"])
+    for (const host of ["web.shop.svc.cluster.local", "api.example.com", "given.example.com", "*.wild.example.com"])
       assert.ok(
         lines.some((line) => line.includes(`dst.service="${host}"`)),
         host,
