@@ -26,6 +26,7 @@ export class FakeStream implements ByteStream {
   buffer = new Uint8Array(0) as Uint8Array;
   written: Buffer[] = [];
   closed = false;
+  wasReset = false;
   ended = false;
   stalled = false;
   paused = false;
@@ -59,6 +60,7 @@ export class FakeStream implements ByteStream {
   }
   reset(): void {
     this.closed = true;
+    this.wasReset = true;
   }
 
   /** Delivers bytes as a TLS session does: at most 16 KiB at a time. */

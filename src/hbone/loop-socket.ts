@@ -94,15 +94,23 @@ export class LoopSocket implements ByteStream {
     this.#later(() => this.far.push(null));
   }
 
+  /** As of a real socket: what was written is still read from `far`, then its end. */
   close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    this.#owner = undefined;
-    this.far.destroy();
+    if (!this.#leave()) return;
+    this.far.once("end", () => this.far.destroy());
+    queueMicrotask(() => this.far.push(null));
   }
 
   reset(): void {
-    this.close();
+    if (this.#leave()) this.far.destroy();
+  }
+
+  /** The tunnel has nothing to do with it any more; false: it had not before. */
+  #leave(): boolean {
+    const isFirst = !this.#closed;
+    this.#closed = true;
+    this.#owner = undefined;
+    return isFirst;
   }
 
   readonly #deliver = (): void => {

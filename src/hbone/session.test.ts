@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { describe, test } from "node:test";
 import fc from "fast-check";
 import { hboneError } from "./errors.ts";
 import {
@@ -12,6 +12,8 @@ import {
 } from "./fake-session.ts";
 import { FLAG, FRAME, getUint32 } from "./frames.ts";
 import { encodeField } from "./hpack.ts";
+import { LoopSocket } from "./loop-socket.ts";
+import type { TunnelResult, TunnelSocket } from "./tunnel.ts";
 
 async function nextTurn(): Promise<void> {
   await new Promise((resolve) => {
@@ -269,4 +271,64 @@ test("any frames leave a session open or end it with a code of ours, and every t
     }),
     { numRuns: 300 },
   );
+});
+
+describe("last bytes and the end of a tunnel that come in one turn with the end of their session", () => {
+  const LAST_WORDS = Buffer.from("last words");
+
+  /** A tunnel to `socket`, whose application may `end`; then its last bytes, its end and the session's end come at once. */
+  async function endAtOnce(socket: TunnelSocket, end = (): void => {}): Promise<readonly TunnelResult[]> {
+    const { stream, role } = make();
+    stream.put(connect(1));
+    const results: TunnelResult[] = [];
+    const [tunnel] = role.tunnels;
+    assert.ok(tunnel);
+    tunnel.onFinished = (result) => results.push(result);
+    tunnel.attach(socket);
+    end();
+    await nextTurn();
+    stream.put(frame(FRAME.DATA, 1, LAST_WORDS, FLAG.END_STREAM));
+    stream.owner?.onEnd();
+    return results;
+  }
+
+  test("reach the plain socket, which is closed then and not reset", async () => {
+    const socket = new FakeSocket();
+    const results = await endAtOnce(socket, () => socket.stream.owner?.onEnd());
+    await nextTurn();
+    assert.deepEqual(Buffer.concat(socket.stream.written), LAST_WORDS);
+    assert.deepEqual([socket.stream.closed, socket.stream.wasReset], [true, false]);
+    assert.deepEqual(
+      results.map(({ error, bytesReceived }) => [error, bytesReceived]),
+      [[undefined, LAST_WORDS.length]],
+    );
+  });
+
+  test("wait for a plain socket that is slow", async () => {
+    const socket = new FakeSocket();
+    socket.stream.stalled = true;
+    const results = await endAtOnce(socket, () => socket.stream.owner?.onEnd());
+    await nextTurn();
+    assert.deepEqual([socket.stream.closed, results.length], [false, 0]);
+    socket.stream.owner?.onWritten();
+    assert.deepEqual([socket.stream.closed, socket.stream.wasReset, results[0]?.error], [true, false, undefined]);
+  });
+
+  test("twin: a plain socket that has not ended itself is reset, for what it still says reaches nobody", async () => {
+    const socket = new FakeSocket();
+    const results = await endAtOnce(socket);
+    await nextTurn();
+    assert.equal(socket.stream.wasReset, true);
+    assert.equal(results[0]?.error?.code, "HBONE_SESSION_LOST");
+  });
+
+  test("reach the session inside, when it is a tunnel in a tunnel that has said all it had to say", async () => {
+    const socket = new LoopSocket();
+    socket.far.end();
+    const results = await endAtOnce(socket);
+    let said = "";
+    for await (const part of socket.far) said += String(part);
+    assert.equal(said, LAST_WORDS.toString());
+    assert.equal(results[0]?.error, undefined);
+  });
 });
