@@ -736,6 +736,38 @@ describe("a data thread", () => {
     assert.equal(rig.samples("istio_tcp_sockets_open"), 0);
   });
 
+  describe("a connection that still waits when a drain has no more time", () => {
+    const ways: readonly (readonly [string, string, (rig: Rig) => Promise<FakeSocket | FakeTunnel>])[] = [
+      ["who it goes to", "client", async (rig) => rig.dial("10.1.0.77:80")],
+      ["a plain destination", "client", async (rig) => rig.dial("10.1.0.3:80")],
+      ["the application, in clear", "server", async (rig) => rig.plaintext("10.1.0.3:4000")],
+      ["the application, in a tunnel", "server", async (rig) => rig.tunnel(new FakeTunnel("10.1.0.2:8080"))],
+    ];
+    for (const [what, pod, arrive] of ways) {
+      it(`(for ${what}) is refused with a record, and what it waited for is given back`, async () => {
+        const rig = new Rig({ pod, addresses: everything });
+        const dialled = Promise.withResolvers<FakeSocket>();
+        rig.network.dial = () => dialled.promise;
+        const connection = await arrive(rig);
+        const seq = rig.send({ type: "drain", drainMs: 3_000 });
+        await rig.clock.advance(3_000);
+        await rig.settle();
+        assert.notEqual(rig.done(seq), undefined);
+        const [record, ...others] = rig.records();
+        assert.deepEqual([record?.verdict, record?.reason, others.length], ["refused", "draining", 0]);
+        assert.match(record?.detail ?? "", /^PROXY_DRAINED/);
+        if (connection instanceof FakeTunnel) assert.equal(connection.status, 503);
+        else assert.equal(connection.state, "reset");
+        const late = new FakeSocket("10.1.0.3:80", "10.1.0.1:50000");
+        dialled.resolve(late);
+        for (const name of rig.asked()) rig.thread.handle({ type: "answer", name, answer: "absent" });
+        await rig.settle();
+        assert.equal(late.state, rig.network.dialled.length === 0 ? "open" : "reset");
+        assert.deepEqual([rig.records().length, rig.network.copies.length], [1, 0]);
+      });
+    }
+  });
+
   it("has handed over every record when it says that it has drained", async () => {
     const rig = new Rig({ addresses: everything });
     await rig.dial("10.1.0.3:80");

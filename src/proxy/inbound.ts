@@ -14,7 +14,6 @@
  */
 import type { CodedError } from "#base/errors";
 import { isV6, parseIp } from "#base/ip";
-import type { FlowReason } from "#model/flow";
 import { describeDecision, type Decision } from "#policy";
 import type { Admission } from "./admissions.ts";
 import { dryRunDetail } from "./authorize.ts";
@@ -49,27 +48,18 @@ type Allowed = Extract<Verdict, { kind: "connect" }>;
 /** Carries one tunnel to the application of the pod. Answers it. Never rejects. */
 export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promise<void> {
   const record = context.flows.begin("inbound");
-  const { peer, remote, local, authority, headers } = tunnel;
-  const forwardedHost = parseForwardedHost(headers.get("forwarded") ?? "");
-  const forwardedNetwork = headers.get("x-forwarded-network");
-  const request: TunnelRequest = { peer, remote, local, authority, forwardedHost, forwardedNetwork };
-  const verdict = await settle(context, (view) => decideInbound(context.pod, request, view));
-  const traceId = findTraceId(headers.get("traceparent")) ?? findTraceId(newTraceparent(context.random));
-  const facts = (reason: FlowReason, detail = ""): Facts => ({
-    source: { address: remote, workload: verdict.source, described: describedSource(context, headers), identity: peer },
-    destination: podParty(context, local, true),
-    service: verdict.kind === "connect" ? verdict.service : undefined,
-    hboneTarget: authority,
-    encryption: "mutual_tls",
-    reason,
-    detail,
-    traceId,
-    ...(verdict.kind === "connect" && { application: verdict.target }),
-  });
-  const refuse = (status: number, { reason, detail }: Cause): void => {
-    record.refuse(facts(reason, detail));
+  const known = tunnelFacts(context, tunnel);
+  let verdict: Settled | undefined;
+  const refuse = (status: number, cause: Cause): void => {
+    goesOn();
+    record.refuse(known(verdict, cause));
     tunnel.refuse(status);
   };
+  const goesOn = context.connections.hold((cause) => {
+    refuse(503, cause);
+  });
+  const request = tunnelRequest(tunnel);
+  verdict = await settle(context, (view) => decideInbound(context.pod, request, view));
   if (verdict.kind === "refuse") {
     refuse(verdict.status, verdict);
     return;
@@ -88,10 +78,10 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
     return;
   }
   const { application, admission } = dialled;
-  if (tunnel.closed) {
+  if (!goesOn() || tunnel.closed) {
     admission.leave();
     application.reset();
-    record.refuse(facts(GAVE_UP.reason, GAVE_UP.detail));
+    record.refuse(known(verdict, GAVE_UP));
     return;
   }
   const own = ownWorkload(context);
@@ -102,13 +92,39 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
       record.close({ sent, received }, error && endCause(error));
     },
   });
-  record.open({ ...facts("ok"), dryRun: dryRunDetail(verdict.dryRun) }, () => handle.bytes);
+  record.open({ ...known(verdict, FORWARDED), dryRun: dryRunDetail(verdict.dryRun) }, () => handle.bytes);
   admission.onDenied = (decision) => {
     handle.abort(policyChanged(decision));
   };
 }
 
 const GAVE_UP: Cause = { reason: "reset", detail: "the peer gave up" };
+const FORWARDED: Cause = { reason: "ok", detail: "" };
+
+function tunnelRequest({ peer, remote, local, authority, headers }: PodTunnel): TunnelRequest {
+  const forwardedHost = parseForwardedHost(headers.get("forwarded") ?? "");
+  const forwardedNetwork = headers.get("x-forwarded-network");
+  return { peer, remote, local, authority, forwardedHost, forwardedNetwork };
+}
+
+/** What is known of a tunnel, and of where it goes once there is a verdict. */
+function tunnelFacts(
+  context: PodContext,
+  { peer: identity, remote: address, local, authority: hboneTarget, headers }: PodTunnel,
+): (verdict: Settled | undefined, cause: Cause) => Facts {
+  const traceId = findTraceId(headers.get("traceparent")) ?? findTraceId(newTraceparent(context.random));
+  return (verdict, { reason, detail }) => ({
+    source: { address, workload: verdict?.source, described: describedSource(context, headers), identity },
+    destination: podParty(context, local, true),
+    service: verdict?.kind === "connect" ? verdict.service : undefined,
+    hboneTarget,
+    encryption: "mutual_tls",
+    reason,
+    detail,
+    traceId,
+    ...(verdict?.kind === "connect" && { application: verdict.target }),
+  });
+}
 
 /** What a connection that came through a gateway says of its source: its address is the gateway's. A label, nothing more. */
 function describedSource({ config }: PodContext, headers: PodTunnel["headers"]): Baggage | undefined {
@@ -153,21 +169,31 @@ export async function carryPlaintext(context: PodContext, socket: PodSocket): Pr
     refuse(undefined, full);
     return;
   }
+  const giveUp = (source: Party["workload"], cause: Cause): void => {
+    refuse(source, cause);
+    connections.leave();
+  };
+  const goesOn = connections.hold((cause) => {
+    giveUp(undefined, cause);
+  });
   const verdict = await settle(context, (view) => decidePlaintext(context.pod, request, view));
   if (verdict.kind === "refuse") {
-    refuse(verdict.source, verdict);
-    connections.leave();
+    if (goesOn()) giveUp(verdict.source, verdict);
     return;
   }
   let dialled: Dialled;
   try {
     dialled = await dial(context, verdict);
   } catch (error) {
-    refuse(verdict.source, plainCause(error));
-    connections.leave();
+    if (goesOn()) giveUp(verdict.source, plainCause(error));
     return;
   }
   const { application, admission } = dialled;
+  if (!goesOn()) {
+    admission.leave();
+    application.reset();
+    return;
+  }
   // The application is `a`: what it sends has left the pod.
   const handle = network.copyPlain(application, socket, {
     onEnd: ({ bytesSent: sent, bytesReceived: received, error }) => {

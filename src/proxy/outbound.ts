@@ -43,17 +43,29 @@ export async function carryOutbound(context: PodContext, socket: PodSocket): Pro
     refuse(outbound, full);
     return;
   }
+  const goesOn = held(outbound);
   try {
     const route = await settleRoute(context, to);
+    if (!goesOn()) return;
     if (route.kind === "refuse") {
       refuse(outbound, route, route);
       context.connections.leave();
     } else if (route.kind === "tunnel") openTunnel(outbound, route);
     else await dialPlain(outbound, route);
   } catch (error) {
+    if (!goesOn()) return;
     refuse(outbound, plainCause(error));
     context.connections.leave();
   }
+}
+
+/** The connection waits; a drain whose time is over refuses it. The returned function answers false then. */
+function held(outbound: Outbound, route?: SettledRoute): () => boolean {
+  const { connections } = outbound.context;
+  return connections.hold((cause) => {
+    refuse(outbound, cause, route);
+    connections.leave();
+  });
 }
 
 /** Stage 3: decides, and holds the connection while something has to be waited for. */
@@ -134,11 +146,17 @@ async function dialPlain(outbound: Outbound, route: Extract<Route, { kind: "plai
   const { context, socket, record } = outbound;
   const { network, netns, clock, config, connections } = context;
   let upstream: PodSocket;
+  const goesOn = held(outbound, route);
   try {
     upstream = await network.connectTcp({ netns, mark: PACKET_MARK, ...route.target, timeoutMs: config.dialMs, clock });
   } catch (error) {
+    if (!goesOn()) return;
     refuse(outbound, plainCause(error), route);
     connections.leave();
+    return;
+  }
+  if (!goesOn()) {
+    upstream.reset();
     return;
   }
   upstream.resetOnDeath();

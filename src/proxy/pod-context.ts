@@ -52,6 +52,8 @@ export class Connections {
   readonly #copies = new Set<TunnelHandle>();
   #count = 0;
   #draining = false;
+  /** What ends those that wait for something, tunnels too, each by what says that it waits no more. */
+  readonly #held = new Set<() => void>();
   readonly #emptied = new Occasion();
 
   /** How many there are. */
@@ -84,6 +86,31 @@ export class Connections {
     return () => this.#copies.delete(handle);
   }
 
+  /**
+   * A connection waits, before anything can be said of it: `end` is called when a drain has no more time, with why. The returned
+   * function says that it waits no more; it answers false when it has been ended.
+   */
+  hold(end: (cause: Cause) => void): () => boolean {
+    let isOver = false;
+    const ended = (): void => {
+      isOver = true;
+      end({ reason: "draining", detail: DRAINED_HELD });
+    };
+    this.#held.add(ended);
+    return () => {
+      this.#held.delete(ended);
+      return !isOver;
+    };
+  }
+
+  /** Ends those that wait. */
+  endHeld(): void {
+    for (const end of this.#held) {
+      this.#held.delete(end);
+      end();
+    }
+  }
+
   /** Lets nobody in any more, and waits until all have left, at most `deadlineMs`; then breaks the plain copies. */
   async drain(deadlineMs: number, clock: Clock): Promise<void> {
     this.#draining = true;
@@ -92,6 +119,8 @@ export class Connections {
     for (const handle of this.#copies) handle.abort(error);
   }
 }
+
+const DRAINED_HELD = "PROXY_DRAINED: the proxy of this pod stops while the connection waits";
 
 /** Why a connection that was still open was ended. */
 function drained(): CodedError {

@@ -114,12 +114,19 @@ export class PodProxy {
   /** Takes no new connections, waits for those it has, at most `deadlineMs`, breaks the rest, closes everything. */
   async drain(deadlineMs: number): Promise<void> {
     for (const listener of this.#listeners) listener.stop(); // what waits in their queues is still taken
+    const endHeld = (): void => {
+      this.#connections.endHeld();
+    };
+    const cancel = this.#context.clock.after(deadlineMs, endHeld); // before sessions end: they are answered
     await Promise.all([this.#server?.drain(deadlineMs), this.#dns?.drain(deadlineMs), this.#drainOutbound(deadlineMs)]);
+    cancel();
+    endHeld();
     this.#netns[Symbol.dispose]();
   }
 
   /** Ends a drain that is under way: what is left is broken now. */
   async breakOff(): Promise<void> {
+    this.#connections.endHeld();
     await Promise.all([this.#server?.drain(0), this.#dns?.drain(0), this.#drainOutbound(0)]);
   }
 
