@@ -36,7 +36,7 @@ export interface DemoOptions {
 /** How long each side of the label is watched. */
 const BEFORE_MS = 1_500;
 const AFTER_MS = 3_000;
-const WAIT_MS = 30_000;
+const WAIT_MS = 120_000;
 const POLL_MS = 100;
 /** Annotation by which the lab's kubelet tells a pod's interface on the node. */
 const VETH = "veil.dev/veth";

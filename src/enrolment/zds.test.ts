@@ -74,7 +74,7 @@ async function serve(): Promise<{ server: ZdsServer; path: string; [Symbol.async
 }
 
 async function until(condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 2000 && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 5));
+  for (let i = 0; i < 12_000 && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 5));
   assert.ok(condition(), "did not happen in 10 s");
 }
 

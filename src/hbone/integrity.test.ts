@@ -88,7 +88,7 @@ async function exchange(count: number, seed: number, sizes: readonly number[]): 
 }
 
 async function settled(rig: TunnelRig, count: number): Promise<void> {
-  for (let i = 0; i < 200 && (rig.results.outbound.length < count || rig.results.inbound.length < count); i++) {
+  for (let i = 0; i < 6000 && (rig.results.outbound.length < count || rig.results.inbound.length < count); i++) {
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
   assert.equal(rig.results.outbound.length, count);

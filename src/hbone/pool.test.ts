@@ -5,7 +5,7 @@ import { test } from "node:test";
 import type { OpenRequest } from "./open-request.ts";
 import { identities, testId, TunnelRig, type RigOptions } from "./testing.ts";
 
-const PATIENCE_MS = 20_000;
+const PATIENCE_MS = 60_000;
 
 async function eventually(what: string, condition: () => boolean): Promise<void> {
   const endMs = performance.now() + PATIENCE_MS;

@@ -7,7 +7,7 @@ import { testId, TunnelRig } from "./testing.ts";
 import { socketPath, useSocketPath } from "#linux";
 
 async function until(what: string, condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 1000; i++) {
+  for (let i = 0; i < 6000; i++) {
     if (condition()) return;
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
@@ -218,7 +218,7 @@ for (const path of ["handles", "public"] as const) {
         assert.equal(rig.pool.sessions, 1);
         const besideMs = await fast();
         for (const socket of stalled) socket.destroy();
-        assert.ok(besideMs < 10 * aloneMs + 1000, `${besideMs} ms beside them, ${aloneMs} ms alone`);
+        assert.ok(besideMs < 20 * aloneMs + 5000, `${besideMs} ms beside them, ${aloneMs} ms alone`);
       });
     });
 

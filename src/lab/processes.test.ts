@@ -45,7 +45,7 @@ test("a stat line written by a shell before exec names the program that the shel
   );
   const named = findStat(line);
   assert.ok(named);
-  for (let i = 0; i < 200 && readFileSync(`/proc/${named.pid}/comm`, "utf8") !== "sleep\n"; i++) {
+  for (let i = 0; i < 12_000 && readFileSync(`/proc/${named.pid}/comm`, "utf8") !== "sleep\n"; i++) {
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
   assert.equal(readFileSync(`/proc/${named.pid}/comm`, "utf8"), "sleep\n");
@@ -60,7 +60,7 @@ test("marked processes are found with their children and killed, others are left
   });
   const other = spawn("sleep", ["60"]);
   const find = () => findMarked({ variable, mount: "no such mount", netns: new Set() });
-  for (let i = 0; i < 200 && find().length < 3; i++) await new Promise((resolve) => setTimeout(resolve, 5));
+  for (let i = 0; i < 12_000 && find().length < 3; i++) await new Promise((resolve) => setTimeout(resolve, 5));
   assert.deepEqual(processTree(marked.pid ?? 0).length, 3);
   assert.deepEqual(await killAll(find, systemClock(), 5_000), []);
   assert.ok(findProcess(other.pid ?? 0));

@@ -18,7 +18,7 @@ function role(name: string, command: readonly string[]): RoleSpec {
 }
 
 async function until(what: string, look: () => boolean): Promise<void> {
-  for (let i = 0; i < 500; i++) {
+  for (let i = 0; i < 6000; i++) {
     if (look()) return;
     await new Promise((resolve) => setTimeout(resolve, 10));
   }

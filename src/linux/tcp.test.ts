@@ -13,7 +13,7 @@ import { connectTcp, listenTcp, socketPath, useSocketPath, type TcpSocket } from
 const clock = systemClock({ unref: true });
 
 async function until(what: string, condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 500; i++) {
+  for (let i = 0; i < 12_000; i++) {
     if (condition()) return;
     await new Promise((resolve) => setTimeout(resolve, 5));
   }

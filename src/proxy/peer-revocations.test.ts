@@ -158,7 +158,7 @@ describe("a tunnel between two proxies", () => {
   }
 
   async function until(what: string, look: () => boolean): Promise<void> {
-    for (let left = 1_000; left > 0; left--) {
+    for (let left = 6_000; left > 0; left--) {
       if (look()) return;
       await new Promise((resolve) => setTimeout(resolve, 10));
     }

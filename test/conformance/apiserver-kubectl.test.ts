@@ -210,11 +210,11 @@ spec: {selector: {app: web}, ports: [{port: 80}]}
 
   it("waits for conditions and deletions", async () => {
     await api.kubectl("create", "configmap", "waited");
-    const gone = api.kubectl("wait", "--for=delete", "configmap/waited", "--timeout=20s");
+    const gone = api.kubectl("wait", "--for=delete", "configmap/waited", "--timeout=120s");
     await api.kubectl("delete", "configmap", "waited");
     await gone;
     await api.kubectl("create", "configmap", "filled");
-    const filled = api.kubectl("wait", "--for=jsonpath={.data.ready}=yes", "configmap/filled", "--timeout=20s");
+    const filled = api.kubectl("wait", "--for=jsonpath={.data.ready}=yes", "configmap/filled", "--timeout=120s");
     await api.kubectl("patch", "configmap", "filled", "--type=merge", "-p", '{"data":{"ready":"yes"}}');
     assert.match(await filled, /condition met/);
   });
@@ -249,7 +249,7 @@ spec:
           status: {type: object, x-kubernetes-preserve-unknown-fields: true}
 `);
     try {
-      await api.kubectl("wait", "--for=condition=Established", `crd/${name}`, "--timeout=20s");
+      await api.kubectl("wait", "--for=condition=Established", `crd/${name}`, "--timeout=120s");
       const widget = (spec: string): string =>
         `{apiVersion: ${group}/v1, kind: Widget, metadata: {name: one}, spec: {${spec}}}`;
       await api.apply(widget("size: 3"));
@@ -280,7 +280,7 @@ spec:
     const name = `${api.namespace}-gone`;
     await api.kubectl("create", "namespace", name);
     await api.kubectl("create", "configmap", "x", `--namespace=${name}`);
-    await api.kubectl("delete", "namespace", name, "--timeout=60s");
+    await api.kubectl("delete", "namespace", name, "--timeout=120s");
     assert.match((await api.refused("get", "configmap", "x", `--namespace=${name}`)).output, /not found/);
   });
 

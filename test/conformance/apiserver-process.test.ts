@@ -24,7 +24,7 @@ describe("veil apiserver", () => {
   });
 
   const run = async (...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> =>
-    promisify(execFile)(process.execPath, [...program, ...args], { timeout: 30_000 }).then(
+    promisify(execFile)(process.execPath, [...program, ...args], { timeout: 200_000 }).then(
       ({ stdout, stderr }) => ({ code: 0, stdout, stderr }),
       (error: unknown) => error as { code: number; stdout: string; stderr: string },
     );

@@ -223,12 +223,12 @@ export async function startApi(name: string): Promise<ApiWorld> {
   const namespace = `vt-apiserver-${name}-${Date.now().toString(36)}`;
   const env = { ...process.env, KUBECONFIG: kubeconfig, HOME: folder };
   const kubectl = async (...args: string[]): Promise<string> =>
-    (await run(program, ["-n", namespace, ...args], { env, timeout: 60_000 })).stdout;
+    (await run(program, ["-n", namespace, ...args], { env, timeout: 200_000 })).stdout;
   const refused = async (...args: string[]): Promise<{ code: number; output: string }> => {
     const failure: { code?: number; stdout?: string; stderr?: string } = await run(
       program,
       ["-n", namespace, ...args],
-      { env, timeout: 60_000 },
+      { env, timeout: 200_000 },
     ).then(
       (done) => assert.fail(`kubectl ${args.join(" ")} should have failed, but said ${done.stdout}`),
       (error: unknown) => error as object,
@@ -236,7 +236,7 @@ export async function startApi(name: string): Promise<ApiWorld> {
     return { code: failure.code ?? 0, output: `${failure.stdout ?? ""}${failure.stderr ?? ""}` };
   };
   const apply = async (yaml: string, ...args: string[]): Promise<string> => {
-    const child = run(program, ["-n", namespace, "apply", "-f", "-", ...args], { env, timeout: 60_000 });
+    const child = run(program, ["-n", namespace, "apply", "-f", "-", ...args], { env, timeout: 200_000 });
     child.child.stdin?.end(yaml);
     return (await child).stdout;
   };
@@ -274,11 +274,11 @@ export async function startApi(name: string): Promise<ApiWorld> {
   };
 }
 
-/** Waits until something is true, at most ten seconds. */
+/** Waits until something is true, at most a minute. */
 export async function until(check: () => Promise<boolean>, what = "it"): Promise<void> {
-  for (const end = Date.now() + 10_000; Date.now() < end;) {
+  for (const end = Date.now() + 60_000; Date.now() < end;) {
     if (await check()) return;
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
-  assert.fail(`${what} did not happen within ten seconds`);
+  assert.fail(`${what} did not happen within a minute`);
 }

@@ -22,9 +22,9 @@ const root = resolve(import.meta.dirname, "../..");
 const clock = systemClock();
 const random = systemRandom;
 const log = silentLog();
-const soon = (ms = 20_000): AbortSignal => AbortSignal.timeout(ms);
+const soon = (ms = 60_000): AbortSignal => AbortSignal.timeout(ms);
 
-async function until(what: () => boolean | Promise<boolean>, ms = 20_000): Promise<void> {
+async function until(what: () => boolean | Promise<boolean>, ms = 60_000): Promise<void> {
   const end = performance.now() + ms;
   while (!(await what())) {
     if (performance.now() > end) throw new Error(`not within ${ms} ms: ${what.toString()}`);
@@ -57,7 +57,7 @@ class Role implements AsyncDisposable {
     const child = spawn(process.execPath, [...flags, main, ...this.#args], { stdio: ["ignore", "ignore", "pipe"] });
     this.#child = child;
     child.stderr.on("data", (chunk: Buffer) => (this.#errors = (this.#errors + chunk.toString()).slice(-4000)));
-    const end = performance.now() + 30_000;
+    const end = performance.now() + 120_000;
     while (!(await ready().catch(() => false))) {
       if (child.exitCode !== null || performance.now() > end) {
         throw new Error(`veil ${this.#args.join(" ")} does not get ready (exit ${child.exitCode}): ${this.#errors}`);
@@ -112,7 +112,7 @@ async function annotate(client: KubeClient, name: string, value: string | null):
 
 test(
   "kill -9 of the API or the controller loses nothing, and nodes are told again within moments",
-  { timeout: 120_000 },
+  { timeout: 300_000 },
   async () => {
     const data = mkdtempSync(join(tmpdir(), "vt-controller-"));
     using _ = { [Symbol.dispose]: () => rmSync(data, { recursive: true, force: true }) };
@@ -131,7 +131,7 @@ test(
     const ready = async (): Promise<boolean> => (await fetch(`http://127.0.0.1:${statusPort}/healthz/ready`)).ok;
     const apiAnswers = async (): Promise<boolean> => {
       const config = await loadKubeConfig(kubeconfig);
-      await new KubeClient({ config, log, clock, random }).list(resources.namespaces, { signal: soon(1000) });
+      await new KubeClient({ config, log, clock, random }).list(resources.namespaces, { signal: soon(10_000) });
       return true;
     };
 
@@ -207,9 +207,11 @@ test(
     );
     const propagation = createClient(Propagation, transport());
     await annotate(client, "p0", "enabled");
-    assert.deepEqual((await propagation.await({ uid: uid("p0"), hbone: true, timeoutMs: 5000 })).nodesBehind, []);
+    assert.deepEqual((await propagation.await({ uid: uid("p0"), hbone: true, timeoutMs: 20_000 })).nodesBehind, []);
     assert.equal(view.get(uid("p0")), "hbone", "the answer comes after the view");
-    assert.deepEqual((await propagation.await({ uid: uid("p0"), hbone: false, timeoutMs: 50 })).nodesBehind, ["node1"]);
+    assert.deepEqual((await propagation.await({ uid: uid("p0"), hbone: false, timeoutMs: 2_000 })).nodesBehind, [
+      "node1",
+    ]);
     await assert.rejects(
       createClient(Propagation, transport("a.b.c")).await({ uid: uid("p0") }),
       /\[unauthenticated\]/,
@@ -217,7 +219,7 @@ test(
 
     // The API is killed: what is known is served, nothing is denied, and nothing is lost when it is back.
     await api.kill();
-    assert.equal((await agent.find(TYPE_ADDRESS, "/10.244.1.11", soon(5000)))?.name, uid("p1"));
+    assert.equal((await agent.find(TYPE_ADDRESS, "/10.244.1.11", soon()))?.name, uid("p1"));
     await assert.rejects(agent.find(TYPE_ADDRESS, "/10.244.1.99", soon(300)), { code: "XDS_NO_ANSWER" });
     assert.equal(agent.connected, true);
     await api.start(apiAnswers);

@@ -20,7 +20,7 @@ function digest(bytes: Uint8Array): string {
 }
 
 async function until(what: string, condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 1000; i++) {
+  for (let i = 0; i < 6000; i++) {
     if (condition()) return;
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
@@ -57,7 +57,7 @@ describe("nghttp2 as the client", () => {
       tunnel.refuse(401);
       return;
     }
-    const socket = await connectTcp({ ip: "127.0.0.1", port: appPort(), timeoutMs: 2000, clock });
+    const socket = await connectTcp({ ip: "127.0.0.1", port: appPort(), timeoutMs: 60_000, clock });
     tunnel.accept(socket, { baggage: "service.name=app", onEnd: (result) => results.push(result) });
   };
 
@@ -268,7 +268,7 @@ describe("nghttp2 as the server", () => {
     const socket = await connectTcp({
       ip: "127.0.0.1",
       port: (plain.address() as AddressInfo).port,
-      timeoutMs: 1000,
+      timeoutMs: 60_000,
       clock,
     });
     const [client] = await accepted;

@@ -35,7 +35,7 @@ function say(text: string): void {
 async function serve(tunnel: InboundTunnel): Promise<void> {
   const { host = "", port = 0 } = findHostPort(tunnel.authority) ?? {};
   try {
-    const socket = await connectTcp({ ip: host, port, timeoutMs: 5000, clock });
+    const socket = await connectTcp({ ip: host, port, timeoutMs: 60_000, clock });
     tunnel.accept(socket, { onEnd: () => {} });
   } catch {
     tunnel.refuse(503);

@@ -24,7 +24,7 @@ export function digest(bytes: Uint8Array): string {
 }
 
 export async function until(what: string, condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 1500; i++) {
+  for (let i = 0; i < 6000; i++) {
     if (condition()) return;
     await new Promise((resolve) => setTimeout(resolve, 20));
   }

@@ -44,7 +44,7 @@ async function takeSnapshot(): Promise<Served["pods"]> {
   socket.send(toBinary(ZdsHelloSchema, create(ZdsHelloSchema, { version: 1 })));
   const pods: Served["pods"][number][] = [];
   for (;;) {
-    const message = await socket.receive(AbortSignal.timeout(10_000));
+    const message = await socket.receive(AbortSignal.timeout(60_000));
     if (message === undefined) throw new Error("the agent hung up");
     const { payload } = fromBinary(WorkloadRequestSchema, message.data);
     if (payload.case === "add") {
@@ -72,7 +72,7 @@ async function follow(token: string): Promise<Served["resources"]> {
     await new Promise((resolve) => stop.signal.addEventListener("abort", resolve, { once: true }));
   }
   const got: Record<string, string[]> = {};
-  const options = { signal: AbortSignal.timeout(10_000) };
+  const options = { signal: AbortSignal.timeout(60_000) };
   for await (const response of client.deltaAggregatedResources(requests(), options)) {
     got[response.typeUrl] = response.resources.map(({ name }) => name);
     if (TYPES.every((typeUrl) => got[typeUrl] !== undefined)) break;
@@ -87,7 +87,7 @@ async function sign(token: string, identity: string): Promise<readonly string[]>
   const answer = await istioIssuer({ transport }).issue(
     await createCsr(await createKeyPair(), id),
     id,
-    AbortSignal.timeout(10_000),
+    AbortSignal.timeout(60_000),
   );
   return parseCertificates(answer[0] ?? "", "answer").flatMap(({ extensions }) => extensions.uris);
 }

@@ -6,7 +6,8 @@ import { systemClock } from "#base/clock";
 import { dnsQuestion, readAnswer } from "../../src/dns/testing.ts";
 
 // Runs inside a pod. Each argument is a question: `udp|tcp TYPE NAME` asks the nameserver at 10.96.0.10 as it is, `http URL` fetches a page
-// by the C library's names, `watch NAME MS` asks over and over and tells for how long nobody answered. Prints one line of JSON for each.
+// by the C library's names, `watch NAME MS` asks over and over until there were no answers and then
+// there are again, or the time is over, and tells for how long nobody answered. Prints one line of JSON for each.
 const NAMESERVER = "10.96.0.10";
 const clock = systemClock();
 
@@ -53,22 +54,29 @@ async function page(url: string): Promise<object> {
   });
 }
 
-/** The longest time between two answers, and how many questions got none. */
+/** Answers in a row that show that all is well again. */
+const WELL = 20;
+
+/** The longest time between two answers, how many questions got none, and how many in a row got one since. */
 async function watch(name: string, ms: number): Promise<object> {
   const endMs = clock.monotonic() + ms;
   let lastMs = clock.monotonic();
   let longestMs = 0;
   let unanswered = 0;
-  while (clock.monotonic() < endMs) {
+  let answersSince = 0;
+  while (clock.monotonic() < endMs && (unanswered === 0 || answersSince < WELL)) {
     const answer = await askUdp(dnsQuestion(name), 200);
-    if (answer === undefined) unanswered++;
-    else {
+    if (answer === undefined) {
+      unanswered++;
+      answersSince = 0;
+    } else {
+      answersSince++;
       longestMs = Math.max(longestMs, clock.monotonic() - lastMs);
       lastMs = clock.monotonic();
     }
     await new Promise((done) => clock.after(10, () => done(undefined)));
   }
-  return { longestMs: Math.round(longestMs), unanswered, lastMs: Math.round(endMs - lastMs) };
+  return { longestMs: Math.round(longestMs), unanswered, answersSince };
 }
 
 for (const question of process.argv.slice(2)) {

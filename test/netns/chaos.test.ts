@@ -12,7 +12,8 @@ import { seededRandom } from "#base/random";
 import type { Packet } from "#capture";
 import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
-import { must, startLab, type TestLab } from "./harness.ts";
+import type { Pod } from "#kube";
+import { eventually, must, startLab, type TestLab } from "./harness.ts";
 import {
   assertFlawless,
   buildScene,
@@ -24,15 +25,15 @@ import {
   pidsOf,
   PROPAGATION_BOUND_MS,
   runLoad,
+  startLoad,
   TUNNEL_PORT,
   type LoadResult,
+  type RunningLoad,
   type Scene,
 } from "./mesh.ts";
 
 const SECONDS = Number(process.env["VEIL_CHAOS_SECONDS"] ?? "20");
 const SEED = Number(process.env["VEIL_CHAOS_SEED"] ?? process.pid);
-/** A session whose peer is silent is given up after 10 s and 20 s more for the answer to a PING; the kubelet's restarts come on top. */
-const RECOVERY_SECONDS = 40;
 const LONG = 5;
 const PARTS = ["controller", "agent", "apiserver", "proxy", "data path"] as const;
 const NODES = ["node1", "node2"] as const;
@@ -109,10 +110,16 @@ test("under kills, loss and silence at once, a connection ends with right bytes 
     lab.captureNode("node1", { filter: "tcp" }),
     ...[scene.far, scene.near, scene.server].map((pod) => lab.capturePod(pod, "tcp")),
   ]);
-  const words = ["--long", String(LONG), "--rate", "10", "--seconds", String(SECONDS + RECOVERY_SECONDS)];
-  const loads = [scene.far, scene.near].map(async (pod) => runLoad(await enterPod(lab, pod), scene.server, words));
+  const words = ["--long", String(LONG), "--rate", "10"];
+  const start = async (pod: Pod): Promise<RunningLoad> => startLoad(await enterPod(lab, pod), scene.server, words);
+  const loads = await Promise.all([scene.far, scene.near].map(start));
   await chaos(clock.monotonic() + SECONDS * 1000, (line) => t.diagnostic(line));
-  const results = await Promise.all(loads);
+  for (const load of loads) {
+    // A session whose peer is silent is given up after 10 s, and 20 s more for the answer to a PING.
+    const { short } = await load.until("nothing to hang", ({ long }) => long.stalled === 0);
+    await load.until("new connections to be served", (now) => now.short.done > short.done + 10);
+  }
+  const results = await Promise.all(loads.map((load) => load.stop()));
   for (const result of results) t.diagnostic(JSON.stringify(result.failures));
   for (const result of results) assertEnded(result);
   assert.ok(
@@ -127,7 +134,7 @@ test("under kills, loss and silence at once, a connection ends with right bytes 
   const clients = new Set([scene.far, scene.near].map((pod) => pod.status?.podIP));
   const written = records().filter(({ source }) => clients.has(findHostPort(source.address)?.host));
   t.diagnostic(`${written.length} records`);
-  assert.ok(written.length > 100);
+  assert.ok(written.length > 20);
   const unexplained = written.filter(({ verdict, reason }) => verdict === "refused" && reason === "ok");
   const clear = written.filter(({ verdict, encryption }) => verdict === "forwarded" && encryption !== "mutual_tls");
   assert.deepEqual([unexplained, clear], [[], []]);
@@ -135,6 +142,9 @@ test("under kills, loss and silence at once, a connection ends with right bytes 
 
 test("when it is over, all is as before", async () => {
   for (const pod of [scene.far, scene.near]) {
-    assertFlawless(await runLoad(await enterPod(lab, pod), scene.server, ["--rate", "20", "--seconds", "2"]), 0);
+    await eventually("a load without a failure", async () => {
+      assertFlawless(await runLoad(await enterPod(lab, pod), scene.server, ["--rate", "20", "--seconds", "2"]), 0);
+      return true;
+    });
   }
 });

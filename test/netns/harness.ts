@@ -1,13 +1,16 @@
 import assert from "node:assert/strict";
 import { spawn, type ChildProcess } from "node:child_process";
+import { existsSync, readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { sleep, systemClock } from "#base/clock";
 import { messageOf } from "#base/errors";
-import { systemRandom } from "#base/random";
 import { ensureKubectl } from "#apiserver";
 import { startCapture, type Capture } from "#capture";
 import { resources, type KubeClient, type Pod } from "#kube";
 import { isPodReady, labClient, labLayout, netnsPath, nodeLayouts, type LabLayout, type NodeLayout } from "#lab";
+
+/** Where labs keep their files. */
+const LABS = "/run/veil-lab";
 
 /** The start script of this checkout. */
 export const VEIL = fileURLToPath(new URL("../../bin/veil", import.meta.url));
@@ -37,7 +40,7 @@ export async function run(
   } = {},
 ): Promise<Outcome> {
   const [program = "", ...args] = command;
-  const { input = "", env = {}, timeoutMs = 120_000, started } = options;
+  const { input = "", env = {}, timeoutMs = 300_000, started } = options;
   const child = spawn(program, args, { stdio: "pipe", env: { ...process.env, ...env }, detached: true });
   const output = { stdout: "", stderr: "" };
   for (const name of ["stdout", "stderr"] as const) {
@@ -71,7 +74,7 @@ export async function must(command: readonly string[], options: Parameters<typeo
 export async function eventually<T>(
   what: string,
   look: () => Promise<T | undefined> | T | undefined,
-  timeoutMs = 20_000,
+  timeoutMs = 60_000,
 ): Promise<T> {
   const endMs = clock.monotonic() + timeoutMs;
   let last = "";
@@ -113,10 +116,19 @@ export interface TestLab extends AsyncDisposable {
   capturePod(pod: Pod, filter?: string): Promise<Capture>;
 }
 
-/** Brings up a lab of its own for a test file. `component` and a random part make its name. */
+/** Takes down what runs have left behind that were killed: a test's lab is named after its process. */
+async function removeAbandoned(): Promise<void> {
+  for (const name of existsSync(LABS) ? readdirSync(LABS) : []) {
+    const pid = /^vt-.+-p(\d+)$/.exec(name)?.[1];
+    if (pid !== undefined && !existsSync(`/proc/${pid}`)) await must([VEIL, "lab", "down", "--name", name]);
+  }
+}
+
+/** Brings up a lab of its own for a test file. `component` and this process make its name. */
 export async function startLab(component: string, options: { nodes?: number } = {}): Promise<TestLab> {
   requireRoot();
-  const name = `vt-${component}-${systemRandom.hex(3)}`.slice(0, 20);
+  await removeAbandoned();
+  const name = `vt-${component}-p${process.pid}`;
   const layout = labLayout(name);
   const nodes = nodeLayouts(layout, options.nodes ?? 2);
   const down = async (): Promise<void> => {

@@ -136,7 +136,7 @@ describe("tunnels between two namespaces", () => {
       });
     });
     try {
-      const socket = await connectTcp({ netns: clientNetns, ip: at.server, port: 8080, timeoutMs: 2000, clock });
+      const socket = await connectTcp({ netns: clientNetns, ip: at.server, port: 8080, timeoutMs: 60_000, clock });
       assert.equal(await ask(socket, "who am I?"), `who am I? ${at.client}`);
       assert.deepEqual(destinations, [formatHostPort(at.server, 8080)]);
       assert.equal((await ended.promise).error, undefined);
@@ -154,7 +154,7 @@ async function connectAs(tunnel: InboundTunnel, netns: Netns | undefined): Promi
   const { host = "", port = 0 } = findHostPort(tunnel.authority) ?? {};
   const sourceIp = tunnel.remote.ip;
   try {
-    const socket = await connectTcp({ netns, mark: MARK, sourceIp, ip: host, port, timeoutMs: 2000, clock });
+    const socket = await connectTcp({ netns, mark: MARK, sourceIp, ip: host, port, timeoutMs: 60_000, clock });
     tunnel.accept(socket, { onEnd: () => {} });
   } catch (error) {
     process.stderr.write(`${String(error)}\n`);

@@ -17,7 +17,7 @@ const template = (labels: Record<string, string>, command: readonly string[], re
         image: "none",
         command: [...command],
         ports: [{ name: "http", containerPort: 8080 }],
-        readinessProbe: { exec: { command: [...ready] }, periodSeconds: 1, failureThreshold: 1 },
+        readinessProbe: { exec: { command: [...ready] }, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 60 },
       },
     ],
   },
@@ -74,7 +74,7 @@ async function shell(script: string, pod = "client"): Promise<{ code: number; st
 
 /** Which pods answer `count` requests from the client. */
 async function answerers(host: string, count = 12): Promise<Set<string>> {
-  const { stdout } = await shell(`for i in $(seq ${count}); do curl -s -m 2 http://${host}/; done`);
+  const { stdout } = await shell(`for i in $(seq ${count}); do curl -s -m 20 http://${host}/; done`);
   return new Set([...stdout.matchAll(/hello from ([^:]+):/g)].map((match) => match[1] ?? ""));
 }
 
@@ -97,7 +97,7 @@ async function watchUnready(signal: AbortSignal): Promise<string[]> {
 test("a service's address leads to all of its ready pods, on both nodes", async () => {
   assert.equal(new Set(servers.map((pod) => pod.spec?.nodeName)).size, 2, "the servers are on different nodes");
   await eventually("answers of both", async () => ((await answerers("web")).size === 2 ? true : undefined));
-  const fromNode = await lab.execNode("node2", "curl", "-s", "-m", "2", `http://${webIp}/`);
+  const fromNode = await lab.execNode("node2", "curl", "-s", "-m", "20", `http://${webIp}/`);
   assert.match(fromNode.stdout, /hello from web-/);
 });
 
@@ -106,7 +106,10 @@ test("the server sees the client's own address", async () => {
   const [server] = servers;
   assert.ok(server);
   await using capture = await lab.capturePod(server, "tcp port 8080 and tcp[tcpflags] & tcp-syn != 0");
-  for (let i = 0; i < 8; i++) await shell("curl -s -m 2 http://web/");
+  const name = server.metadata?.name ?? "";
+  await eventually("the server to have been chosen", async () =>
+    (await answerers("web")).has(name) ? true : undefined,
+  );
   const packets = await capture.stop();
   const sources = new Set(
     packets.filter((packet) => packet.destinationPort === 8080).map((packet) => packet.source as string),
@@ -128,7 +131,7 @@ test("a pod that is not ready gets no new connection, and gets them again when i
 
 test("a service without endpoints, and an address of no service, refuse at once", async () => {
   for (const target of ["http://none/", "http://10.96.200.200:81/"]) {
-    const { code, stdout } = await shell(`curl -s -m 5 ${target}; echo "code $?"`);
+    const { code, stdout } = await shell(`curl -s -m 20 ${target}; echo "code $?"`);
     assert.equal(code, 0);
     assert.match(stdout, /^code 7$/m, `${target} is refused, not silent`);
   }
@@ -137,7 +140,7 @@ test("a service without endpoints, and an address of no service, refuse at once"
 test("a pod reaches itself through its service", async () => {
   const name = servers[0]?.metadata?.name ?? "";
   await eventually("an answer of its own", async () => {
-    const { stdout } = await shell("for i in $(seq 8); do curl -s -m 2 http://web/; done", name);
+    const { stdout } = await shell("for i in $(seq 8); do curl -s -m 20 http://web/; done", name);
     return stdout.includes(`hello from ${name}:`) ? true : undefined;
   });
 });
@@ -158,7 +161,7 @@ test("names: short and long, headless, of ports, by UDP and TCP, and none outsid
 });
 
 test("changes of rules and a killed kubelet cut no connection", async () => {
-  const slow = `exec 3<>/dev/tcp/web/80; for i in $(seq 12); do printf 'POST / HTTP/1.1\\r\\nContent-Length: 2\\r\\n\\r\\nn%x' $i >&3; sleep 0.3; done; timeout 1 cat <&3 | grep -c 'you said'`;
+  const slow = `exec 3<>/dev/tcp/web/80; for i in $(seq 12); do printf 'POST / HTTP/1.1\\r\\nContent-Length: 2\\r\\n\\r\\nn%x' $i >&3; sleep 0.3; done; timeout 60 grep -m 12 -c 'you said' <&3`;
   const long = shell(slow);
   await lab.client.create(resources.services, {
     metadata: { name: "more", namespace: NS },
@@ -193,6 +196,6 @@ test("host network pods have the node's address and the cluster's names", async 
   });
   const pod = await lab.readyPod(NS, "host");
   assert.equal(pod.status?.podIP, pod.status?.hostIP);
-  const { stdout } = await shell("hostname; curl -s -m 2 http://web/", "host");
+  const { stdout } = await shell("hostname; curl -s -m 20 http://web/", "host");
   assert.match(stdout, /^node1\nhello from web-/);
 });

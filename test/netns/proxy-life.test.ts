@@ -5,26 +5,33 @@ import type { Socket } from "node:net";
 import { after, before, describe, it } from "node:test";
 import { fileURLToPath } from "node:url";
 import { listenTcp, openNetns } from "#linux";
+import type { FlowRecord } from "#model/flow";
 import type { LoadResult } from "./mesh.ts";
-import { dial, listen, netnsPath, pause, ProxyWorld, readAll, run, say, until, type Pod } from "./proxy-world.ts";
+import {
+  cpuTicks,
+  dial,
+  listen,
+  netnsPath,
+  pause,
+  ProxyWorld,
+  readAll,
+  run,
+  say,
+  until,
+  type Pod,
+} from "./proxy-world.ts";
 
 const LOAD = fileURLToPath(new URL("load.ts", import.meta.url));
 const LOAD_PORT = 9000;
 const WORDS = "words";
-const DRAIN = ["--drain", "3"];
+const DRAIN = ["--drain", "5"];
 
 let world: ProxyWorld;
 const processes: ChildProcess[] = [];
 
 before(async () => {
-  world = await ProxyWorld.create();
-  const { a, b, client, server } = world;
-  world.publish(client, server);
-  await a.certify(client);
-  await b.certify(server);
-  await Promise.all([a.startAgent(), b.startAgent()]);
-  await Promise.all([a.startProxy(...DRAIN), b.startProxy(...DRAIN)]);
-  await Promise.all([world.enrol(client), world.enrol(server)]);
+  world = await ProxyWorld.createEnrolled(...DRAIN);
+  const { server } = world;
   listen(server, 8080, (socket) => socket.pipe(socket));
   const loadServer = inPod(server, "server", "--port", String(LOAD_PORT));
   await new Promise((resolve) => loadServer.stdout?.once("data", resolve));
@@ -38,43 +45,36 @@ after(async () => {
 /** Runs the load's program in a pod. */
 function inPod(pod: Pod, ...words: readonly string[]): ChildProcess {
   const netns = netnsPath(`${pod.node}-${pod.name}`);
-  const child = spawn("nsenter", [`--net=${netns}`, process.execPath, LOAD, ...words], {
+  const command = ["nsenter", `--net=${netns}`, process.execPath, LOAD, ...words];
+  const child = spawn("setpriv", ["--pdeathsig", "KILL", ...command], {
     stdio: ["ignore", "pipe", "inherit"],
   });
   processes.push(child);
   return child;
 }
 
-/** A hundred new connections a second from the client, every byte checked, while `body` runs. */
+/** Fifty new connections a second from the client, every byte checked, while `body` runs. */
 async function underLoad(body: () => Promise<void>): Promise<LoadResult> {
-  const load = inPod(world.client, "client", "--target", `${world.server.ip}:${LOAD_PORT}`, "--rate", "100");
+  const load = inPod(world.client, "client", "--target", `${world.server.ip}:${LOAD_PORT}`, "--rate", "50");
   let said = "";
   load.stdout?.setEncoding("utf8").on("data", (text: string) => (said += text));
   const ended = new Promise((resolve) => load.once("close", resolve));
   const { b } = world;
   const since = b.records.length;
-  await until("the load runs", () => b.records.length > since + 20, 20_000);
+  await until("the load runs", () => b.records.length > since + 20);
   await body();
   const then = b.records.length;
-  await until("the load still runs", () => b.records.length > then + 20, 20_000);
+  await until("the load still runs", () => b.records.length > then + 20);
   load.kill("SIGTERM");
   await ended;
   return JSON.parse(said) as LoadResult; // printed by load.ts
-}
-
-/** A long connection through both proxies that has carried something. */
-async function longConnection(): Promise<Socket> {
-  const socket = await dial(world.client, world.server.ip, 8080);
-  socket.write(WORDS);
-  await new Promise((resolve) => socket.once("data", resolve));
-  return socket;
 }
 
 describe("an upgrade", { timeout: 240_000 }, () => {
   for (const side of ["a", "b"] as const) {
     it(`(node ${side}) with both proxies at once fails no new connection, lets long ones finish, and resets what is left at the deadline`, async (t) => {
       const node = world[side];
-      const [finishes, stays] = [await longConnection(), await longConnection()];
+      const [finishes, stays] = [await world.hold(WORDS), await world.hold(WORDS)];
       const broken = new Promise((resolve) => stays.once("error", resolve));
       const sinceRecords = node.records.length;
       const result = await underLoad(async () => {
@@ -86,12 +86,13 @@ describe("an upgrade", { timeout: 240_000 }, () => {
       assert.deepEqual(result.failures, {}, result.firstFailures.join("; "));
       assert.equal(result.corrupt, 0);
       assert.equal(((await broken) as NodeJS.ErrnoException).code, "ECONNRESET");
-      const reset = node.records.slice(sinceRecords).filter(({ reason }) => reason === "drained");
+      const reset = (): FlowRecord[] => node.records.slice(sinceRecords).filter(({ reason }) => reason === "drained");
+      await until("its record", () => reset().length > 0);
       assert.deepEqual(
-        reset.map(({ verdict, detail }) => `${verdict} ${detail.split(":")[0]}`),
+        reset().map(({ verdict, detail }) => `${verdict} ${detail.split(":")[0]}`),
         ["forwarded HBONE_DRAINING"],
       );
-      assert.match(node.log, /"reset":1,"msg":"drained"/);
+      await until("its log", () => /"reset":1,"msg":"drained"/.test(node.log));
       t.diagnostic(`${result.short.done} new connections, none failed`);
     });
 
@@ -111,7 +112,7 @@ describe("an upgrade", { timeout: 240_000 }, () => {
 describe("a proxy that is asked to quit", { timeout: 120_000 }, () => {
   it("on its admin port ends, with its supervisor, after a drain, and exits with 0", async () => {
     const { b, client, server } = world;
-    const socket = await longConnection();
+    const socket = await world.hold(WORDS);
     const ended = new Promise((resolve) => b.proxy?.once("exit", resolve));
     assert.match(await b.post("/quitquitquit"), /shut/);
     await until(
@@ -128,13 +129,13 @@ describe("a proxy that is asked to quit", { timeout: 120_000 }, () => {
     const { b } = world;
     await b.stopProxy();
     await b.startProxy("--drain", "600");
-    const socket = await longConnection();
+    const socket = await world.hold(WORDS);
     const broken = new Promise((resolve) => socket.once("error", resolve));
     const since = b.records.length;
     const ended = new Promise((resolve) => b.proxy?.once("exit", resolve));
     const said = b.log.length;
     b.proxy?.kill("SIGTERM");
-    await until("it drains", () => b.log.slice(said).includes('"draining: no new connections"'), 20_000);
+    await until("it drains", () => b.log.slice(said).includes('"draining: no new connections"'));
     socket.write(WORDS);
     await new Promise((resolve) => socket.once("data", resolve));
     b.proxy?.kill("SIGTERM");
@@ -154,7 +155,7 @@ describe("a proxy that runs short", { timeout: 120_000 }, () => {
 
   it("of descriptors refuses what is new with that reason, keeps what runs, and takes new connections when there are enough again", async () => {
     const { a, client, server } = world;
-    const runs = await longConnection();
+    const runs = await world.hold(WORDS);
     const pid = a.dataPathPid;
     const before = /Max open files +(\d+)/.exec(readFileSync(`/proc/${pid}/limits`, "utf8"))?.[1] ?? "1024";
     const used = readdirSync(`/proc/${pid}/fd`).length;
@@ -167,7 +168,7 @@ describe("a proxy that runs short", { timeout: 120_000 }, () => {
         const socket = await dial(client, server.ip, 8080).catch(() => undefined); // reset before it was ours
         if (socket !== undefined) sockets.push(socket);
       }
-      await until("refusals", () => refusals(since).length >= 40, 20_000);
+      await until("refusals", () => refusals(since).length >= 40);
       assert.deepEqual(new Set(refusals(since)), new Set(["limit_reached PROXY_NO_FILES"]));
       await pause(500);
       assert.ok(cpuTicks(pid) - cpuBefore < 300, "it does not spin"); // ticks of 10 ms
@@ -175,7 +176,7 @@ describe("a proxy that runs short", { timeout: 120_000 }, () => {
       await new Promise((resolve) => runs.once("data", resolve));
       for (const socket of sockets) socket.destroy();
       const again = async (): Promise<boolean> => (await say(client, { ip: server.ip, port: 8080 }, WORDS)) === WORDS;
-      await until("served again", again, 20_000);
+      await until("served again", again);
     } finally {
       run("prlimit", `--pid=${pid}`, `--nofile=${before}:`);
     }
@@ -192,19 +193,15 @@ describe("a proxy that runs short", { timeout: 120_000 }, () => {
     run("nsenter", `--net=${path}`, "sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40006");
     const sockets: Socket[] = [];
     try {
-      await until(
-        "a refusal",
-        async () => {
-          sockets.push(
-            ...(await dial(client, plain.ip, 8090).then(
-              (socket) => [socket],
-              () => [],
-            )),
-          );
-          return refusals(since).length > 0;
-        },
-        20_000,
-      );
+      await until("a refusal", async () => {
+        sockets.push(
+          ...(await dial(client, plain.ip, 8090).then(
+            (socket) => [socket],
+            () => [],
+          )),
+        );
+        return refusals(since).length > 0;
+      });
     } finally {
       run("nsenter", `--net=${path}`, "sysctl", "-qw", `net.ipv4.ip_local_port_range=${range}`);
     }
@@ -218,21 +215,13 @@ describe("a proxy that runs short", { timeout: 120_000 }, () => {
     const { exitCode } = await a.upgradeProxy(...DRAIN, "--memory-limit", "16");
     await exitCode;
     const since = a.records.length;
-    await until(
-      "a refusal",
-      async () => {
-        await say(client, { ip: server.ip, port: 8080 }, WORDS);
-        return refusals(since).length > 0;
-      },
-      20_000,
-    );
+    await until("a refusal", async () => {
+      await say(client, { ip: server.ip, port: 8080 }, WORDS);
+      return refusals(since).length > 0;
+    });
     assert.deepEqual(new Set(refusals(since)), new Set(["limit_reached PROXY_MEMORY"]));
     await a.upgradeProxy(...DRAIN);
-    await until(
-      "served again",
-      async () => (await say(client, { ip: server.ip, port: 8080 }, WORDS)) === WORDS,
-      20_000,
-    );
+    await until("served again", async () => (await say(client, { ip: server.ip, port: 8080 }, WORDS)) === WORDS);
   });
 });
 
@@ -301,9 +290,3 @@ describe("a path of 1,280 bytes", { timeout: 120_000 }, () => {
     });
   }
 });
-
-/** User and system time of a process, in ticks of 10 ms. */
-function cpuTicks(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
-  return Number(fields[11]) + Number(fields[12]);
-}

@@ -110,8 +110,7 @@ describe("traffic between pods with real redirection", () => {
 
   it("is refused by a destination that knows both ends as enrolled, although the source's node does not", async () => {
     const { a, b, client, server } = world;
-    a.publish([server.workload("none")]); // a stale view
-    await pause(500);
+    await a.impose([server.workload("none")]); // a stale view
     const [sinceA, sinceB] = [a.records.length, b.records.length];
     const packets = await onTheWire(async () => {
       assert.equal(await say(client, { ip: server.ip, port: 8080 }, ""), "refused");
@@ -120,15 +119,13 @@ describe("traffic between pods with real redirection", () => {
     await recordOf(b.records, sinceB, "inbound refused none plaintext_refused");
     // The reset may come while the client's proxy still connects, or after.
     await recordOf(a.records, sinceA, "outbound (forwarded plaintext reset|refused none destination_unreachable)");
-    a.publish([server.workload("hbone")]);
-    await pause(500);
+    await a.impose([server.workload("hbone")]);
     assert.match(await say(client, { ip: server.ip, port: 8080 }, WORDS), new RegExp(ANSWER));
   });
 
   it("is refused when the destination presents another identity than expected, and nothing goes in clear", async () => {
     const { a, client, server } = world;
-    a.publish([{ ...server.workload("hbone"), serviceAccount: "somebody-else" }]);
-    await pause(500);
+    await a.impose([{ ...server.workload("hbone"), serviceAccount: "somebody-else" }]);
     const since = a.records.length;
     const packets = await onTheWire(async () => {
       assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), "refused");
@@ -136,8 +133,7 @@ describe("traffic between pods with real redirection", () => {
     assert.deepEqual(findWords(packets, [WORDS]), []);
     const { detail } = await recordOf(a.records, since, "outbound refused none wrong_identity");
     assert.match(detail, /expected was .*somebody-else/);
-    a.publish([server.workload("hbone")]);
-    await pause(500);
+    await a.impose([server.workload("hbone")]);
     assert.match(await say(client, { ip: server.ip, port: 8080 }, WORDS), new RegExp(ANSWER));
   });
 
@@ -145,7 +141,6 @@ describe("traffic between pods with real redirection", () => {
     const { a, b, client, server } = world;
     const rogue = await TestAuthority.create();
     await b.certify(server, await rogue.identity(server.identity));
-    await pause(500);
     await b.restartDataPath(); // sessions that were opened before would go on
     const since = a.records.length;
     const packets = await onTheWire(async () => {
@@ -154,14 +149,14 @@ describe("traffic between pods with real redirection", () => {
     assert.deepEqual(findWords(packets, [WORDS]), []);
     await recordOf(a.records, since, "outbound refused none wrong_identity");
     await b.certify(server);
-    await pause(500);
-    assert.match(await say(client, { ip: server.ip, port: 8080 }, WORDS), new RegExp(ANSWER));
+    const isServed = async (): Promise<boolean> =>
+      (await say(client, { ip: server.ip, port: 8080 }, WORDS)).includes(ANSWER);
+    await until("served again", isServed);
   });
 
   it("holds a connection to an address that it does not know, and asks", async () => {
     const { a, client, plain } = world;
-    a.publish([], [plain.workload("none").uid]);
-    await pause(300);
+    await a.impose([], [plain.workload("none").uid]);
     let asked = 0;
     a.onDemand = async () => {
       asked++;
@@ -255,8 +250,12 @@ describe("traffic between pods with real redirection", () => {
       accepted.write(ANSWER);
       accepted.resume().on("end", () => accepted.end());
     });
+    for (const node of [a, b]) {
+      const areOver = async (): Promise<boolean> => (await node.get(15_000, "/debug/connections")) === "[]\n";
+      await until("the end of earlier connections", areOver);
+    }
     const socket = await dial(client, server.ip, 8081);
-    await once(socket, "data", { signal: AbortSignal.timeout(10_000) });
+    await once(socket, "data", { signal: AbortSignal.timeout(60_000) });
     const local = `${client.ip}:${socket.localPort}`;
     const text = await a.get(15_000, "/config_dump");
     const key = a.certificates.get(client.identity)?.keyPem.split("\n")[1] ?? "no key";
@@ -312,6 +311,7 @@ describe("traffic between pods with real redirection", () => {
       /reporter="source".*source_principal="spiffe:.*client".*destination_principal="spiffe:.*server"/,
     );
     assert.match(metrics, /veil_proxy_refused_total\{direction="outbound",reason="control_plane_unavailable"\} 1/);
-    assert.match(metrics, /istio_tcp_sockets_open\{reporter="source"\} 0/);
+    const openNone = /istio_tcp_sockets_open\{reporter="source"\} 0/;
+    await until("no open sockets", async () => openNone.test(await world.a.get(15_020, "/metrics")));
   });
 });

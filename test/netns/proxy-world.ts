@@ -1,5 +1,6 @@
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import type { Socket } from "node:net";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -40,6 +41,8 @@ import { testWorkload } from "../../src/proxy/testing.ts";
 import { TestAuthority } from "../../src/x509/testing.ts";
 
 const clock = systemClock();
+/** What has not happened by then does not happen, on however slow a machine. */
+const PATIENCE_MS = 60_000;
 /** Two runs at once do not meet: namespaces carry the run's process. */
 const PREFIX = `vt-proxy-${process.pid}-`;
 const root = fileURLToPath(new URL("../../", import.meta.url));
@@ -56,13 +59,19 @@ export async function pause(ms: number): Promise<void> {
 }
 
 /** Waits until `what` is true; says what it waited for otherwise. */
-export async function until(said: string, what: () => boolean | Promise<boolean>, ms = 5_000): Promise<number> {
+export async function until(said: string, what: () => boolean | Promise<boolean>, ms = PATIENCE_MS): Promise<number> {
   const start = performance.now();
   while (!(await what())) {
     if (performance.now() - start > ms) throw new Error(`not within ${ms} ms: ${said}`);
     await pause(5);
   }
   return performance.now() - start;
+}
+
+/** User and system time of a process, in ticks of 10 ms. */
+export function cpuTicks(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
+  return Number(fields[11]) + Number(fields[12]);
 }
 
 /** A pod: a network namespace with one address. */
@@ -98,6 +107,27 @@ export class ProxyWorld implements AsyncDisposable {
   static async create(): Promise<ProxyWorld> {
     if (process.getuid?.() !== 0) throw new Error("this test needs root: it makes network namespaces");
     return new ProxyWorld(await TestAuthority.create());
+  }
+
+  /** A world whose client and server are enrolled, with both agents and both proxies running. */
+  static async createEnrolled(...flags: readonly string[]): Promise<ProxyWorld> {
+    const world = await ProxyWorld.create();
+    const { a, b, client, server } = world;
+    world.publish(client, server);
+    await a.certify(client);
+    await b.certify(server);
+    await Promise.all([a.startAgent(), b.startAgent()]);
+    await Promise.all([a.startProxy(...flags), b.startProxy(...flags)]);
+    await Promise.all([world.enrol(client), world.enrol(server)]);
+    return world;
+  }
+
+  /** A long connection from the client to the server through both proxies, to a port where an echo serves; it has carried `words`. */
+  async hold(words: string, port = 8080): Promise<Socket> {
+    const socket = await dial(this.client, this.server.ip, port);
+    socket.write(words);
+    await once(socket, "data");
+    return socket;
   }
 
   private constructor(authority: TestAuthority) {
@@ -296,8 +326,13 @@ export class Node implements AsyncDisposable {
   async know(addresses: readonly Address[]): Promise<void> {
     const names = new Set(addresses.map((address) => addressName(address)));
     const others = [...this.#names].filter((name) => !names.has(name));
-    const revision = this.publish(addresses, others);
-    await this.#xds?.whenAcknowledged({ typeUrl: TYPE_ADDRESS, revision }, AbortSignal.timeout(10_000));
+    await this.impose(addresses, others);
+  }
+
+  /** As {@link publish}, and waits until it is in force. */
+  async impose(addresses: readonly Address[], removes: readonly string[] = []): Promise<void> {
+    const revision = this.publish(addresses, removes);
+    await this.#xds?.whenAcknowledged({ typeUrl: TYPE_ADDRESS, revision }, AbortSignal.timeout(PATIENCE_MS));
   }
 
   publish(addresses: readonly Address[], removes: readonly string[] = []): number {
@@ -376,7 +411,7 @@ export class Node implements AsyncDisposable {
     return new Promise((resolve) => child.once("exit", resolve));
   }
 
-  /** Starts the proxy, and waits for nothing. */
+  /** Starts the proxy, and waits for nothing. It dies with this process, however that dies. */
   launchProxy(...flags: string[]): ChildProcess {
     const args = [
       "netns",
@@ -399,7 +434,10 @@ export class Node implements AsyncDisposable {
     );
     const cache = join(homedir(), ".cache/veil/compile");
     const env = { ...process.env, ...this.env, NODE_COMPILE_CACHE: cache }; // as the start script does
-    const child = spawn("ip", args, { stdio: ["ignore", this.readsRecords ? "pipe" : "ignore", "pipe"], env });
+    const child = spawn("setpriv", ["--pdeathsig", "KILL", "ip", ...args], {
+      stdio: ["ignore", this.readsRecords ? "pipe" : "ignore", "pipe"],
+      env,
+    });
     this.#proxy = child;
     if (child.stdout !== null)
       createInterface({ input: child.stdout }).on("line", (line) => {
@@ -418,7 +456,6 @@ export class Node implements AsyncDisposable {
     return until(
       `proxy of node ${this.name} ready\n${this.log}`,
       async () => (await this.get(this.#port(21), "/healthz/ready")) === "ready\n",
-      30_000,
     );
   }
 
@@ -466,7 +503,7 @@ export class Node implements AsyncDisposable {
   async get(port: number, path: string, method = "GET"): Promise<string> {
     const netns = openNetns(netnsPath(this.name));
     try {
-      const tcp = await connectTcp({ netns, ip: "127.0.0.1", port, timeoutMs: 1_000, clock });
+      const tcp = await connectTcp({ netns, ip: "127.0.0.1", port, timeoutMs: PATIENCE_MS, clock });
       const socket = tcp.toNetSocket();
       socket.write(`${method} ${path} HTTP/1.0\r\n\r\n`);
       const text = await readAll(socket);
@@ -520,7 +557,7 @@ export class Node implements AsyncDisposable {
   async #request(connection: SeqpacketConnection, payload: object, fd?: number): Promise<void> {
     const request = create(WorkloadRequestSchema, { payload } as never);
     connection.send(toBinary(WorkloadRequestSchema, request), fd === undefined ? [] : [fd]);
-    const answer = await connection.receive(AbortSignal.timeout(10_000));
+    const answer = await connection.receive(AbortSignal.timeout(PATIENCE_MS));
     if (answer === undefined) throw new Error("the proxy hung up");
     const { payload: ack } = fromBinary(WorkloadResponseSchema, answer.data);
     if (ack.value !== undefined && ack.value.error !== "") throw new Error(ack.value.error);
@@ -596,7 +633,7 @@ export function listen(pod: Pod, port: number, serve: (socket: Socket, from: str
 
 /** A connection out of a pod. */
 export async function dial(pod: Pod, to: string, port: number): Promise<Socket> {
-  const tcp = await connectTcp({ netns: pod.netns, ip: to, port, timeoutMs: 3_000, clock });
+  const tcp = await connectTcp({ netns: pod.netns, ip: to, port, timeoutMs: PATIENCE_MS, clock });
   const socket = tcp.toNetSocket();
   socket.on("error", () => undefined);
   return socket;

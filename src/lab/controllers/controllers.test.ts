@@ -245,7 +245,7 @@ test("a deployment becomes pods, a lost pod comes back, and what is scaled down 
   api.put(path, deployment);
   const pods = async (): Promise<Pod[]> => (await client.list(resources.pods)).items;
   const count = async (wanted: number): Promise<Pod[]> => {
-    for (let tries = 0; tries < 200; tries++) {
+    for (let tries = 0; tries < 6000; tries++) {
       const found = await pods();
       if (found.length === wanted) return found;
       await new Promise((resolve) => setTimeout(resolve, 10));
