@@ -94,6 +94,7 @@ export class Discovery {
         [...this.#servicesOfNamespace.get(namespace)].flatMap((key) => this.#services.get(key)?.facts ?? []),
       policiesOf: (namespace, labels) => this.policies.listOf(namespace, labels),
       markPods: (facts) => this.#markSelected(facts),
+      markService: ({ namespace, name }) => void this.#dirtyServices.add(`${namespace}/${name}`),
     });
     this.policies = new PolicyDiscovery(cluster.rootNamespace ?? DEFAULT_ROOT_NAMESPACE, (namespace) => {
       const keys = namespace === undefined ? this.#pods.keys() : this.#podsOfNamespace.get(namespace);
@@ -187,10 +188,12 @@ export class Discovery {
   }
 
   upsertGateway(gateway: Gateway): void {
+    this.entries.setGateway(objectKey(gateway), gateway);
     if (this.#waypoints.upsertGateway(gateway)) this.#waypointChanged(objectKey(gateway));
   }
 
   removeGateway(gateway: Gateway): void {
+    this.entries.setGateway(objectKey(gateway), undefined);
     if (this.#waypoints.removeGateway(gateway)) this.#waypointChanged(objectKey(gateway));
   }
 
@@ -212,6 +215,7 @@ export class Discovery {
     };
     const tell = (problem: Problem): void => void this.#problems.push(problem);
     const { entries } = this;
+    settle("Gateway", entries.dirtyGateways, (key) => entries.computeGateway(key));
     settle("ServiceEntry", entries.dirtyEntries, (key) => entries.computeServiceEntry(key, tell));
     settle("Service", this.#dirtyServices, (key) => this.#computeService(key));
     settle("Pod", this.#dirtyPods, (key) => this.#computePod(key));
@@ -230,6 +234,7 @@ export class Discovery {
       meshService(entry.service, this.#cluster, {
         waypoints: this.#waypoints.ofService(entry.service),
         annotations: this.#waypoints.namespace(entry.service.metadata?.namespace ?? "").annotations,
+        far: entry.facts === undefined ? [] : this.entries.farIdentities(entry.facts),
       });
     if (made === undefined) return [];
     this.#problems.push(...made.problems);

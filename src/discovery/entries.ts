@@ -1,7 +1,8 @@
-import { objectKey, type ServiceEntry, type WorkloadEntry } from "#kube";
+import { objectKey, type Gateway, type ServiceEntry, type WorkloadEntry, type WorkloadEntrySpec } from "#kube";
 import type { Address } from "#model/workload";
 import { entryEndpointUid, workloadEntryUid, type Cluster, type Problem } from "./cluster.ts";
 import { Multimap } from "./multimap.ts";
+import { NetworkGateways } from "./network-gateways.ts";
 import { selects } from "./pod.ts";
 import {
   entryFacts,
@@ -32,6 +33,8 @@ export interface EntryWorld {
   policiesOf(namespace: string, labels: Readonly<Record<string, string>>): readonly string[];
   /** The pods that these services select are to be looked at again. */
   markPods(facts: ServiceFacts): void;
+  /** A Kubernetes Service is to be looked at again. */
+  markService(facts: ServiceFacts): void;
 }
 
 /**
@@ -40,7 +43,9 @@ export interface EntryWorld {
  *     ServiceEntry ───▶ a service for each host; its own endpoints; the pods and WorkloadEntries that it selects;
  *                       other entries of the same host (who is canonical, who has the name in its namespace)
  *     WorkloadEntry ──▶ its workload
+ *                       (on another network) the services that select it: who answers for them there
  *     Service ────────▶ the entries of its hostname; the WorkloadEntries of its namespace
+ *     Gateway ────────▶ what is on the networks that it enters
  */
 export class Entries {
   readonly #world: EntryWorld;
@@ -49,11 +54,27 @@ export class Entries {
   readonly #entriesOfHost = new Multimap<string, string>();
   readonly #workloads = new Map<string, WorkloadEntry>();
   readonly #workloadsOfNamespace = new Multimap<string, string>();
+  readonly #networks: NetworkGateways;
+  readonly dirtyGateways = new Set<string>();
   readonly dirtyEntries = new Set<string>();
   readonly dirtyWorkloads = new Set<string>();
 
   constructor(world: EntryWorld) {
     this.#world = world;
+    this.#networks = new NetworkGateways(world.cluster);
+  }
+
+  /** Takes a Gateway, which may be the entrance of another network; undefined: it is gone. */
+  setGateway(key: string, gateway: Gateway | undefined): void {
+    const changed = this.#networks.set(key, gateway);
+    if (changed.size === 0) return;
+    this.dirtyGateways.add(key);
+    for (const [entry, { spec }] of this.#workloads) {
+      if (changed.has(spec?.network ?? "")) this.dirtyWorkloads.add(entry);
+    }
+    for (const [key, { entry }] of this.#entries) {
+      if (entry.spec?.endpoints?.some(({ network = "" }) => changed.has(network))) this.dirtyEntries.add(key);
+    }
   }
 
   /** Takes a ServiceEntry; undefined: it is gone. */
@@ -71,6 +92,7 @@ export class Entries {
   /** Takes a WorkloadEntry; undefined: it is gone. */
   setWorkloadEntry(key: string, entry: WorkloadEntry | undefined): void {
     const [namespace = ""] = key.split("/");
+    for (const one of [this.#workloads.get(key), entry]) if (one !== undefined) this.#markServicesOf(namespace, one);
     if (entry === undefined) {
       this.#workloads.delete(key);
       this.#workloadsOfNamespace.delete(namespace, key);
@@ -85,7 +107,7 @@ export class Entries {
 
   /** True when something is to be computed. */
   get dirty(): boolean {
-    return this.dirtyEntries.size + this.dirtyWorkloads.size > 0;
+    return this.dirtyGateways.size + this.dirtyEntries.size + this.dirtyWorkloads.size > 0;
   }
 
   /** Who has a host may have changed. */
@@ -123,6 +145,24 @@ export class Entries {
     });
   }
 
+  /**
+   * Who answers for a service on other networks, where nobody can tell which of its endpoints does: the accounts that the
+   * WorkloadEntries name which it selects there. Source: istio pilot/pkg/serviceregistry/ambient/multicluster.go.
+   */
+  farIdentities({ namespace, selector }: ServiceFacts): readonly string[] {
+    const far = [...this.#workloadsOfNamespace.get(namespace)].flatMap((key) => {
+      const entry = this.#workloads.get(key);
+      if (entry === undefined || !selects(selector, { metadata: { labels: entryLabels(entry) } })) return [];
+      return this.#farIdentity(entry.spec ?? {}, namespace);
+    });
+    return [...new Set(far)].toSorted();
+  }
+
+  /** What a Gateway makes that is the entrance of another network. */
+  computeGateway(key: string): readonly Address[] {
+    return this.#networks.workloads(key);
+  }
+
   /** What a ServiceEntry makes. */
   computeServiceEntry(key: string, tell: (problem: Problem) => void): readonly Address[] {
     const found = this.#entries.get(key);
@@ -144,7 +184,9 @@ export class Entries {
     const { annotations } = waypoints.namespace(facts.namespace);
     const services = owned.map((host) => {
       const canonical = this.#isCanonical(host.hostname, facts);
-      return entryService(entry, host, { cluster, waypoints: choice, annotations, canonical });
+      const inline = (entry.spec?.endpoints ?? []).flatMap((spec) => this.#farIdentity(spec, facts.namespace));
+      const far = [...inline, ...this.farIdentities(host)];
+      return entryService(entry, host, { cluster, waypoints: choice, annotations, canonical, far });
     });
     return [...services, ...this.#endpoints(entry, facts, owned)];
   }
@@ -173,7 +215,8 @@ export class Entries {
     ];
     const uid = workloadEntryUid(cluster, key);
     const policies = this.#world.policiesOf(namespace, labels);
-    return [entryWorkload(entry.spec ?? {}, { cluster, uid, owner, services, waypoints: chosen, policies })];
+    const entrance = this.#networks.entranceOf(entry.spec?.network);
+    return [entryWorkload(entry.spec ?? {}, { cluster, uid, owner, services, waypoints: chosen, policies, entrance })];
   }
 
   /** The endpoints that are written into an entry; of one that is resolved by DNS and has none, its hosts themselves. */
@@ -188,11 +231,13 @@ export class Entries {
           spec: { address: host.hostname },
           services: [host],
           waypoints: { waypoint: undefined },
+          entrance: undefined,
         }))
       : endpoints.map((spec) => {
           const labels = spec.labels ?? {};
           const metadata = { namespace: facts.namespace, name: facts.name, labels };
-          return { spec, services: owned, waypoints: waypoints.ofWorkload({ metadata }) };
+          const entrance = this.#networks.entranceOf(spec.network);
+          return { spec, services: owned, waypoints: waypoints.ofWorkload({ metadata }), entrance };
         });
     const made = own
       .filter(({ spec }) => owned.length > 0 && isReachable(spec.address ?? "") && !spec.address?.startsWith("*"))
@@ -216,6 +261,25 @@ export class Entries {
   #isCanonical(hostname: string, facts: EntryFacts): boolean {
     if (this.#world.findService(hostname) !== undefined) return false;
     return !this.#othersOf(hostname).some((other) => isOlder(other, facts));
+  }
+
+  /** The identity that an endpoint names, when it is on another network. */
+  #farIdentity({ network = "", serviceAccount = "" }: WorkloadEntrySpec, namespace: string): readonly string[] {
+    const { trustDomain, network: own } = this.#world.cluster;
+    const isFar = network !== "" && network !== own && serviceAccount !== "";
+    return isFar ? [`spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`] : [];
+  }
+
+  /** The services that select an endpoint on another network name its identity. */
+  #markServicesOf(namespace: string, entry: WorkloadEntry): void {
+    if (this.#farIdentity(entry.spec ?? {}, namespace).length === 0) return;
+    const object = { metadata: { labels: entryLabels(entry) } };
+    for (const facts of this.#world.servicesOf(namespace)) {
+      if (selects(facts.selector, object)) this.#world.markService(facts);
+    }
+    for (const key of this.#entriesOfNamespace.get(namespace)) {
+      if (selects(this.#entries.get(key)?.facts.hosts[0]?.selector, object)) this.dirtyEntries.add(key);
+    }
   }
 
   #othersOf(hostname: string): readonly EntryFacts[] {

@@ -78,7 +78,7 @@ export function entryService(
     hostname: host.hostname,
     addresses: addressesOf(entry, host.hostname, around.cluster.network),
     ports: host.ports.map(({ servicePort, target }) => ({ servicePort, targetPort: Number(target) })),
-    subjectAltNames: entry.spec?.subjectAltNames ?? [],
+    subjectAltNames: [...new Set([...(entry.spec?.subjectAltNames ?? []), ...around.far])],
     waypoint,
     weightedWaypoints: weighted,
     loadBalancing: loadBalancing(entry, around.annotations),

@@ -63,6 +63,8 @@ export interface ServiceSurroundings {
   readonly waypoints: WaypointChoice;
   /** Annotations of its namespace. */
   readonly annotations: Readonly<Record<string, string>>;
+  /** Who answers for it on other networks. */
+  readonly far: readonly string[];
 }
 
 /** The mesh's view of a Service. Undefined when it is none of its own (ExternalName). */
@@ -89,7 +91,7 @@ export function meshService(
       ports: facts.ports.map(({ servicePort, target }): ServicePort => {
         return { servicePort, targetPort: typeof target === "number" ? target : 0 };
       }),
-      subjectAltNames: [],
+      subjectAltNames: around.far,
       waypoint,
       weightedWaypoints: weighted,
       loadBalancing: loadBalancing(service, around.annotations),

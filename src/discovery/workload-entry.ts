@@ -1,7 +1,7 @@
 import { findIp } from "#base/ip";
 import type { KubeObject, WorkloadEntry, WorkloadEntrySpec } from "#kube";
 import { REDIRECTION_ANNOTATION } from "#model/redirection";
-import type { ServicePort, Workload } from "#model/workload";
+import type { GatewayAddress, ServicePort, Workload } from "#model/workload";
 import type { Cluster } from "./cluster.ts";
 import { canonicalLabels, TUNNEL_LABEL } from "./pod.ts";
 import type { ServiceFacts } from "./service.ts";
@@ -21,6 +21,8 @@ export interface EntrySurroundings {
   /** The services that it belongs to. */
   readonly services: readonly ServiceFacts[];
   readonly policies: readonly string[];
+  /** Where its network is entered; undefined when it is the cluster's own, or nobody knows. */
+  readonly entrance: GatewayAddress | undefined;
   readonly waypoints: Pick<WaypointChoice, "waypoint"> & { readonly tunnel?: Workload["applicationTunnel"] };
 }
 
@@ -39,7 +41,7 @@ export function entryWorkload(spec: WorkloadEntrySpec, around: EntrySurroundings
     trustDomain: cluster.trustDomain,
     serviceAccount: spec.serviceAccount || "default",
     waypoint: waypoints.waypoint,
-    networkGateway: undefined,
+    networkGateway: around.entrance,
     node: "",
     ...canonical,
     workloadType: "pod", // as istiod does

@@ -14,6 +14,8 @@ export interface LabelSelector {
 export interface Gateway extends KubeObject {
   readonly spec?: {
     readonly gatewayClassName?: string;
+    /** Where it is to be, or, of one that nobody runs here, where it is. */
+    readonly addresses?: readonly { readonly type?: string; readonly value?: string }[];
     readonly listeners?: readonly {
       readonly name?: string;
       readonly port?: number;
