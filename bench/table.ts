@@ -1,24 +1,25 @@
 /**
  * A table of 100,000 workloads beside the connections: latency of requests (1,000 a second, 16 kept connections) and of new connections
- * (one at a time) through the path, quiet, beside a stranger that computes on another core, during full pushes of the whole table to
- * both proxies, and during dumps of it on both. Pushes come from agents in this process, which cost CPU on the same two cores:
- * the stranger shows what that alone does.
+ * (one at a time) through the path, quiet, during full pushes of the whole table to both proxies, and during dumps of it on both.
+ * Pushes come from agents in this process and dumps are read by it, which costs CPU on the same cores. The control of each is
+ * the very same done to two other proxies of the same machine, which carry nothing: what differs is what a proxy's own
+ * connections feel of its own table. Generators and application run at real-time priority: their waiting for the processor is
+ * no part of the path.
  *
  *     node --conditions=veil-source bench/table.ts [--workloads 100000] [--runs 5] [--seconds 6] [--out NAME]
  *
  * Needs root, wrk, nginx. With `--out NAME` writes bench/results/NAME.{md,json}.
  */
-import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { parseIp } from "#base/ip";
-import type { Workload } from "#model/workload";
-import { ProxyWorld } from "../test/netns/proxy-world.ts";
+import type { Address, Workload } from "#model/workload";
+import { Node, ProxyWorld } from "../test/netns/proxy-world.ts";
 import { testService, testWorkload } from "../src/proxy/testing.ts";
 import { APP_PORTS, startApps, type Pair } from "./data-path/place.ts";
-import { inside, memoryBytes, run, stopAll } from "./data-path/processes.ts";
+import { family, inside, memoryBytes, must, run, stopAll } from "./data-path/processes.ts";
 
 const { values: flags } = parseArgs({
   options: {
@@ -32,6 +33,7 @@ const [count, runs, seconds] = [flags.workloads, flags.runs, flags.seconds].map(
 const ENDPOINTS_PER_SERVICE = 20;
 const RATE = 1_000;
 const CONNECTIONS = 16;
+const REAL_TIME = ["chrt", "--fifo", "1"];
 
 /** Figures in microseconds. */
 interface Figures {
@@ -60,16 +62,7 @@ function workloads(healthy: boolean): readonly Workload[] {
 const folder = mkdtempSync(join(tmpdir(), "vt-bench-"));
 const world = await ProxyWorld.create();
 const nodes = [world.a, world.b];
-
-async function untilKnown(): Promise<void> {
-  for (const node of nodes) {
-    for (;;) {
-      const known = /^veil_proxy_addresses (\d+)/m.exec(await node.get(15_020, "/metrics"))?.[1];
-      if (Number(known) >= count) break;
-      await new Promise((resolve) => setTimeout(resolve, 200));
-    }
-  }
-}
+const others = ["c", "d"].map((name) => new Node(name, world));
 
 /** Latency of requests, then of new connections; `disturb` runs beside each. */
 async function measure(pair: Pair, disturb: (signal: AbortSignal) => Promise<void>): Promise<Figures> {
@@ -79,15 +72,14 @@ async function measure(pair: Pair, disturb: (signal: AbortSignal) => Promise<voi
     const text = await run([...inside(pair.clientNetns), ...command]);
     stop.abort();
     await disturbed;
-    await untilKnown(); // and so at rest
     return text;
   };
-  const load = [process.execPath, new URL("data-path/load.ts", import.meta.url).pathname, "rate"];
+  const load = [...REAL_TIME, process.execPath, new URL("data-path/load.ts", import.meta.url).pathname, "rate"];
   const numbers = [pair.serverIp, APP_PORTS.http, CONNECTIONS, RATE, seconds].map(String);
   const requests = JSON.parse(await beside([...load, ...numbers])) as { p50: number; p99: number }; // of load.ts
   const url = `http://${pair.serverIp}:${APP_PORTS.http}/`;
   const wrk = ["wrk", "-t", "1", "-c", "1", "-d", `${seconds}s`, "--latency", "-H", "Connection: close", url];
-  const text = await beside(wrk);
+  const text = await beside([...REAL_TIME, ...wrk]);
   return {
     requestP50: requests.p50,
     requestP99: requests.p99,
@@ -105,34 +97,41 @@ function percentile(text: string, percent: number): number {
 const done = { pushes: 0, dumps: 0, dumpBytes: 0 };
 let healthy = false;
 
+/** Pushes workloads in parts, as an agent gets them from its controller; resolves when all is in force. */
+async function push(node: Node, all: readonly Address[]): Promise<void> {
+  let revision = 0;
+  for (let at = 0; at < all.length; at += 2_000) {
+    revision = node.publish(all.slice(at, at + 2_000));
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  await node.untilInForce(revision, 120_000);
+}
+
+/** Pushes the whole table to these, again and again. */
+async function pushes(to: readonly Node[], signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    healthy = !healthy;
+    const all = workloads(healthy);
+    await Promise.all(to.map(async (node) => push(node, all)));
+    done.pushes++;
+  }
+}
+
+/** Reads the whole table of these, again and again. */
+async function dumps(from: readonly Node[], signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    const texts = await Promise.all(from.map(async (node) => node.get(15_000, "/config_dump")));
+    done.dumps += texts.length;
+    done.dumpBytes = texts[0]?.length ?? 0;
+  }
+}
+
 const disturbances: Readonly<Record<string, (signal: AbortSignal) => Promise<void>>> = {
   "nothing beside it": async () => {},
-  "a stranger computes": async (signal) => {
-    const child = spawn(process.execPath, ["-e", "for (;;);"], { stdio: "ignore" });
-    await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
-    child.kill("SIGKILL");
-  },
-  "full pushes to both": async (signal) => {
-    while (!signal.aborted) {
-      healthy = !healthy;
-      const all = workloads(healthy);
-      for (const node of nodes) {
-        // In parts, as an agent gets them from its controller.
-        for (let at = 0; at < all.length && !signal.aborted; at += 2_000) {
-          node.publish(all.slice(at, at + 2_000));
-          await new Promise((resolve) => setTimeout(resolve, 10));
-        }
-      }
-      done.pushes++;
-    }
-  },
-  "dumps of both": async (signal) => {
-    while (!signal.aborted) {
-      const dumps = await Promise.all(nodes.map(async (node) => node.get(15_000, "/config_dump")));
-      done.dumps += dumps.length;
-      done.dumpBytes = dumps[0]?.length ?? 0;
-    }
-  },
+  "full pushes to two other proxies": async (signal) => pushes(others, signal),
+  "full pushes to both": async (signal) => pushes(nodes, signal),
+  "dumps of two other proxies": async (signal) => dumps(others, signal),
+  "dumps of both": async (signal) => dumps(nodes, signal),
 };
 
 function median(values: readonly number[]): number {
@@ -140,21 +139,24 @@ function median(values: readonly number[]): number {
 }
 
 try {
-  for (const node of nodes) {
+  for (const { name } of others) must(["ip", "netns", "add", `vt-proxy-${process.pid}-${name}`]);
+  for (const { name } of others) must(["ip", "-n", `vt-proxy-${process.pid}-${name}`, "link", "set", "lo", "up"]);
+  for (const node of [...nodes, ...others]) {
     node.readsRecords = false;
     await node.startAgent();
   }
   const pods = [world.client, world.server];
   for (const pod of pods) await world.nodeOf(pod).certify(pod);
   world.publish(...pods);
-  await Promise.all(nodes.map(async (node) => node.startProxy()));
+  await Promise.all([...nodes, ...others].map(async (node) => node.startProxy()));
   for (const pod of pods) await world.enrol(pod);
   const pair = startApps({ world, folder }, world.client, world.server);
   await new Promise((resolve) => setTimeout(resolve, 6_000)); // the waiting processes have loaded
+  const nginx = readFileSync(join(folder, "nginx-server/pid"), "utf8").trim();
+  for (const pid of family(Number(nginx))) must(["chrt", "--fifo", "--pid", "1", String(pid)]);
   const proxies = (): number => memoryBytes(nodes.map((node) => node.proxyPid)) / (1 << 20);
   const small = proxies();
-  for (const node of nodes) node.publish([...services, ...workloads(true)]);
-  await untilKnown();
+  for (const node of [...nodes, ...others]) await push(node, [...services, ...workloads(true)]);
   const startMs = performance.now();
   const results = Object.entries(disturbances).map(([name, disturb]) => ({ name, disturb, figures: [] as Figures[] }));
   await measure(pair, async () => {});
@@ -197,6 +199,7 @@ try {
   }
 } finally {
   stopAll();
+  for (const node of others) await node[Symbol.asyncDispose]();
   await world[Symbol.asyncDispose]();
   rmSync(folder, { recursive: true, force: true });
 }

@@ -3,6 +3,7 @@ export { adoptNetns, inNetns, openNetns, type Netns } from "./netns.ts";
 export { readMemoryUse, type MemoryUse } from "./memory.ts";
 export { prepareNetns } from "./netns-settings.ts";
 export { dieWithParent } from "./parent.ts";
+export { lowerPriority } from "./priority.ts";
 export {
   connectSeqpacket,
   listenSeqpacket,

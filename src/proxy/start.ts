@@ -2,11 +2,18 @@ import type { Proxy, ProxyOptions } from "./role.ts";
 import { startWorker } from "./worker-port.ts";
 
 /**
+ * Niceness of the main thread beside its data threads: a push of the whole table and a dump keep a processor busy for
+ * seconds, and connections are not to wait for that. It still gets a tenth of what a data thread gets when all are busy.
+ */
+const MAIN_THREAD_NICENESS = 10;
+
+/**
  * Puts a proxy together. The data threads begin to load first, beside the rest: after a crash every part of a second
  * counts. The rest is loaded now and not before, so that the supervisor, which never needs it, stays small.
  */
 export async function createProxy(options: ProxyOptions): Promise<Proxy> {
   const ports = Array.from({ length: options.threads }, () => startWorker({ config: options.config }));
-  const { assembleProxy } = await import("./role.ts");
+  const [{ assembleProxy }, { lowerPriority }] = await Promise.all([import("./role.ts"), import("#linux")]);
+  lowerPriority(MAIN_THREAD_NICENESS); // the data threads have been started: they keep theirs
   return assembleProxy(options, ports);
 }

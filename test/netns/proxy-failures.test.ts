@@ -6,7 +6,7 @@ import { after, before, describe, it } from "node:test";
 import { systemClock } from "#base/clock";
 import { findWords, startCapture } from "#capture";
 import type { FlowRecord } from "#model/flow";
-import { cpuTicks, dial, listen, netnsPath, pause, ProxyWorld, readAll, say, until } from "./proxy-world.ts";
+import { cpuTicks, dial, listen, netnsPath, pause, ProxyWorld, readAll, run, say, until } from "./proxy-world.ts";
 
 const clock = systemClock();
 const WORDS = "words-that-nobody-may-read";
@@ -98,6 +98,13 @@ describe("a proxy that is killed", () => {
       await node.untilReady();
     });
   }
+
+  it("gives its data threads the processor before its main thread", () => {
+    const threads = run("ps", "-L", "-o", "comm=,ni=", "-p", String(world.b.dataPathPid)).split("\n");
+    const niceness = (name: string): string[] =>
+      threads.flatMap((line) => (line.startsWith(name) ? (line.split(/ +/)[1] ?? "") : []));
+    assert.deepEqual([niceness("MainThread"), niceness("WorkerThread")], [["10"], ["0"]]);
+  });
 
   it("leaves no stray children when its supervisor is killed", async () => {
     const { b } = world;

@@ -331,8 +331,12 @@ export class Node implements AsyncDisposable {
 
   /** As {@link publish}, and waits until it is in force. */
   async impose(addresses: readonly Address[], removes: readonly string[] = []): Promise<void> {
-    const revision = this.publish(addresses, removes);
-    await this.#xds?.whenAcknowledged({ typeUrl: TYPE_ADDRESS, revision }, AbortSignal.timeout(PATIENCE_MS));
+    await this.untilInForce(this.publish(addresses, removes));
+  }
+
+  /** Resolves when the node's proxy has what `publish` said. */
+  async untilInForce(revision: number, timeoutMs = PATIENCE_MS): Promise<void> {
+    await this.#xds?.whenAcknowledged({ typeUrl: TYPE_ADDRESS, revision }, AbortSignal.timeout(timeoutMs));
   }
 
   publish(addresses: readonly Address[], removes: readonly string[] = []): number {
