@@ -8,6 +8,9 @@ import { Multimap } from "./multimap.ts";
 const REMOTE_CLASS = "istio-remote";
 const NETWORK_LABEL = "topology.istio.io/network";
 const ACCOUNT_ANNOTATION = "gateway.istio.io/service-account";
+type Labels = Readonly<Record<string, string>>;
+const NO_LABELS: Labels = {};
+const NO_METADATA = { name: "", namespace: "", labels: NO_LABELS, annotations: NO_LABELS };
 
 /** The entrance of a network, of one address of a Gateway. */
 interface Entrance {
@@ -66,11 +69,13 @@ export class NetworkGateways {
 }
 
 function readEntrances(gateway: Gateway): readonly Entrance[] {
-  const { labels = {}, annotations = {}, namespace = "", name = "" } = gateway.metadata ?? {};
+  const { name, namespace, labels, annotations } = { ...NO_METADATA, ...gateway.metadata };
+  const { gatewayClassName, listeners = [] } = gateway.spec ?? {};
   const network = labels[NETWORK_LABEL] ?? "";
-  const port = gateway.spec?.listeners?.find(({ protocol }) => protocol === "HBONE")?.port;
-  if (gateway.spec?.gatewayClassName !== REMOTE_CLASS || network === "" || port === undefined) return [];
+  const listener = listeners.find(({ protocol }) => protocol === "HBONE");
+  if (gatewayClassName !== REMOTE_CLASS || network === "" || listener?.port === undefined) return [];
   const serviceAccount = annotations[ACCOUNT_ANNOTATION] || `${name}-${REMOTE_CLASS}`;
+  const { port } = listener;
   return addressesOf(gateway).map((address) => ({ network, address, port, namespace, serviceAccount }));
 }
 
