@@ -6,7 +6,7 @@ import { sleep, systemClock } from "#base/clock";
 import { explain, findCodedError } from "#base/errors";
 import { parseCidr, type Cidr } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
-import type { ProxyConfig } from "#proxy";
+import type { LineOutput, ProxyConfig } from "#proxy";
 import type { AccessFormat } from "#model/access-log";
 import { systemRandom } from "#base/random";
 import { runRole, trueOrFalse, type CliContext } from "./context.ts";
@@ -31,6 +31,7 @@ interface ProxyFlags {
   readonly readyPort: number;
   readonly logLevel: LogLevel;
   readonly logFormat: AccessFormat;
+  readonly records: "counted" | "required";
   readonly dnsCapture: boolean;
   readonly clusterDomain: string;
   /** Set in the process that does the work: the pid of its supervisor. */
@@ -78,6 +79,14 @@ export function proxyCommand(context: CliContext, version: string): Command {
         .default("plain"),
     )
     .addOption(
+      new Option(
+        "--records <counted|required>",
+        "while nobody reads the access log: drop and count, or refuse what is new",
+      )
+        .choices(["counted", "required"])
+        .default("counted"),
+    )
+    .addOption(
       new Option("--dns-capture <bool>", "answer the DNS questions of pods whose agent captures them")
         .env("ISTIO_META_DNS_CAPTURE")
         .argParser(trueOrFalse)
@@ -114,6 +123,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags, version: string)
       originalSource: flags.originalSource === "on",
       baggage: flags.baggage === "on",
       accessFormat: flags.logFormat,
+      recordsRequired: flags.records === "required",
       crlFile: flags.crlFile,
       dns: await dnsConfig(context, flags),
     }),
@@ -145,7 +155,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags, version: string)
   if (!(await whenTold(process.stdin, signal))) process.exit(0);
   try {
     await Promise.race([runRole({ ...context, signal }, services, drainMs), failure]);
-    await Promise.race([output.whenEmpty(), sleep(clock, LAST_WORDS_MS)]);
+    await lastWords(output, flags.records, context.untilHurried());
   } catch (error) {
     // Whatever still runs would keep a process alive that serves nobody: the supervisor starts the next one.
     context.note(`veil: ${explain(error)}\n`);
@@ -154,8 +164,20 @@ async function runProxy(context: CliContext, flags: ProxyFlags, version: string)
 }
 
 const STANDARD_OUTPUT = 1;
-/** How long the end waits for a reader of the access log. */
+/** How long the end waits for a reader of the access log, unless every record is required. */
 const LAST_WORDS_MS = 2_000;
+
+/** Waits for the reader of the access log, for a while, or until somebody is in a hurry. */
+async function lastWords(output: LineOutput, records: ProxyFlags["records"], hurry: AbortSignal): Promise<void> {
+  const clock = systemClock(); // one that keeps the process alive
+  const enough = new AbortController();
+  const signal = AbortSignal.any([enough.signal, hurry]);
+  const patience = sleep(clock, records === "required" ? FOREVER_MS : LAST_WORDS_MS, signal).catch(() => undefined);
+  await Promise.race([output.whenEmpty(), patience]);
+  enough.abort();
+}
+
+const FOREVER_MS = 0x7fff_ffff;
 
 const RESOLV_CONF = "/etc/resolv.conf";
 

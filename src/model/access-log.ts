@@ -23,6 +23,7 @@ const EARLY: ReadonlySet<FlowReason> = new Set([
   "self_call",
   "draining",
   "limit_reached",
+  "log_stalled",
   "control_plane_unavailable",
   "bad_request",
 ]);

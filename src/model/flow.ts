@@ -50,6 +50,8 @@ export type FlowReason =
   /** Refused: the proxy is shutting down, or a limit was reached. */
   | "draining"
   | "limit_reached"
+  /** Refused: nobody reads the access log, and no connection may be forwarded without a record. */
+  | "log_stalled"
   /** Ended: one side reset the connection. */
   | "reset"
   /** Ended: the proxy was told to stop before the connection had ended. */

@@ -53,6 +53,8 @@ export interface ProxyConfig {
   readonly originalSource: boolean;
   /** Answers to peers say who the pod is (`baggage`), and what peers say so is taken for records. Default: true. */
   readonly baggage: boolean;
+  /** True: nothing new is forwarded while nobody reads the access log. Default: false, records are dropped and counted then. */
+  readonly recordsRequired: boolean;
   /** How access records are written. Default: text, as upstream does. */
   readonly accessFormat: AccessFormat;
   /** Undefined: pods' DNS questions are not answered here. */
@@ -81,6 +83,7 @@ export function proxyConfig(given: Partial<ProxyConfig> & { readonly node: strin
     dialMs: 10_000,
     originalSource: true,
     baggage: true,
+    recordsRequired: false,
     accessFormat: "plain",
     dns: undefined,
     ...given,

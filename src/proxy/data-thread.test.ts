@@ -40,6 +40,8 @@ class Rig {
   readonly network = new FakeNetwork();
   readonly posted: FromThread[] = [];
   readonly thread: DataThread;
+  /** False: nobody takes its records. */
+  isRead = true;
   #seq = 0;
 
   constructor(
@@ -57,7 +59,7 @@ class Rig {
       network: this.network,
       post: (message) => {
         this.posted.push(message);
-        if (message.type === "records") this.thread.handle({ type: "recordsTaken" });
+        if (message.type === "records" && this.isRead) this.thread.handle({ type: "recordsTaken" });
       },
     });
     const name = options.pod ?? "client";
@@ -734,6 +736,64 @@ describe("a data thread", () => {
     );
     assert.deepEqual(rig.network.closedNetns, [7]);
     assert.equal(rig.samples("istio_tcp_sockets_open"), 0);
+  });
+
+  describe("records that nobody reads", () => {
+    /** A thread of one open connection, and as many lines waiting as may. */
+    async function stalled(config: Partial<ProxyConfig>): Promise<Rig> {
+      const rig = new Rig({ addresses: everything, config });
+      await rig.dial("10.1.0.3:80");
+      rig.isRead = false;
+      await rig.dial("10.1.0.1:15001"); // refused; its line is on its way
+      const listener = rig.network.listeners.find(({ port }) => port === 15001);
+      for (let i = 0; i < 10_000; i++) {
+        listener?.onConnection(new FakeSocket("10.1.0.1:4000", "10.1.0.1:15001", "10.1.0.1:15001"));
+      }
+      await rig.settle();
+      return rig;
+    }
+
+    /** What was said of forwarded connections, and how many lines are missing, once somebody reads. */
+    async function read(rig: Rig): Promise<{ forwarded: number; missing: number }> {
+      rig.isRead = true;
+      rig.thread.handle({ type: "recordsTaken" });
+      await rig.settle();
+      const lines = rig.posted.flatMap((message) => (message.type === "records" ? message.lines : []));
+      const told = lines.flatMap((line) => /access records dropped\s.*?count=(\d+)/.exec(line)?.[1] ?? []);
+      const forwarded = rig.records().filter(({ verdict }) => verdict === "forwarded").length;
+      return { forwarded, missing: told.reduce((sum, count) => sum + Number(count), 0) };
+    }
+
+    it("are dropped, with their number, and connections go on", async () => {
+      const rig = await stalled({});
+      await rig.dial("10.1.0.3:81");
+      assert.equal(rig.network.copies.length, 2);
+      for (const copy of rig.network.copies) copy.end();
+      assert.deepEqual(await read(rig), { forwarded: 0, missing: 2 });
+      assert.equal(rig.samples("veil_proxy_records_dropped_total"), 2);
+    });
+
+    it("stop what is new when they are required: nothing was forwarded that has no record", async () => {
+      const rig = await stalled({ recordsRequired: true });
+      const refused = await rig.dial("10.1.0.3:81");
+      assert.deepEqual([refused.state, rig.network.copies.length], ["reset", 1]);
+      const refusals = (): unknown =>
+        rig.look("samples", 0).series?.find(({ labels }) => labels["reason"] === "log_stalled")?.name;
+      assert.equal(refusals(), "veil_proxy_refused_total");
+      rig.network.copies[0]?.end();
+      assert.deepEqual(await read(rig), { forwarded: 1, missing: 1 });
+      await rig.dial("10.1.0.3:81");
+      assert.equal(rig.network.copies.length, 2, "it is read again");
+    });
+
+    it("stop new tunnels to a pod, too", async () => {
+      const rig = await stalled({ recordsRequired: true });
+      rig.send({ type: "podAdd", pod: testPod("server"), netnsFd: 8, old: true });
+      const tunnel = new FakeTunnel("10.1.0.2:8080");
+      rig.network.servers[1]?.onTunnel(tunnel);
+      await rig.settle();
+      assert.deepEqual([tunnel.status, rig.network.dialled.length], [503, 1]);
+    });
   });
 
   describe("a connection that still waits when a drain has no more time", () => {

@@ -67,8 +67,9 @@ export class DataThread {
       },
       { formatLost: (count) => formatLost(format, count, clock.now()), clock },
     );
-    const write = (line: string): void => {
-      this.#records.push(line);
+    const { recordsRequired } = config;
+    const write = (line: string, isOwed: boolean): void => {
+      this.#records.push(line, isOwed && recordsRequired);
     };
     this.#flows = new FlowLog(clock, write, format);
     this.#admissions = new Admissions(this.#knowledge.policies, clock);
@@ -80,7 +81,12 @@ export class DataThread {
       },
     });
     this.#revocations = config.crlFile === undefined ? undefined : new PeerRevocationLists(clock, this.#flows.cells);
-    const pressure = new Pressure({ clock, memory: memoryReader(config.memoryLimitBytes), collect: collectGarbage });
+    const pressure = new Pressure({
+      clock,
+      memory: memoryReader(config.memoryLimitBytes),
+      collect: collectGarbage,
+      isLogStalled: () => recordsRequired && this.#records.isFull,
+    });
     const judges = { admissions: this.#admissions, revocations: this.#revocations, pressure };
     const fed = { knowledge: this.#knowledge, flows: this.#flows, ...judges };
     this.#context = { config, clock, random, network, ...fed };

@@ -46,6 +46,10 @@ export const proxyError = defineErrors("proxy", {
     when: "a new connection is refused because the proxy has used nearly all the memory that it may use",
     hint: "raise the memory limit of the proxy; running connections go on, and new ones are taken when a fifth is free again",
   },
+  PROXY_LOG_STALLED: {
+    when: "a new connection is refused because nobody reads the access log, and --records is required",
+    hint: "look at whoever reads the proxy's standard output; running connections go on, and new ones are taken when it reads again",
+  },
   PROXY_ZDS_MESSAGE: {
     when: "a message of the agent on the ZDS socket was malformed or out of order",
     hint: "agent and proxy may be of different versions; the connection is opened again",

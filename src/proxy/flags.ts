@@ -24,6 +24,7 @@ const FLAGS: Readonly<Record<FlowReason, string>> = {
   bad_request: "DENY",
   draining: "CONNECT",
   limit_reached: "CONNECT",
+  log_stalled: "CONNECT",
   reset: "-",
   drained: "-",
 };

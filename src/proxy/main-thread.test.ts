@@ -231,11 +231,8 @@ describe("data threads", () => {
 describe("access records on the main thread", () => {
   it("are written a line each, and the last thousand are kept", async () => {
     const written: string[] = [];
-    const records = new Records({
-      write: (chunk) => written.push(chunk),
-      waitingBytes: 0,
-      whenEmpty: () => assert.fail("waited"),
-    });
+    const output = { write: (chunk: string) => written.push(chunk), waitingBytes: 0, whenEmpty: assert.fail };
+    const records = new Records(output, silentLog());
     await records.take(['{"a":1}', '{"b":2}']);
     assert.deepEqual(written, ['{"a":1}\n{"b":2}\n']);
     for (let i = 0; i < 1_500; i++) await records.take([`line ${i}`]);
@@ -247,14 +244,17 @@ describe("access records on the main thread", () => {
 
   it("let the data threads wait while nobody reads", async () => {
     const { promise, resolve } = Promise.withResolvers<void>();
-    const records = new Records({ write: () => {}, waitingBytes: 9 * 1024 * 1024, whenEmpty: () => promise });
+    const output = { write: () => {}, waitingBytes: 9 * 1024 * 1024, whenEmpty: () => promise };
+    const records = new Records(output, silentLog());
     let taken = false;
     const taking = records.take(["one", "two"]).then(() => (taken = true));
     await turn();
     assert.equal(taken, false);
     assert.deepEqual(records.newest([], 1), ["two"], "kept for explanations all the same");
+    assert.equal(records.isStalled, true);
     resolve();
     await taking;
+    assert.equal(records.isStalled, false);
   });
 
   it("leave a data thread in batches, one at a time, at most ten thousand waiting", async () => {

@@ -11,6 +11,7 @@ test("nothing new is taken from nine tenths of the memory on, until it is below 
     clock,
     memory: () => ({ usedBytes, limitBytes: 100 << 20 }),
     collect: () => collected++,
+    isLogStalled: () => false,
   });
   await clock.advance(1_000);
   assert.equal(pressure.refusal(), undefined);
@@ -33,7 +34,12 @@ test("nothing new is taken from nine tenths of the memory on, until it is below 
 
 test("without a limit everything is taken", async () => {
   const clock = new FakeClock();
-  const pressure = new Pressure({ clock, memory: () => undefined, collect: () => assert.fail("nothing to collect") });
+  const pressure = new Pressure({
+    clock,
+    memory: () => undefined,
+    collect: () => assert.fail("nothing to collect"),
+    isLogStalled: () => false,
+  });
   await clock.advance(5_000);
   assert.equal(pressure.refusal(), undefined);
 });

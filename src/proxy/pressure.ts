@@ -17,6 +17,8 @@ export interface PressureParts {
   /** Undefined: there is no limit. */
   readonly memory: () => MemoryUse | undefined;
   readonly collect: () => void;
+  /** Nobody takes the records that connections owe. */
+  readonly isLogStalled: () => boolean;
 }
 
 /** Says whether there is enough of what a new connection needs. What runs is never touched. */
@@ -34,6 +36,9 @@ export class Pressure {
 
   /** Why nothing new is taken; undefined: it is. */
   refusal(): Cause | undefined {
+    if (this.#parts.isLogStalled()) {
+      return { reason: "log_stalled", detail: "PROXY_LOG_STALLED: nobody reads the access log" };
+    }
     if (this.#short === undefined) return undefined;
     const { usedBytes, limitBytes } = this.#short;
     const detail = `PROXY_MEMORY: ${mib(usedBytes)} of ${mib(limitBytes)} MiB of memory are in use`;

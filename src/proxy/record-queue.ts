@@ -1,6 +1,6 @@
 import type { Clock } from "#base/clock";
 
-/** Lines that wait for the main thread; beyond that the newest are dropped, counted, and missed by name. */
+/** Lines that wait for the main thread; beyond that the newest are dropped and counted, and a line says how many. */
 const MAX_WAITING_RECORDS = 10_000;
 
 /** Lines are handed over after this time, or when so many wait: to wake the main thread costs as much as a connection. */
@@ -9,7 +9,7 @@ const GATHER_LINES = 500;
 
 /**
  * Hands lines over in batches, one batch at a time: a reader that stalls makes lines wait, then drop, and never makes
- * memory grow.
+ * memory grow. A line that is owed is never dropped: whoever owes lines takes on nothing new while {@link isFull}.
  */
 export class RecordQueue {
   readonly #send: (lines: readonly string[]) => void;
@@ -38,9 +38,14 @@ export class RecordQueue {
     return this.#dropped;
   }
 
+  /** As many wait as may. */
+  get isFull(): boolean {
+    return this.#waiting.length >= MAX_WAITING_RECORDS;
+  }
+
   /** Adds a line. */
-  push(line: string): void {
-    if (this.#waiting.length >= MAX_WAITING_RECORDS) {
+  push(line: string, isOwed = false): void {
+    if (this.isFull && !isOwed) {
       this.#dropped++;
       this.#untold++;
       return;

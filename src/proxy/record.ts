@@ -94,15 +94,15 @@ const MAX_BOUND_LABELS = 4096;
 export class FlowLog {
   readonly cells: CellSet;
   readonly #clock: Clock;
-  readonly #write: (line: string) => void;
+  readonly #write: (line: string, isOwed: boolean) => void;
   readonly #format: AccessFormat;
   #level: AccessLevel = "info";
   readonly #open = new Set<ConnectionRecord>();
   readonly #bound = new Map<string, Cells>();
   readonly #sockets: Readonly<Record<FlowRecord["direction"], Cell>>;
 
-  /** `write` gets each record as one line of the access log, without the line's end. */
-  constructor(clock: Clock, write: (line: string) => void, format: AccessFormat = "plain") {
+  /** `write` gets each record as one line of the access log, without the line's end; that of what was forwarded is owed. */
+  constructor(clock: Clock, write: (line: string, isOwed: boolean) => void, format: AccessFormat = "plain") {
     this.#clock = clock;
     this.#write = write;
     this.#format = format;
@@ -130,7 +130,8 @@ export class FlowLog {
 
   /** A pod has asked for a name. Written at level debug, and counted elsewhere. */
   asked(pod: DnsRecord["pod"], question: Omit<DnsRecord, "pod" | "timeMs">): void {
-    if (this.#level === "debug") this.#write(formatDns(this.#format, { ...question, pod, timeMs: this.#clock.now() }));
+    if (this.#level === "debug")
+      this.#write(formatDns(this.#format, { ...question, pod, timeMs: this.#clock.now() }), false);
   }
 
   /** For {@link ConnectionRecord} only. */
@@ -170,14 +171,16 @@ export class FlowLog {
   write(started: Omit<FlowRecord, "timeMs" | "durationMs">, startMs: number): void {
     const durationMs = this.#clock.monotonic() - startMs;
     const record: FlowRecord = { ...started, timeMs: this.#clock.now(), durationMs };
-    if (accessPasses(this.#level, accessLevel(record))) this.#write(formatAccess(this.#format, record));
+    if (accessPasses(this.#level, accessLevel(record))) {
+      this.#write(formatAccess(this.#format, record), record.verdict === "forwarded");
+    }
   }
 
   /** For {@link ConnectionRecord} only: says that a connection is forwarded from now on, when somebody wants to know. */
   announce(direction: FlowRecord["direction"], facts: Facts): void {
     if (this.#level !== "debug") return;
     const started = toRecord(direction, facts, { verdict: "forwarded", bytes: { sent: 0, received: 0 } });
-    this.#write(formatOpened(this.#format, { ...started, timeMs: this.#clock.now(), durationMs: 0 }));
+    this.#write(formatOpened(this.#format, { ...started, timeMs: this.#clock.now(), durationMs: 0 }), false);
   }
 
   /** The cells of a forwarded connection; sets of labels that come again are looked up once. */

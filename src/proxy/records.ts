@@ -1,3 +1,4 @@
+import type { Log } from "#base/log";
 import type { RecordOutput } from "./line-output.ts";
 
 /** Lines that are kept for explanations. */
@@ -8,11 +9,15 @@ const MAX_OUTPUT_BYTES = 8 * 1024 * 1024;
 /** The access log of the node: written line by line, and the last lines kept. */
 export class Records {
   readonly #output: RecordOutput;
+  readonly #log: Log;
   readonly #kept: string[] = [];
   #next = 0;
+  /** Whoever reads standard output has stalled; data threads keep their lines until this is false again. */
+  isStalled = false;
 
-  constructor(output: RecordOutput) {
+  constructor(output: RecordOutput, log: Log) {
     this.#output = output;
+    this.#log = log;
   }
 
   /** Takes lines without their ends. Resolves when further ones may come; what comes all the same is written, too. */
@@ -22,7 +27,15 @@ export class Records {
       this.#next = (this.#next + 1) % KEPT_RECORDS;
     }
     if (lines.length > 0) this.#output.write(`${lines.join("\n")}\n`);
-    if (this.#output.waitingBytes > MAX_OUTPUT_BYTES) await this.#output.whenEmpty();
+    if (this.#output.waitingBytes > MAX_OUTPUT_BYTES) await this.#whenRead();
+  }
+
+  async #whenRead(): Promise<void> {
+    if (!this.isStalled) this.#log.warn({ waitingBytes: this.#output.waitingBytes }, "nobody reads the access log");
+    this.isStalled = true;
+    await this.#output.whenEmpty();
+    if (this.isStalled) this.#log.info({}, "the access log is read again");
+    this.isStalled = false;
   }
 
   /** The newest lines that contain all of these words, newest first. */

@@ -89,7 +89,7 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
   const admin: AdminParts = {
     scopes,
     quit,
-    pending: () => pending(parts),
+    pending: () => pending(options, parts),
     samples: async () => samples(options, parts),
     dump: async () => dump(options, parts),
     connections: async () => threads.connections(),
@@ -153,7 +153,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
   const { config, clock, random, log, instance, drainMs } = options;
   const scopes = new LogScopes(log);
   const transport = rpcTransport({ target: `unix://${options.agentSocket}` });
-  const records = new Records(options.output);
+  const records = new Records(options.output, log);
   const threads = new DataThreads({
     ports,
     clock,
@@ -290,9 +290,13 @@ function accessThreshold(scopes: LogScopes): AccessLevel {
   return ACCESS_LEVELS.find((known) => known === level) ?? "debug";
 }
 
-function pending({ addresses, pods, traffic }: Parts): readonly string[] {
+function pending({ config }: ProxyOptions, { addresses, pods, traffic, records }: Parts): readonly string[] {
   if (traffic.draining) return ["nothing: it is shutting down"];
-  return [...(addresses.synced ? [] : ["the first snapshot of addresses"]), ...pods.pending()];
+  return [
+    ...(config.recordsRequired && records.isStalled ? ["a reader of the access log"] : []),
+    ...(addresses.synced ? [] : ["the first snapshot of addresses"]),
+    ...pods.pending(),
+  ];
 }
 
 async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadSamples> {

@@ -128,7 +128,7 @@ describe("a proxy that is asked to quit", { timeout: 120_000 }, () => {
   it("twice by SIGTERM ends at once, with resets and records, and exits with 130", async () => {
     const { b } = world;
     await b.stopProxy();
-    await b.startProxy("--drain", "600");
+    await b.startProxy("--drain", "600", "--records", "required");
     const socket = await world.hold(WORDS);
     const broken = new Promise((resolve) => socket.once("error", resolve));
     const since = b.records.length;
