@@ -3,7 +3,8 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { readMemoryUse } from "./memory.ts";
+import { libc } from "./libc.ts";
+import { readMemoryUse, trimMemory } from "./memory.ts";
 
 test("memory and its limit are read from either version of control groups, caches apart", () => {
   const root = mkdtempSync(join(tmpdir(), "vt-life-"));
@@ -28,4 +29,18 @@ test("memory and its limit are read from either version of control groups, cache
   } finally {
     rmSync(root, { recursive: true });
   }
+});
+
+test("memory that was freed between what is used goes back to the kernel", () => {
+  const allocate = libc.func("void *calloc(size_t count, size_t size)");
+  const write = libc.func("void *memset(void *block, int byte, size_t size)");
+  const free = libc.func("void free(void *block)");
+  const size = 64 << 10; // below what is mapped on its own
+  const blocks = Array.from({ length: 1024 }, () => write(allocate(1, size), 1, size) as unknown);
+  for (const block of blocks.slice(0, -1)) free(block);
+  const before = process.memoryUsage.rss();
+  trimMemory();
+  const after = process.memoryUsage.rss();
+  free(blocks.at(-1)); // above the hole: without it the C library would have given all back by itself
+  assert.ok(before - after > 32 << 20, `${before - after} bytes went back`);
 });

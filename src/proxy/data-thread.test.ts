@@ -632,6 +632,14 @@ describe("a data thread", () => {
     assert.deepEqual(lines(), ["connection complete", "connection opened", "connection complete"]);
   });
 
+  it("collects its garbage when it is told to", async () => {
+    const rig = new Rig({ pod: "server", addresses: everything });
+    const garbage = new WeakRef({});
+    await rig.settle();
+    rig.thread.handle({ type: "collect" });
+    assert.equal(garbage.deref(), undefined);
+  });
+
   it("shows its connections, its pools and what it counted in slices, and label sets once", async () => {
     const rig = new Rig({ pod: "server", addresses: everything });
     for (let i = 0; i < 1_001; i++)

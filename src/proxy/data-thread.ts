@@ -112,6 +112,9 @@ export class DataThread {
       case "accessLevel":
         this.#flows.level = message.level;
         return;
+      case "collect":
+        collectGarbage();
+        return;
       case "recordsTaken":
         this.#records.taken();
     }

@@ -54,6 +54,8 @@ export type ToThread =
   | { readonly type: "drain"; readonly seq: number; readonly drainMs: number }
   /** How loud a line of the access log must be to be written. */
   | { readonly type: "accessLevel"; readonly level: AccessLevel }
+  /** Collect garbage now: nobody waits for anything. */
+  | { readonly type: "collect" }
   /** The records of the last `records` message have been taken: the next may come. */
   | { readonly type: "recordsTaken" };
 

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { setImmediate } from "node:timers/promises";
 import { FakeClock } from "#base/clock";
 import { collectGarbage, memoryReader, Pressure } from "./pressure.ts";
 
@@ -44,9 +45,12 @@ test("without a limit everything is taken", async () => {
   assert.equal(pressure.refusal(), undefined);
 });
 
-test("a limit of its own is held against the process, and garbage can be collected", () => {
+test("a limit of its own is held against the process, and garbage can be collected", async () => {
   const use = memoryReader(5)();
   assert.equal(use?.limitBytes, 5);
   assert.ok(use.usedBytes > 1 << 20);
+  const garbage = new WeakRef({});
+  await setImmediate(); // until then whoever made it may use it
   collectGarbage();
+  assert.equal(garbage.deref(), undefined);
 });

@@ -1,6 +1,9 @@
 import type { Proxy, ProxyOptions } from "./role.ts";
 import { startWorker } from "./worker-port.ts";
 
+/** To load leaves a quarter of the process's memory behind as garbage; by then it is over also on a busy machine. */
+const LOADED_MS = 5_000;
+
 /**
  * Niceness of the main thread beside its data threads: a push of the whole table and a dump keep a processor busy for
  * seconds, and connections are not to wait for that. It still gets a tenth of what a data thread gets when all are busy.
@@ -13,7 +16,16 @@ const MAIN_THREAD_NICENESS = 10;
  */
 export async function createProxy(options: ProxyOptions): Promise<Proxy> {
   const ports = Array.from({ length: options.threads }, () => startWorker({ config: options.config }));
-  const [{ assembleProxy }, { lowerPriority }] = await Promise.all([import("./role.ts"), import("#linux")]);
+  const [{ assembleProxy }, { collectGarbage }, { lowerPriority }] = await Promise.all([
+    import("./role.ts"),
+    import("./pressure.ts"),
+    import("#linux"),
+  ]);
   lowerPriority(MAIN_THREAD_NICENESS); // the data threads have been started: they keep theirs
-  return assembleProxy(options, ports);
+  const proxy = assembleProxy(options, ports);
+  options.clock.after(LOADED_MS, () => {
+    for (const port of ports) port.post({ type: "collect" });
+    collectGarbage();
+  });
+  return proxy;
 }
