@@ -126,6 +126,7 @@ async function dial(target: { host: string; port: number }, signal: AbortSignal)
 /** Sends a request and resolves with the whole answer. */
 function ask(socket: Socket, request: string, signal: AbortSignal): Promise<string> {
   return new Promise((resolve, reject) => {
+    if (socket.destroyed) return reject(new Error("closed since the last answer"));
     let text = "";
     const settle = (act: () => void): void => {
       socket.off("data", onData).off("close", onClose).off("error", onError);

@@ -51,6 +51,22 @@ async function client(port: number, more: Partial<ClientOptions>): Promise<strin
   return lines;
 }
 
+test("a kept connection that was closed since the last answer fails at once, and the next try opens another", async () => {
+  const server = createServer((socket) => {
+    socket.on("error", () => {}); // the client may be gone
+    socket.once("data", () => socket.end("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"));
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const address = server.address();
+  assert.ok(typeof address === "object" && address !== null);
+  const lines = await client(address.port, { keep: true, timeoutMs: 600_000, intervalMs: 50 });
+  server.close();
+  assert.deepEqual(
+    lines.map((line) => line.split(" ")[2]),
+    ["ok", "failed", "ok"],
+  );
+});
+
 test("the client prints a line per try, on new or on kept connections", async () => {
   await withServer(
     (options, context) => httpEcho({ ...options, words: "the answer" }, context),

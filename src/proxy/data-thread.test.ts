@@ -978,5 +978,17 @@ describe("an outbound connection to another network", () => {
         { accepted: [identity("far").id], network: "" },
       ],
     );
+    open?.onOpen?.({
+      peer: identity("far").id,
+      responseBaggage: "k8s.cluster.name=east,k8s.namespace.name=shop,k8s.deployment.name=web-v2,service.name=web",
+    });
+    open?.carry.end();
+    await rig.settle();
+    const [record] = rig.records();
+    assert.deepEqual(
+      [record?.destination.cluster, record?.destination.workload, record?.destination.identity],
+      ["east", "web-v2", identity("far").id],
+      "who answered behind the gateway, as it says itself",
+    );
   });
 });

@@ -16,7 +16,7 @@ import type { FlowReason } from "#model/flow";
 import type { SpiffeId } from "#model/spiffe-id";
 import { endCause, plainCause, tunnelCause, type Cause } from "./causes.ts";
 import { PACKET_MARK } from "./config.ts";
-import { findTraceId, formatBaggage, formatForwarded, newTraceparent } from "./headers.ts";
+import { findTraceId, formatBaggage, formatForwarded, newTraceparent, parseBaggage, type Baggage } from "./headers.ts";
 import type { PodSocket } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
 import type { ConnectionRecord, Facts } from "./record.ts";
@@ -98,9 +98,12 @@ function openTunnel({ context, socket, record, to }: Outbound, route: Extract<Ro
   let isOpen = false;
   const client = socket.remote;
   const traceparent = newTraceparent(random);
-  const facts = (reason: FlowReason, peer: SpiffeId | undefined): Facts => ({
+  const facts = (reason: FlowReason, peer: SpiffeId | undefined, described?: Baggage): Facts => ({
     source: podParty(context, client, true),
-    destination: { address: route.target, workload: route.destination.workload, identity: peer },
+    destination:
+      described === undefined
+        ? { address: route.target, workload: route.destination.workload, identity: peer }
+        : { address: route.target, workload: undefined, described, identity: peer },
     service: route.destination.service,
     hboneTarget: route.authority,
     encryption: "mutual_tls",
@@ -125,9 +128,11 @@ function openTunnel({ context, socket, record, to }: Outbound, route: Extract<Ro
       traceparent,
     },
     socket,
-    onOpen: ({ peer }) => {
+    onOpen: ({ peer, responseBaggage }) => {
       isOpen = true;
-      record.open(facts("ok", peer), () => handle.bytes);
+      // Behind a gateway any workload of the service may have answered: it says which.
+      const says = route.inner !== undefined && config.baggage ? responseBaggage : undefined;
+      record.open(facts("ok", peer, says === undefined ? undefined : parseBaggage(says)), () => handle.bytes);
     },
     onEnd: ({ bytesSent: sent, bytesReceived: received, error }) => {
       if (isOpen) record.close({ sent, received }, error && endCause(error));
