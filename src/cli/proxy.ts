@@ -1,102 +1,22 @@
 import { existsSync, readFileSync } from "node:fs";
 import { flushCompileCache } from "node:module";
-import { availableParallelism } from "node:os";
-import { Command, InvalidArgumentError, Option } from "commander";
+import { Command } from "commander";
 import { sleep, systemClock } from "#base/clock";
 import { explain, findCodedError } from "#base/errors";
-import { parseCidr, type Cidr } from "#base/ip";
-import { LOG_LEVELS, type LogLevel } from "#base/log";
 import type { LineOutput, ProxyConfig } from "#proxy";
-import type { AccessFormat } from "#model/access-log";
 import { systemRandom } from "#base/random";
-import { runRole, trueOrFalse, type CliContext } from "./context.ts";
-
-interface ProxyFlags {
-  readonly node: string;
-  readonly agentSocket: string;
-  readonly zdsSocket: string;
-  readonly threads: number;
-  readonly clusterRanges: readonly Cidr[] | undefined;
-  readonly trustDomain: string;
-  readonly clusterId: string;
-  readonly network: string;
-  readonly originalSource: "on" | "off";
-  readonly baggage: "on" | "off";
-  readonly crlFile?: string;
-  readonly drain: number;
-  /** In bytes. */
-  readonly memoryLimit: number | undefined;
-  readonly adminPort: number;
-  readonly metricsPort: number;
-  readonly readyPort: number;
-  readonly logLevel: LogLevel;
-  readonly logFormat: AccessFormat;
-  readonly records: "counted" | "required";
-  readonly dnsCapture: boolean;
-  readonly clusterDomain: string;
-  /** Set in the process that does the work: the pid of its supervisor. */
-  readonly childOf: number;
-}
+import { runRole, type CliContext } from "./context.ts";
+import { proxyOptions, type ProxyFlags } from "./proxy-options.ts";
 
 /** `veil proxy`: the data path of a node. */
 export function proxyCommand(context: CliContext, version: string): Command {
-  const { env } = context;
-  return new Command("proxy")
-    .description("carries the connections of this node's enrolled pods: mutual TLS between them")
-    .addOption(new Option("--node <name>", "this node's name").env("NODE_NAME").makeOptionMandatory())
-    .option("--agent-socket <path>", "where this node's agent gives addresses and certificates", "/run/veil/agent.sock")
-    .option("--zds-socket <path>", "where this node's agent hands pods over", "/var/run/ztunnel/ztunnel.sock")
-    .option("--threads <count>", "data threads", wholeNumber, availableParallelism())
-    .option("--cluster-ranges <list>", "the cluster's own addresses, as 10.244.0.0/16,10.96.0.0/16", ranges)
-    .option("--trust-domain <name>", "the identities' trust domain", env["TRUST_DOMAIN"] ?? "cluster.local")
-    .option("--cluster-id <name>", "the cluster in workloads' names", env["CLUSTER_ID"] ?? "Kubernetes")
-    .option("--network <name>", "the network this node is on", env["NETWORK"] ?? "")
-    .addOption(
-      new Option("--original-source <on|off>", "whether applications see their clients' addresses")
-        .choices(["on", "off"])
-        .default("on"),
-    )
-    .addOption(
-      new Option("--baggage <on|off>", "whether answers to peers say who a pod is, and what peers say so is recorded")
-        .choices(["on", "off"])
-        .default("on"),
-    )
-    .addOption(
-      new Option("--crl-file <path>", "revocation lists of the authorities, PEM or DER; followed while it runs").env(
-        "CRL_PATH",
-      ),
-    )
-    .option("--drain <seconds>", "how long connections may go on at the end", wholeNumber, 5)
-    .option("--memory-limit <mib>", "take nothing new above nine tenths of this (default: the container's)", mebibytes)
-    .option("--admin-port <port>", "admin, on loopback", wholeNumber, 15_000)
-    .option("--metrics-port <port>", "metrics", wholeNumber, 15_020)
-    .option("--ready-port <port>", "readiness", wholeNumber, 15_021)
-    .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
-    .addOption(
-      new Option("--log-format <format>", "how access records are written")
-        .env("LOG_FORMAT")
-        .choices(["plain", "json"])
-        .default("plain"),
-    )
-    .addOption(
-      new Option(
-        "--records <counted|required>",
-        "while nobody reads the access log: drop and count, or refuse what is new",
-      )
-        .choices(["counted", "required"])
-        .default("counted"),
-    )
-    .addOption(
-      new Option("--dns-capture <bool>", "answer the DNS questions of pods whose agent captures them")
-        .env("ISTIO_META_DNS_CAPTURE")
-        .argParser(trueOrFalse)
-        .default(true),
-    )
-    .option("--cluster-domain <name>", "the domain of services' names", env["CLUSTER_DOMAIN"] ?? "cluster.local")
-    .addOption(new Option("--child-of <pid>").argParser(wholeNumber).hideHelp().makeOptionMandatory())
-    .action(async (flags: ProxyFlags) => {
-      await runProxy(context, flags, version);
-    });
+  const command = new Command("proxy").description(
+    "carries the connections of this node's enrolled pods: mutual TLS between them",
+  );
+  for (const option of proxyOptions(context.env)) command.addOption(option);
+  return command.action(async (flags: ProxyFlags) => {
+    await runProxy(context, flags, version);
+  });
 }
 
 /** The data path itself, in a child of the supervisor (main/supervisor.ts). */
@@ -110,7 +30,7 @@ async function runProxy(context: CliContext, flags: ProxyFlags, version: string)
   const { env } = context;
   // Workers and listeners keep the process alive, not a timer that nobody waits for any more.
   const clock = systemClock({ unref: true });
-  const drainMs = flags.drain * 1000;
+  const drainMs = flags.drain;
   const output = new LineOutput(STANDARD_OUTPUT, clock);
   const { services, failure } = await createProxy({
     config: proxyConfig({
@@ -120,11 +40,12 @@ async function runProxy(context: CliContext, flags: ProxyFlags, version: string)
       network,
       clusterRanges: flags.clusterRanges ?? DEFAULT_CLUSTER_RANGES,
       memoryLimitBytes: flags.memoryLimit,
-      originalSource: flags.originalSource === "on",
-      baggage: flags.baggage === "on",
+      originalSource: flags.originalSource,
+      baggage: flags.baggage,
       accessFormat: flags.logFormat,
       recordsRequired: flags.records === "required",
       crlFile: flags.crlFile,
+      poolLimits: poolLimits(flags),
       dns: await dnsConfig(context, flags),
     }),
     agentSocket,
@@ -198,20 +119,10 @@ async function dnsConfig(
   };
 }
 
-function wholeNumber(text: string): number {
-  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("It is no whole number.");
-  return Number(text);
-}
-
-/** In bytes. */
-function mebibytes(text: string): number {
-  return wholeNumber(text) * 1024 * 1024;
-}
-
-function ranges(text: string): readonly Cidr[] {
-  try {
-    return text.split(",").map((range) => parseCidr(range.trim()));
-  } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? `${error.message}.` : "It is no list of address ranges.");
-  }
+/** Only what is given: the rest has the defaults of #hbone. */
+function poolLimits({ tunnelsPerSession, sessionIdle }: ProxyFlags): ProxyConfig["poolLimits"] {
+  return {
+    ...(tunnelsPerSession !== undefined && { streamsPerSession: tunnelsPerSession }),
+    ...(sessionIdle !== undefined && { idleMs: sessionIdle }),
+  };
 }

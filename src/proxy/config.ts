@@ -1,4 +1,5 @@
 import { parseCidr, type Cidr, type IpAddress } from "#base/ip";
+import type { HboneLimits } from "#hbone";
 import type { AccessFormat } from "#model/access-log";
 
 /** Where pods' outbound connections are redirected to. */
@@ -49,6 +50,8 @@ export interface ProxyConfig {
   readonly dialMs: number;
   /** Memory of this process; undefined: what its container may use, when that is limited. */
   readonly memoryLimitBytes?: number | undefined;
+  /** What is different about the sessions that pods open. */
+  readonly poolLimits: Partial<Pick<HboneLimits, "streamsPerSession" | "idleMs">>;
   /** Applications see the address of their client, not of the proxy. Default: true. */
   readonly originalSource: boolean;
   /** Answers to peers say who the pod is (`baggage`), and what peers say so is taken for records. Default: true. */
@@ -84,6 +87,7 @@ export function proxyConfig(given: Partial<ProxyConfig> & { readonly node: strin
     originalSource: true,
     baggage: true,
     recordsRequired: false,
+    poolLimits: {},
     accessFormat: "plain",
     dns: undefined,
     ...given,

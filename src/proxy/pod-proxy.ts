@@ -34,6 +34,7 @@ export class PodProxy {
       random: thread.random,
       certificate: (id) => thread.knowledge.certificate(id),
       revocations: thread.revocations,
+      limits: thread.config.poolLimits,
     });
     this.#context = { ...thread, pod, netns, pool: this.#pool, connections: this.#connections };
   }
