@@ -88,8 +88,8 @@ async function envoyAsClient(accepted: SpiffeId): Promise<number> {
   return port;
 }
 
-/** Takes tunnels from whoever is `accepted` and connects them to the app. */
-async function envoyAsServer(accepted: SpiffeId): Promise<number> {
+/** Takes tunnels from whoever is `accepted` and connects them to the app, or to what listens on another port. */
+async function envoyAsServer(accepted: SpiffeId, to: number = portOf(world.app)): Promise<number> {
   const port = await freePort();
   const route = { cluster: "app", timeout: "0s", upgrade_configs: [{ upgrade_type: "CONNECT", connect_config: {} }] };
   const host = { name: "all", domains: ["*"], routes: [{ match: { connect_matcher: {} }, route }] };
@@ -107,7 +107,7 @@ async function envoyAsServer(accepted: SpiffeId): Promise<number> {
   };
   await startEnvoy(port, {
     listeners: [{ name: "tunnels", address: address(port), filter_chains: [chain] }],
-    clusters: [cluster("app", portOf(world.app))],
+    clusters: [cluster("app", to)],
   });
   return port;
 }
@@ -171,5 +171,27 @@ describe("Envoy as the server", () => {
     socket.write("x");
     await closed(socket);
     assert.equal(world.ended.at(-1)?.error?.code, "HBONE_SESSION_REFUSED");
+  });
+});
+
+describe("Envoy as the gateway of another network", () => {
+  test("ends the outer tunnel and hands the inner one on unread: bytes of all sizes come back", async () => {
+    const [asked, inbound] = [world.asked.length, world.inbound.length];
+    const gateway = await envoyAsServer(testId("client"), world.server.port);
+    await carriesBytes(world.outbound(gateway, testId("server"), testId("server")));
+    await until("all tunnels have ended", () => world.inbound.length === inbound + 44);
+    assert.ok(world.inbound.slice(inbound).every(({ error }) => error === undefined));
+    const inner = world.asked.slice(asked);
+    assert.ok(inner.every(({ headers }) => headers.get("x-forwarded-network") === "west"));
+  });
+
+  test("leads to nobody but whom the service names", async () => {
+    const asked = world.asked.length;
+    const gateway = await envoyAsServer(testId("client"), world.server.port);
+    const refused = world.dial(world.outbound(gateway, testId("server"), testId("somebody-else")));
+    refused.write("x");
+    await closed(refused);
+    assert.equal(world.ended.at(-1)?.error?.code, "X509_UNEXPECTED_IDENTITY");
+    assert.equal(world.asked.length, asked);
   });
 });

@@ -138,12 +138,16 @@ export class PeersWorld {
     return this.#keep(socket);
   }
 
-  /** Connections to the port that this gives go through tunnels of our pool to the peer on `peerPort`. */
-  outbound(peerPort: number, accepted: SpiffeId = testId("server")): number {
+  /**
+   * Connections to the port that this gives go through tunnels of our pool to the peer on `peerPort`. `inner`: it is the
+   * gateway of another network, and this one may answer behind it.
+   */
+  outbound(peerPort: number, accepted: SpiffeId = testId("server"), inner?: SpiffeId): number {
     const listener = listenTcp({ ip: "127.0.0.1", port: 0 }, (socket) => {
       this.pool.open({
         source: testId("client"),
         accepted: [accepted],
+        inner: inner === undefined ? undefined : { accepted: [inner], network: "west" },
         ip: "127.0.0.1",
         port: peerPort,
         authority: `127.0.0.1:${portOf(this.app)}`,
