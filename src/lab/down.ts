@@ -29,7 +29,7 @@ export interface LabContext {
 }
 
 /** How long a command waits for another one on the same lab. */
-export const LOCK_WAIT_MS = 60_000;
+export const LOCK_WAIT_MS = 600_000;
 const KILL_DEADLINE_MS = 10_000;
 
 /** What was removed, counted. All zero: there was no such lab. */

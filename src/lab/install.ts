@@ -13,8 +13,8 @@ import { API_URL, nodeKubeconfig } from "./roles.ts";
 import { findState, stateFiles, writeWhole, type LabSpec } from "./state.ts";
 import { labStatus } from "./status.ts";
 
-const API_DEADLINE_MS = 30_000;
-const READY_DEADLINE_MS = 60_000;
+const API_DEADLINE_MS = 120_000;
+const READY_DEADLINE_MS = 300_000;
 const POLL_MS = 25;
 /** A part that ended this often while it was waited for will not come up by waiting. */
 const MAX_RESTARTS = 4;

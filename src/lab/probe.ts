@@ -16,7 +16,7 @@ export interface ReadyEndpoint {
   readonly tls?: { readonly cert?: string | undefined; readonly key?: string | undefined };
 }
 
-const DEADLINE_MS = 2_000;
+const DEADLINE_MS = 10_000;
 
 /**
  * Asks a role whether it is ready, from inside its namespace. Answers undefined when it is, else why not.

@@ -277,7 +277,7 @@ function listen(spec: LabSpec): ReturnType<typeof openListener> {
   }
 }
 
-const SUPERVISOR_DEADLINE_MS = 10_000;
+const SUPERVISOR_DEADLINE_MS = 60_000;
 const POLL_MS = 10;
 
 async function waitForSupervisor({ lab, clock, signal }: LabContext, pid: number): Promise<void> {

@@ -40,7 +40,7 @@ export async function run(
   } = {},
 ): Promise<Outcome> {
   const [program = "", ...args] = command;
-  const { input = "", env = {}, timeoutMs = 300_000, started } = options;
+  const { input = "", env = {}, timeoutMs = 900_000, started } = options;
   const child = spawn(program, args, { stdio: "pipe", env: { ...process.env, ...env }, detached: true });
   const output = { stdout: "", stderr: "" };
   for (const name of ["stdout", "stderr"] as const) {

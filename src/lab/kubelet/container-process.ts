@@ -21,7 +21,7 @@ export interface ContainerProcess extends ProcessId {
 
 /** How often a process is looked at that an earlier kubelet has started. */
 const POLL_MS = 100;
-const START_DEADLINE_MS = 5_000;
+const START_DEADLINE_MS = 30_000;
 const START_POLL_MS = 2;
 const KILLED = 137;
 /** Bit of SIGTERM in the masks of /proc/PID/status. */
