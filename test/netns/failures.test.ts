@@ -3,6 +3,7 @@ import { after, before, test } from "node:test";
 import { sleep, systemClock } from "#base/clock";
 import type { Packet } from "#capture";
 import { resources, type Pod } from "#kube";
+import { isPodReady } from "#lab";
 import { findAccessRecord } from "#model/access-log";
 import { eventually, startLab, type TestLab } from "./harness.ts";
 import {
@@ -195,4 +196,60 @@ test("with the controller stopped, an old enrolled client does not reach a new e
     assertFlawless(await runLoad(enter, late, ["--rate", "20", "--seconds", "1"]), 0);
     return true;
   });
+});
+
+/** The node's proxies as another DaemonSet, with ports of the node of its own: what a surge of the first would start. */
+async function startNext(): Promise<void> {
+  const { spec } = await lab.client.get(resources.daemonSets, "ztunnel", "veil-system");
+  assert.ok(spec);
+  const labels = { app: "ztunnel-next" };
+  const ports = ["--admin-port", "15100", "--metrics-port", "15120", "--ready-port", "15121"];
+  const containers = spec.template.spec?.containers.map((container) => ({
+    ...container,
+    command: [...(container.command ?? []), ...ports],
+    readinessProbe: { httpGet: { path: "/healthz/ready", port: 15_121 }, periodSeconds: 1, timeoutSeconds: 10 },
+  }));
+  assert.ok(containers);
+  await lab.client.create(resources.daemonSets, {
+    metadata: { name: "ztunnel-next", namespace: "veil-system" },
+    spec: {
+      ...spec,
+      selector: { matchLabels: labels },
+      template: { metadata: { labels }, spec: { ...spec.template.spec, containers } },
+    },
+  });
+}
+
+async function podsOf(app: string): Promise<readonly Pod[]> {
+  return (await lab.client.list(resources.pods, { namespace: "veil-system", labelSelector: `app=${app}` })).items;
+}
+
+test("proxies that are replaced beside each other fail no new connection, and reset those that outlast the drain", async (t) => {
+  const result = await underLoad(
+    async () => {
+      await startNext();
+      await eventually(
+        "the next proxies to be ready",
+        async () => {
+          const next = await podsOf("ztunnel-next");
+          return next.length === lab.nodes.length && next.every(isPodReady) ? true : undefined;
+        },
+        120_000,
+      );
+      await lab.kubectl("-n", "veil-system", "delete", "daemonset", "ztunnel", "--wait=false");
+      await eventually(
+        "the old proxies to be gone",
+        async () => (await podsOf("ztunnel")).length === 0 || undefined,
+        120_000,
+      );
+    },
+    ({ long, lastDoneMs, failedToMs }) => long.alive === 0 && lastDoneMs > failedToMs + SERVED_MS,
+  );
+  assert.deepEqual(
+    Object.keys(result.failures).filter((key) => !key.startsWith("long:")),
+    [],
+    result.firstFailures.join("; "),
+  );
+  assert.equal(result.corrupt, 0);
+  t.diagnostic(`${result.short.done} new connections, none failed; ${JSON.stringify(result.failures)}`);
 });
