@@ -4,17 +4,12 @@ import { create, toBinary, type MessageInitShape } from "@bufbuild/protobuf";
 import fc from "fast-check";
 import { CodedError } from "#base/errors";
 import { bytesToIp, isV6 } from "#base/ip";
-import { EMPTY_MATCH, type Authorization, type StringMatch } from "#model/authorization";
+import { EMPTY_MATCH, type Authorization } from "#model/authorization";
+import { anyMatch, few } from "../model/testing.ts";
 import { decodeAuthorization, encodeAuthorization, MAX_AUTHORIZATION_BYTES } from "./authorization.ts";
 import { AuthorizationSchema, type MatchSchema } from "./gen/istio/security/authorization_pb.js";
 
 const label = fc.stringMatching(/^[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?$/);
-const few = <T>(one: fc.Arbitrary<T>): fc.Arbitrary<T[]> => fc.array(one, { maxLength: 2 });
-const text: fc.Arbitrary<StringMatch> = fc.oneof(
-  fc.record({ kind: fc.constantFrom("exact" as const, "prefix" as const, "suffix" as const), value: fc.string() }),
-  fc.constant({ kind: "presence" as const }),
-);
-const account = fc.record({ namespace: label, serviceAccount: label });
 const cidr = fc
   .tuple(
     fc.oneof(fc.uint8Array({ minLength: 4, maxLength: 4 }), fc.uint8Array({ minLength: 16, maxLength: 16 })),
@@ -31,26 +26,7 @@ const policy: fc.Arbitrary<Authorization> = fc.record({
   scope: fc.constantFrom("global" as const, "namespace" as const, "workload" as const),
   action: fc.constantFrom("allow" as const, "deny" as const),
   dryRun: fc.boolean(),
-  rules: few(
-    few(
-      few(
-        fc.record({
-          namespaces: few(text),
-          notNamespaces: few(text),
-          principals: few(text),
-          notPrincipals: few(text),
-          serviceAccounts: few(account),
-          notServiceAccounts: few(account),
-          sourceIps: few(cidr),
-          notSourceIps: few(cidr),
-          destinationIps: few(cidr),
-          notDestinationIps: few(cidr),
-          destinationPorts: few(port),
-          notDestinationPorts: few(port),
-        }),
-      ),
-    ),
-  ),
+  rules: few(few(few(anyMatch({ text: fc.string(), name: label, cidr, port })))),
 });
 
 test("a policy comes back from the wire as it was", () => {
