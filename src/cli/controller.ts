@@ -18,6 +18,7 @@ interface Flags {
   readonly network: string;
   readonly clusterDomain: string;
   readonly rootNamespace: string;
+  readonly enforceWaypoints: boolean;
   readonly nodeAccount?: readonly string[];
   readonly logLevel: LogLevel;
 }
@@ -38,6 +39,7 @@ export function controllerCommand(context: CliContext): Command {
     .option("--network <name>", "network that the pods' addresses belong to", "")
     .option("--cluster-domain <name>", "domain of services", "cluster.local")
     .option("--root-namespace <name>", "policies in it are about the whole mesh", "istio-system")
+    .option("--enforce-waypoints", "workloads behind a waypoint let in nobody but it and whom policies allow", false)
     .option(
       "--node-account <namespace/name...>",
       "service accounts that act for their node (default: Veil's agent, ztunnel)",
@@ -54,11 +56,11 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
   const random = systemRandom;
   const config =
     flags.kubeconfig === undefined ? await inClusterConfig(context.env) : await loadKubeConfig(flags.kubeconfig);
-  const { trustDomain, clusterId, network, clusterDomain, rootNamespace, namespace, podName, listen, metricsListen } =
-    flags;
+  const { trustDomain, clusterId, network, clusterDomain, rootNamespace, enforceWaypoints } = flags;
+  const { namespace, podName, listen, metricsListen } = flags;
   const controller = createController({
     client: new KubeClient({ config, log, clock, random }),
-    cluster: { trustDomain, clusterId, network, clusterDomain, rootNamespace },
+    cluster: { trustDomain, clusterId, network, clusterDomain, rootNamespace, enforceWaypoints },
     namespace,
     podName,
     listen,

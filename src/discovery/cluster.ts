@@ -11,6 +11,8 @@ export interface Cluster {
   readonly clusterDomain: string;
   /** Policies in this namespace are about the whole mesh. Default `istio-system`. */
   readonly rootNamespace?: string;
+  /** Workloads behind a waypoint let in nobody but it, unless other policies allow more. Default: false, as istiod's. */
+  readonly enforceWaypoints?: boolean;
 }
 
 /** A part of an object that could not be used; the rest of the object, or its last good state, stays in force. */

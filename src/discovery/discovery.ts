@@ -19,6 +19,7 @@ import { isLive, nodeLocality, podIps, podWorkload, selects } from "./pod.ts";
 import { PolicyDiscovery, type PolicyUpdate } from "./policies.ts";
 import { Publications, type PublishedAddress } from "./publication.ts";
 import { meshService, serviceFacts, type ServiceFacts } from "./service.ts";
+import { WaypointPolicies, type Behind } from "./waypoint-policies.ts";
 import { Waypoints } from "./waypoints.ts";
 
 /** What changed since the last time: only objects whose published content is different. */
@@ -40,7 +41,7 @@ interface PodEntry {
 
 /**
  * Turns Kubernetes objects into workloads and services, incrementally: an object that changes marks what depends on it,
- * and `flush` computes that and nothing else.
+ * and `flush` computes that and nothing else. Holds one entry per object that it was given.
  *
  *     Pod ─────────────▶ its workload; hand-made slices with its addresses
  *     Service ─────────▶ itself; the pods that its old or new selector selects; its hand-made slices
@@ -50,8 +51,6 @@ interface PodEntry {
  *     ServiceEntry, WorkloadEntry: see {@link Entries}
  *     Gateway, GatewayClass, the Service of a Gateway ──▶ whatever names it as its waypoint
  *     policies ────────▶ themselves; the pods of their namespace, or of the mesh (the policies that they list)
- *
- * Holds one entry per object that it was given.
  */
 export class Discovery {
   /** Istio's entries. */
@@ -72,9 +71,7 @@ export class Discovery {
   readonly #slicesAt = new Multimap<IpAddress, string>();
   readonly #localities = new Map<string, Workload["locality"]>();
   readonly #waypoints: Waypoints;
-  /** What names a waypoint, by the waypoint's name: `Pod shop/cart`, `Service shop/cart`, `Namespace shop`. */
-  readonly #usersOfWaypoint = new Multimap<string, string>();
-  readonly #waypointsOfUser = new Map<string, readonly string[]>();
+  readonly #enforced: WaypointPolicies;
 
   readonly #dirtyPods = new Set<string>();
   readonly #dirtyServices = new Set<string>();
@@ -85,14 +82,14 @@ export class Discovery {
   constructor(cluster: Cluster) {
     this.#cluster = cluster;
     this.#waypoints = new Waypoints(cluster.network);
+    this.#enforced = new WaypointPolicies(cluster, this.#waypoints, (...of) => this.policies.setWaypointPolicy(...of));
     this.entries = new Entries({
       cluster,
       waypoints: this.#waypoints,
-      useWaypoints: (user, names) => this.#useWaypoints(user, names),
       findService: (hostname) => this.#findService(hostname),
       servicesOf: (namespace) =>
         [...this.#servicesOfNamespace.get(namespace)].flatMap((key) => this.#services.get(key)?.facts ?? []),
-      policiesOf: (namespace, labels) => this.policies.listOf(namespace, labels),
+      policiesOf: (namespace, labels, behind) => this.#policiesOf(namespace, labels, behind),
       markPods: (facts) => this.#markSelected(facts),
       markService: ({ namespace, name }) => void this.#dirtyServices.add(`${namespace}/${name}`),
     });
@@ -120,12 +117,14 @@ export class Discovery {
     this.#podsOfNode.add(entry.node, key);
     if (standsBehind(entry)) for (const ip of ips) this.#podsAt.add(ip, key);
     this.#podMoved(key, ips);
-    this.#useWaypoints(`Pod ${key}`, Waypoints.named(pod.metadata ?? {}));
+    this.#waypoints.use(`Pod ${key}`, Waypoints.named(pod.metadata ?? {}));
+    this.#enforced.setPod(key, pod);
   }
 
   removePod(pod: Pod): void {
     this.#dropPod(objectKey(pod));
-    this.#useWaypoints(`Pod ${objectKey(pod)}`, []);
+    this.#waypoints.use(`Pod ${objectKey(pod)}`, []);
+    this.#enforced.setPod(objectKey(pod), undefined);
   }
 
   upsertService(service: KubeService): void {
@@ -135,7 +134,7 @@ export class Discovery {
     this.#services.set(key, { service, facts });
     this.#servicesOfNamespace.add(service.metadata?.namespace ?? "", key);
     this.#serviceChanged(key, old, facts);
-    this.#useWaypoints(`Service ${key}`, Waypoints.named(service.metadata ?? {}));
+    this.#waypoints.use(`Service ${key}`, Waypoints.named(service.metadata ?? {}));
     if (before !== undefined) this.#gatewayService(before, false);
     this.#gatewayService(service, true);
   }
@@ -146,7 +145,7 @@ export class Discovery {
     this.#services.delete(key);
     this.#servicesOfNamespace.delete(service.metadata?.namespace ?? "", key);
     this.#serviceChanged(key, old, undefined);
-    this.#useWaypoints(`Service ${key}`, []);
+    this.#waypoints.use(`Service ${key}`, []);
     this.#gatewayService(service, false);
   }
 
@@ -177,13 +176,13 @@ export class Discovery {
 
   upsertNamespace(namespace: Namespace): void {
     const { name = "", labels = {}, annotations = {} } = namespace.metadata ?? {};
-    this.#useWaypoints(`Namespace ${name}`, Waypoints.named({ labels, namespace: name }));
+    this.#waypoints.use(`Namespace ${name}`, Waypoints.named({ labels, namespace: name }));
     if (this.#waypoints.setNamespace(name, { labels, annotations })) this.#namespaceChanged(name);
   }
 
   removeNamespace(namespace: Namespace): void {
     const { name = "" } = namespace.metadata ?? {};
-    this.#useWaypoints(`Namespace ${name}`, []);
+    this.#waypoints.use(`Namespace ${name}`, []);
     if (this.#waypoints.setNamespace(name, undefined)) this.#namespaceChanged(name);
   }
 
@@ -198,13 +197,13 @@ export class Discovery {
   }
 
   upsertGatewayClass(gatewayClass: GatewayClass): void {
-    const changed = this.#waypoints.setClass(gatewayClass.metadata?.name ?? "", gatewayClass);
-    for (const key of changed) this.#waypointChanged(key);
+    for (const key of this.#waypoints.setClass(gatewayClass.metadata?.name ?? "", gatewayClass))
+      this.#waypointChanged(key);
   }
 
   removeGatewayClass(gatewayClass: GatewayClass): void {
-    const changed = this.#waypoints.setClass(gatewayClass.metadata?.name ?? "", undefined);
-    for (const key of changed) this.#waypointChanged(key);
+    for (const key of this.#waypoints.setClass(gatewayClass.metadata?.name ?? "", undefined))
+      this.#waypointChanged(key);
   }
 
   /** Computes what the objects given since the last time change. */
@@ -250,7 +249,7 @@ export class Discovery {
       return facts !== undefined && selects(facts.selector, entry.pod) ? [facts] : [];
     });
     services.push(...this.entries.selecting(namespace, entry.pod.metadata?.labels ?? {}));
-    const { waypoint, tunnel, problem } = this.#waypoints.ofWorkload(entry.pod);
+    const { keys, waypoint, tunnel, problem } = this.#waypoints.ofWorkload(entry.pod);
     if (problem !== undefined)
       this.#problems.push({ object: `Pod ${key}`, field: "metadata.labels", message: problem });
     const workload = podWorkload(entry.pod, {
@@ -260,9 +259,13 @@ export class Discovery {
       services,
       endpointPorts: standsBehind(entry) ? this.#portsAt(entry.ips) : {},
       locality: this.#localities.get(entry.node) ?? nodeLocality(undefined),
-      policies: this.policies.listOf(namespace, entry.pod.metadata?.labels ?? {}),
+      policies: this.#policiesOf(namespace, entry.pod.metadata?.labels ?? {}, { keys, services }),
     });
     return workload === undefined ? [] : [workload];
+  }
+
+  #policiesOf(namespace: string, labels: Readonly<Record<string, string>>, behind: Behind): readonly string[] {
+    return [...this.policies.listOf(namespace, labels), ...this.#enforced.namesFor(behind)].toSorted();
   }
 
   /** The endpoints of a hand-made slice that no pod stands behind. */
@@ -350,14 +353,6 @@ export class Discovery {
     for (const { ip } of endpoints) for (const pod of this.#podsAt.get(ip)) this.#dirtyPods.add(pod);
   }
 
-  /** Remembers which waypoints an object names now. */
-  #useWaypoints(user: string, waypoints: readonly string[]): void {
-    for (const key of this.#waypointsOfUser.get(user) ?? []) this.#usersOfWaypoint.delete(key, user);
-    for (const key of waypoints) this.#usersOfWaypoint.add(key, user);
-    if (waypoints.length === 0) this.#waypointsOfUser.delete(user);
-    else this.#waypointsOfUser.set(user, waypoints);
-  }
-
   #gatewayService(service: KubeService, isThere: boolean): void {
     const facts = serviceFacts(service, this.#cluster);
     if (facts === undefined) return;
@@ -365,14 +360,23 @@ export class Discovery {
   }
 
   #waypointChanged(waypoint: string): void {
-    for (const user of this.#usersOfWaypoint.get(waypoint)) {
+    this.#enforced.waypointChanged(waypoint);
+    for (const user of this.#waypoints.usersOf(waypoint)) {
       const [kind, key = ""] = user.split(" ");
       if (kind === "Pod") this.#dirtyPods.add(key);
-      else if (kind === "Service") this.#dirtyServices.add(key);
-      else if (kind === "ServiceEntry") this.entries.dirtyEntries.add(key);
+      else if (kind === "Service") this.#serviceWaypointChanged(key);
+      else if (kind === "ServiceEntry") this.entries.waypointChanged(key);
       else if (kind === "WorkloadEntry") this.entries.dirtyWorkloads.add(key);
       else this.#namespaceChanged(key);
     }
+  }
+
+  #serviceWaypointChanged(key: string): void {
+    this.#dirtyServices.add(key);
+    const facts = this.#services.get(key)?.facts;
+    if (facts === undefined) return;
+    this.#markSelected(facts);
+    this.entries.serviceChanged(facts);
   }
 
   /** Whatever of its objects may depend on it is looked at again; only what comes out different is published. */

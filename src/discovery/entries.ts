@@ -14,6 +14,7 @@ import {
   type EntryFacts,
 } from "./service-entry.ts";
 import type { ServiceFacts } from "./service.ts";
+import type { Behind } from "./waypoint-policies.ts";
 import { Waypoints } from "./waypoints.ts";
 import { entryLabels, entryWorkload } from "./workload-entry.ts";
 
@@ -23,14 +24,12 @@ const API_VERSION = "networking.istio.io/v1";
 export interface EntryWorld {
   readonly cluster: Cluster;
   readonly waypoints: Waypoints;
-  /** Which waypoints an object names now, so that it is looked at again when one of them changes. */
-  useWaypoints(user: string, waypoints: readonly string[]): void;
   /** The Kubernetes Service of a hostname. */
   findService(hostname: string): ServiceFacts | undefined;
   /** The Kubernetes Services of a namespace. */
   servicesOf(namespace: string): readonly ServiceFacts[];
-  /** The policies that apply to a workload. */
-  policiesOf(namespace: string, labels: Readonly<Record<string, string>>): readonly string[];
+  /** The policies that a workload lists. */
+  policiesOf(namespace: string, labels: Readonly<Record<string, string>>, behind: Behind): readonly string[];
   /** The pods that these services select are to be looked at again. */
   markPods(facts: ServiceFacts): void;
   /** A Kubernetes Service is to be looked at again. */
@@ -84,7 +83,7 @@ export class Entries {
     const now = entry !== undefined && isExported(entry) ? entryFacts(entry) : undefined;
     if (entry !== undefined && now !== undefined) this.#remember(key, entry, now);
     this.dirtyEntries.add(key);
-    this.#world.useWaypoints(`ServiceEntry ${key}`, now === undefined ? [] : Waypoints.named(entry?.metadata ?? {}));
+    this.#world.waypoints.use(`ServiceEntry ${key}`, now === undefined ? [] : Waypoints.named(entry?.metadata ?? {}));
     if (old !== undefined) this.#markAround(old);
     if (now !== undefined) this.#markAround(now);
   }
@@ -102,12 +101,19 @@ export class Entries {
     }
     this.dirtyWorkloads.add(key);
     const named = entry === undefined ? [] : Waypoints.named({ namespace, labels: entryLabels(entry) });
-    this.#world.useWaypoints(`WorkloadEntry ${key}`, named);
+    this.#world.waypoints.use(`WorkloadEntry ${key}`, named);
   }
 
   /** True when something is to be computed. */
   get dirty(): boolean {
     return this.dirtyGateways.size + this.dirtyEntries.size + this.dirtyWorkloads.size > 0;
+  }
+
+  /** The waypoint of a ServiceEntry has changed. */
+  waypointChanged(key: string): void {
+    this.dirtyEntries.add(key);
+    const facts = this.#entries.get(key)?.facts;
+    if (facts !== undefined) this.#markSelected(facts);
   }
 
   /** Who has a host may have changed. */
@@ -214,7 +220,7 @@ export class Entries {
       ...this.selecting(namespace, labels),
     ];
     const uid = workloadEntryUid(cluster, key);
-    const policies = this.#world.policiesOf(namespace, labels);
+    const policies = this.#world.policiesOf(namespace, labels, { keys: chosen.keys, services });
     const entrance = this.#networks.entranceOf(entry.spec?.network);
     return [entryWorkload(entry.spec ?? {}, { cluster, uid, owner, services, waypoints: chosen, policies, entrance })];
   }
@@ -224,13 +230,14 @@ export class Entries {
     const { cluster, waypoints } = this.#world;
     const key = objectKey(entry);
     const { endpoints = [] } = entry.spec ?? {};
-    const policies = this.#world.policiesOf(facts.namespace, entry.metadata?.labels ?? {});
+    const { namespace } = facts;
+    const { labels = {} } = entry.metadata ?? {};
     const isImplicit = endpoints.length === 0 && facts.resolution === "dns" && facts.hosts[0]?.selector === undefined;
     const own = isImplicit
       ? owned.map((host) => ({
           spec: { address: host.hostname },
           services: [host],
-          waypoints: { waypoint: undefined },
+          waypoints: { keys: [], waypoint: undefined },
           entrance: undefined,
         }))
       : endpoints.map((spec) => {
@@ -243,6 +250,10 @@ export class Entries {
       .filter(({ spec }) => owned.length > 0 && isReachable(spec.address ?? "") && !spec.address?.startsWith("*"))
       .map(({ spec, ...rest }) => {
         const uid = entryEndpointUid(cluster, key, spec.address ?? "");
+        const policies = this.#world.policiesOf(namespace, labels, {
+          keys: rest.waypoints.keys,
+          services: rest.services,
+        });
         return entryWorkload(spec, { cluster, uid, owner: entry, policies, ...rest });
       });
     return [...new Map(made.map((workload) => [workload.uid, workload])).values()];

@@ -48,6 +48,7 @@ export class PolicyDiscovery {
     { readonly object: AuthorizationPolicy; readonly made: ConvertedPolicy }
   >();
   readonly #peers = new Map<string, PeerAuthentication>();
+  readonly #waypoints = new Map<string, Authorization>();
   readonly #versions = new Map<string, string>();
   readonly #changed = new Set<string>();
   #isDirty = false;
@@ -82,6 +83,13 @@ export class PolicyDiscovery {
   removePeerAuthentication(object: PeerAuthentication): void {
     this.#peers.delete(objectKey(object));
     this.#touched(object.metadata?.namespace);
+  }
+
+  /** Sets the policy of those who are behind a waypoint; undefined: there is none. */
+  setWaypointPolicy(waypoint: string, policy: Authorization | undefined): void {
+    if (policy === undefined) this.#waypoints.delete(waypoint);
+    else this.#waypoints.set(waypoint, policy);
+    this.#isDirty = true;
   }
 
   /** The names of the policies that a workload with these labels lists, sorted. */
@@ -130,6 +138,7 @@ export class PolicyDiscovery {
 
   #policies(): Map<string, Authorization> {
     const found = [...this.#authorizations.values()].flatMap(({ made }) => made.policy ?? []);
+    found.push(...this.#waypoints.values());
     if (this.#peers.size > 0) found.push(staticStrict(this.#rootNamespace));
     for (const peer of this.#peers.values()) {
       const namespace = peer.metadata?.namespace ?? "";

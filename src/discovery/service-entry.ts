@@ -9,6 +9,7 @@ import {
   type ServiceSurroundings,
   type TargetedPort,
 } from "./service.ts";
+import { Waypoints } from "./waypoints.ts";
 
 const AUTOALLOCATE = "networking.istio.io/enable-autoallocate-ip";
 
@@ -36,13 +37,14 @@ export function entryFacts({ metadata = {}, spec = {} }: ServiceEntry): EntryFac
   });
   const labels = workloadSelector?.labels ?? {};
   const selector = Object.keys(labels).length > 0 ? labels : undefined;
+  const waypointLabels = Waypoints.labelsFor(metadata.labels);
   return {
     namespace,
     name,
     created: creationTimestamp,
     resolution: resolutionOf(resolution),
     hosts: [...new Set(hosts)].map((hostname) => {
-      return { namespace, name, hostname, key: `${namespace}/${hostname}`, selector, ports: targeted };
+      return { namespace, name, hostname, key: `${namespace}/${hostname}`, selector, ports: targeted, waypointLabels };
     }),
   };
 }

@@ -2,7 +2,7 @@ import { findIp, type IpAddress } from "#base/ip";
 import type { Service as KubeService } from "#kube";
 import type { NetworkAddress, Service, ServicePort } from "#model/workload";
 import type { Cluster, Problem } from "./cluster.ts";
-import type { WaypointChoice } from "./waypoints.ts";
+import { Waypoints, type WaypointChoice } from "./waypoints.ts";
 
 const SAME_ZONE = ["network", "region", "zone"] as const;
 const SAME_NODE = [...SAME_ZONE, "subzone", "node"] as const;
@@ -35,6 +35,8 @@ export interface ServiceFacts {
   /** Undefined when the endpoints are not found by labels. */
   readonly selector: Readonly<Record<string, string>> | undefined;
   readonly ports: readonly TargetedPort[];
+  /** The labels that decide about its waypoint: the policies of its endpoints depend on that. */
+  readonly waypointLabels: Readonly<Record<string, string>>;
 }
 
 /** Reads what pods need to know of a Service. Undefined for an ExternalName, which has no endpoints. */
@@ -50,6 +52,7 @@ export function serviceFacts(service: KubeService, cluster: Cluster): ServiceFac
     hostname,
     key: `${namespace}/${hostname}`,
     selector: selects ? selector : undefined,
+    waypointLabels: Waypoints.labelsFor(service.metadata?.labels),
     ports: ports.filter(isTcp).map((port) => ({
       name: port.name ?? "",
       servicePort: port.port,

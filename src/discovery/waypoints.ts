@@ -18,6 +18,8 @@ interface Waypoint {
 
 /** Waypoints in front of a service or a workload. */
 export interface WaypointChoice {
+  /** `namespace/name` of the Gateways that are used. */
+  readonly keys: readonly string[];
   readonly waypoint: GatewayAddress | undefined;
   readonly weighted: Service["weightedWaypoints"];
   /** Why the waypoint that was asked for is not used. */
@@ -45,7 +47,7 @@ const GATEWAY_CONTROLLERS: ReadonlySet<string | undefined> = new Set([
   "istio.io-eastwest-controller",
 ]);
 const HBONE_PORT = 15008;
-const NONE: WaypointChoice = { waypoint: undefined, weighted: [], problem: undefined };
+const NONE: WaypointChoice = { keys: [], waypoint: undefined, weighted: [], problem: undefined };
 const NO_FACTS: NamespaceFacts = { labels: {}, annotations: {} };
 
 /**
@@ -63,6 +65,9 @@ export class Waypoints {
   readonly #hostnames = new Multimap<string, string>();
   readonly #waypoints = new Map<string, Waypoint>();
   readonly #network: string;
+  /** What names a waypoint, by the waypoint's name: `Pod shop/cart`, `Service shop/cart`, `Namespace shop`. */
+  readonly #users = new Multimap<string, string>();
+  readonly #usedBy = new Map<string, readonly string[]>();
 
   /** `network`: where the addresses of gateways are. */
   constructor(network: string) {
@@ -110,6 +115,30 @@ export class Waypoints {
     return JSON.stringify(before) !== JSON.stringify(facts);
   }
 
+  /** Remembers which waypoints an object names now, so that it is looked at again when one of them changes. */
+  use(user: string, waypoints: readonly string[]): void {
+    for (const key of this.#usedBy.get(user) ?? []) this.#users.delete(key, user);
+    for (const key of waypoints) this.#users.add(key, user);
+    if (waypoints.length === 0) this.#usedBy.delete(user);
+    else this.#usedBy.set(user, waypoints);
+  }
+
+  /** What names a waypoint. */
+  usersOf(waypoint: string): Iterable<string> {
+    return this.#users.get(waypoint);
+  }
+
+  /** True for a Gateway that is known as a waypoint. */
+  has(key: string): boolean {
+    return this.#waypoints.has(key);
+  }
+
+  /** The Gateway of which an object says that it is an instance. */
+  static instanceOf({ metadata = {} }: KubeObject): string | undefined {
+    const name = metadata.labels?.[GATEWAY_NAME];
+    return name === undefined ? undefined : `${metadata.namespace ?? ""}/${name}`;
+  }
+
   /** What is known of a namespace; nothing yet is no labels. */
   namespace(name: string): NamespaceFacts {
     return this.#namespaces.get(name) ?? NO_FACTS;
@@ -120,6 +149,11 @@ export class Waypoints {
     const instance = labels[GATEWAY_NAME];
     const named = [reference(labels, USE, namespace), reference(labels, CANARY, namespace)];
     return [...named, instance && `${namespace}/${instance}`].flatMap((key) => key ?? []);
+  }
+
+  /** Of an object's labels those that decide about its waypoint. */
+  static labelsFor(labels: Labels = {}): Labels {
+    return Object.fromEntries(Object.entries(labels).filter(([name]) => name.startsWith(USE) || name === MANAGED));
   }
 
   /** The waypoints in front of a service. */
@@ -148,8 +182,8 @@ export class Waypoints {
     const waypoint = this.#usable(key, namespace, kind);
     // A namespace's waypoint for the other kind of traffic is no mistake of each of its objects.
     if (typeof waypoint === "string") return { ...NONE, problem: isInherited ? undefined : waypoint };
-    if (kind === "workload") return { ...NONE, waypoint: waypoint.address };
-    return { ...NONE, waypoint: waypoint.address, ...this.#weigh(metadata, isInherited, { key, waypoint }) };
+    const chosen = { ...NONE, keys: [key], waypoint: waypoint.address };
+    return kind === "workload" ? chosen : { ...chosen, ...this.#weigh(metadata, isInherited, { key, waypoint }) };
   }
 
   /** The canary that takes a share of a service's connections. */
@@ -168,6 +202,7 @@ export class Waypoints {
     const canary = this.#usable(key, namespace, "service");
     if (typeof canary === "string") return { problem: canary };
     return {
+      keys: [primary.key, key],
       weighted: [
         { waypoint: primary.waypoint.address, weight: 100 - weight },
         { waypoint: canary.address, weight },
