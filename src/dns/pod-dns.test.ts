@@ -316,7 +316,7 @@ describe("DNS of a pod", () => {
     readMessages(socket, (message) => answers.push(message));
     for (let i = 0; i < 1_100; i++) writeMessage(socket, dnsQuestion("web"));
     const startMs = clock.monotonic();
-    while (answers.length < 76 && clock.monotonic() - startMs < 10_000)
+    while (answers.length < 76 && clock.monotonic() - startMs < 60_000)
       await new Promise((done) => void setImmediate(done));
     assert.equal(answers.length, 1_100 - 1_024);
     socket.destroy();

@@ -16,7 +16,7 @@ async function pair(): Promise<{ ours: TcpSocket; other: Socket }> {
   await once(server, "listening");
   const accepted = once(server, "connection");
   const { port } = server.address() as AddressInfo;
-  const ours = await connectTcp({ ip: "127.0.0.1", port, timeoutMs: 2000, clock });
+  const ours = await connectTcp({ ip: "127.0.0.1", port, timeoutMs: 60_000, clock });
   const [other] = await accepted;
   assert.ok(other instanceof Socket);
   other.on("error", () => {});

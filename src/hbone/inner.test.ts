@@ -89,7 +89,7 @@ class GatewayRig {
   }
 
   async #handOn(tunnel: InboundTunnel, port: number): Promise<void> {
-    const socket = await connectTcp({ ip: "127.0.0.1", port, timeoutMs: 5_000, clock });
+    const socket = await connectTcp({ ip: "127.0.0.1", port, timeoutMs: 60_000, clock });
     tunnel.accept(socket, { onEnd: () => undefined });
   }
 
@@ -193,7 +193,7 @@ describe("a tunnel in a tunnel", () => {
     await once(rude, "listening");
     const { port } = rude.address() as AddressInfo; // it listens on TCP
     const gateway = (tunnel: InboundTunnel): void => {
-      void connectTcp({ ip: "127.0.0.1", port, timeoutMs: 5_000, clock }).then((socket) =>
+      void connectTcp({ ip: "127.0.0.1", port, timeoutMs: 60_000, clock }).then((socket) =>
         tunnel.accept(socket, { onEnd: () => undefined }),
       );
     };

