@@ -2,24 +2,32 @@ import assert from "node:assert/strict";
 import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
 import { duplexPair, Readable, type Duplex } from "node:stream";
 import { after, before, test } from "node:test";
-import { constants, deflateSync } from "node:zlib";
+import { constants, createDeflate, deflateSync } from "node:zlib";
 import fc from "fast-check";
 import { CodedError } from "#base/errors";
 import { forwardPorts } from "./port-forward.ts";
 import { dataFrame, headerDictionary, pingFrame, readFrames, resetFrame, type SpdyFrame } from "./spdy.ts";
 
+function uint32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(value);
+  return bytes;
+}
+
+function plainHeaders(headers: Readonly<Record<string, string>>): Buffer {
+  const texts = Object.entries(headers).flatMap(([name, value]) => [name, value].map((text) => Buffer.from(text)));
+  return Buffer.concat([uint32(texts.length / 2), ...texts.flatMap((text) => [uint32(text.length), text])]);
+}
+
+function openFrameOf(stream: number, packed: Buffer): Buffer {
+  const body = Buffer.concat([uint32(stream), uint32(0), Buffer.alloc(2), packed]);
+  return Buffer.concat([Buffer.from([0x80, 3, 0, 1, 0, 0, body.length >> 8, body.length & 0xff]), body]);
+}
+
 /** The opening of a stream as a client writes it when it is the first of a connection. */
 function openFrame(stream: number, headers: Readonly<Record<string, string>>): Buffer {
-  const number = (value: number): Buffer => {
-    const bytes = Buffer.alloc(4);
-    bytes.writeUInt32BE(value);
-    return bytes;
-  };
-  const texts = Object.entries(headers).flatMap(([name, value]) => [name, value].map((text) => Buffer.from(text)));
-  const plain = Buffer.concat([number(texts.length / 2), ...texts.flatMap((text) => [number(text.length), text])]);
-  const packed = deflateSync(plain, { dictionary: headerDictionary(), finishFlush: constants.Z_SYNC_FLUSH });
-  const body = Buffer.concat([number(stream), number(0), Buffer.alloc(2), packed]);
-  return Buffer.concat([Buffer.from([0x80, 3, 0, 1, 0, 0, body.length >> 8, body.length & 0xff]), body]);
+  const options = { dictionary: headerDictionary(), finishFlush: constants.Z_SYNC_FLUSH };
+  return openFrameOf(stream, deflateSync(plainHeaders(headers), options));
 }
 
 async function allFrames(bytes: Buffer, pieceBytes: number): Promise<SpdyFrame[]> {
@@ -100,6 +108,46 @@ test("a client that is cut off, or speaks nonsense, leaves no socket behind", as
   client.write(Buffer.from("GET / HTTP/1.1\r\n\r\n".repeat(2)).fill(0xff, 0, 8));
   await assert.rejects(done, { code: "KUBELET_PORT_FORWARD" });
   assert.ok(sockets.every(({ destroyed }) => destroyed));
+});
+
+test("a connection goes there and back, its ends are told, and a client that hangs up closes it without complaint", async () => {
+  const [client, kubelet] = duplexPair();
+  const sockets: Socket[] = [];
+  const done = forwardPorts(kubelet, async (to) => {
+    const socket = await dial(to);
+    sockets.push(socket);
+    return socket;
+  });
+  const deflate = createDeflate({ dictionary: headerDictionary() });
+  const open = async (stream: number, streamtype: string, requestid: string): Promise<void> => {
+    deflate.write(plainHeaders({ streamtype, port: String(port), requestid }));
+    await new Promise<void>((resolve) => deflate.flush(constants.Z_SYNC_FLUSH, () => resolve()));
+    client.write(openFrameOf(stream, deflate.read() as Buffer)); // a stream of bytes gives nothing else
+  };
+  await open(1, "error", "0");
+  await open(3, "data", "0");
+  client.write(dataFrame(3, Buffer.from("there and "), false));
+  client.write(dataFrame(3, Buffer.from("back"), true));
+  let answer = "";
+  const ended: number[] = [];
+  const frames = readFrames(client);
+  while (ended.length < 2) {
+    const { value: frame } = await frames.next();
+    assert.ok(frame?.kind === "data", JSON.stringify(frame));
+    answer += frame.bytes.toString();
+    if (frame.ended) ended.push(frame.stream);
+  }
+  assert.deepEqual([answer, ended], ["there and back", [3, 1]]);
+  await open(5, "error", "1");
+  await open(7, "data", "1");
+  client.write(dataFrame(7, Buffer.from("x"), false));
+  await frames.next();
+  client.destroy();
+  await done;
+  assert.deepEqual(
+    sockets.map(({ destroyed }) => destroyed),
+    [true, true],
+  );
 });
 
 test("a data stream without its error stream, and a port that is none, are reset", async () => {

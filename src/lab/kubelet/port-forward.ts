@@ -1,6 +1,6 @@
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { messageOf } from "#base/errors";
+import { CodedError, messageOf } from "#base/errors";
 import { dataFrame, pingFrame, readFrames, replyFrame, resetFrame, type SpdyFrame } from "./spdy.ts";
 
 /** Connects to a port of the pod. Rejects when nobody listens. The caller owns the socket. */
@@ -32,6 +32,8 @@ export async function forwardPorts(client: Duplex, dial: DialPort): Promise<void
       if (frame.kind === "away") return;
       await forward.take(frame);
     }
+  } catch (error) {
+    if (error instanceof CodedError) throw error; // else it has hung up, which ends it, too
   } finally {
     forward.end();
     client.destroy();
