@@ -31,8 +31,8 @@ const { positionals, values } = parseArgs({
 
 /** What happened; printed at the end. */
 const stats = {
-  /** `stalled`: alive, and waiting for bytes for more than 5 s. */
-  long: { opened: 0, alive: 0, bytes: 0, stalled: 0 },
+  /** `stalled`: alive, and waiting for bytes for more than 10 s; `waitingMs`: the longest that one waits now. */
+  long: { opened: 0, alive: 0, bytes: 0, stalled: 0, waitingMs: 0 },
   short: { tried: 0, done: 0 },
   failures: {} as Record<string, number>,
   firstFailures: [] as string[],
@@ -138,7 +138,7 @@ let over = false;
 const open = new Set<Socket>();
 /** Of each long connection: bytes that have not come back yet, and when the last ones came. */
 const owed = new Map<Socket, { bytes: number; sinceMs: number }>();
-const STALLED_MS = 5_000;
+const STALLED_MS = 10_000;
 /** Short connections of `--rate` that are open at once: a machine that is slower than the rate gets what it can do. */
 const MOST_AT_ONCE = 100;
 let nextSeed = 1;
@@ -230,21 +230,21 @@ function short(then: () => void): void {
   });
 }
 
-/** Long connections that wait for bytes, and have waited too long. */
-function stalled(): number {
-  const isStalled = ({ bytes, sinceMs }: { bytes: number; sinceMs: number }): boolean =>
-    bytes > 0 && sinceStart() - sinceMs > STALLED_MS;
-  return [...owed.values()].filter(isStalled).length;
+/** Notes how long connections have waited for bytes that they are owed. */
+function look(): void {
+  const waits = [...owed.values()].map(({ bytes, sinceMs }) => (bytes > 0 ? sinceStart() - sinceMs : 0));
+  stats.long.stalled = waits.filter((ms) => ms > STALLED_MS).length;
+  stats.long.waitingMs = Math.max(0, ...waits);
 }
 
 function progress(): void {
-  stats.long.stalled = stalled();
+  look();
   const { latenciesMs: _, ...rest } = stats;
   process.stdout.write(`${JSON.stringify({ ...rest, elapsedMs: sinceStart() })}\n`);
 }
 
 function summary(): string {
-  stats.long.stalled = stalled();
+  look();
   const sorted = stats.latenciesMs.toSorted((a, b) => a - b);
   const at = (share: number): number => Math.round((sorted[Math.floor(sorted.length * share)] ?? 0) * 100) / 100;
   const { latenciesMs: _, ...rest } = stats;

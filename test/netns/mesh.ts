@@ -28,7 +28,13 @@ const REDIRECTED = "ambient.istio.io/redirection";
 
 /** What the load's client prints at its end. */
 export interface LoadResult {
-  readonly long: { readonly opened: number; readonly alive: number; readonly bytes: number; readonly stalled: number };
+  readonly long: {
+    readonly opened: number;
+    readonly alive: number;
+    readonly bytes: number;
+    readonly stalled: number;
+    readonly waitingMs: number;
+  };
   readonly short: { readonly tried: number; readonly done: number };
   readonly failures: Readonly<Record<string, number>>;
   readonly firstFailures: readonly string[];
