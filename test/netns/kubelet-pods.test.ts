@@ -135,7 +135,11 @@ test("a pod has its own address, name, resolv.conf and account, and one route: v
 
 test("exec and logs tell what a container says and how a command ends", async () => {
   await startPod("talk", ["sh", "-c", "echo one; echo two >&2; echo three; exec sleep infinity"]);
-  assert.equal(await lab.client.logs({ name: "talk", namespace: NS }), "one\ntwo\nthree\n");
+  const log = await eventually("the last word", async () => {
+    const text = await lab.client.logs({ name: "talk", namespace: NS });
+    return text.includes("three") ? text : undefined;
+  });
+  assert.equal(log, "one\ntwo\nthree\n");
   assert.equal(await lab.client.logs({ name: "talk", namespace: NS, tailLines: 1 }), "three\n");
   const ended = await lab.execPod(NS, "talk", "sh", "-c", "echo out; echo err >&2; exit 7");
   assert.deepEqual(ended, { stdout: "out\n", stderr: "err\n", code: 7 });
