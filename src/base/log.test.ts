@@ -1,4 +1,6 @@
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { closeSync, openSync } from "node:fs";
 import { describe, it } from "node:test";
 import { pino } from "pino";
 import { LogScopes } from "./log.ts";
@@ -58,5 +60,23 @@ describe("levels of scopes", () => {
     const many = Array.from({ length: 65 }, (_, i) => `s${i}=debug`).join(",");
     assert.match(scopes.change(many) ?? "", /at most 64/);
     assert.equal(scopes.format(), "info");
+  });
+});
+
+describe("a log on a full disk", () => {
+  it("fails nobody who writes to it", () => {
+    const full = openSync("/dev/full", "w");
+    const program = `const { createLog } = await import(process.env.MODULE);
+      const log = createLog("test");
+      for (let i = 0; i < 10_000; i++) log.warn({ i }, "nobody can read this, and it takes some room");
+      process.stdout.write("went on");`;
+    const args = ["--conditions=veil-source", "--input-type=module", "-e", program];
+    const { status, stdout } = spawnSync(process.execPath, args, {
+      env: { ...process.env, MODULE: import.meta.resolve("./log.ts") },
+      stdio: ["ignore", "pipe", full],
+      encoding: "utf8",
+    });
+    closeSync(full);
+    assert.deepEqual([status, stdout], [0, "went on"]);
   });
 });

@@ -7,11 +7,17 @@ export type Log = Logger;
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
+/** Bytes of lines that wait for a full disk to have room; further lines are lost. */
+const MAX_WAITING_BYTES = 1024 * 1024;
+
 /**
- * The root logger of a process: one JSON object per line on standard error, with `role`.
+ * The root logger of a process: one JSON object per line on standard error, with `role`. A line that cannot be written
+ * waits for the next one, and never fails whoever writes it.
  * Components get a child of it (`log.child({ component })`) as a constructor argument.
  */
 export function createLog(role: string, level: LogLevel = "info"): Log {
+  const destination = pino.destination({ dest: 2, sync: true, maxLength: MAX_WAITING_BYTES });
+  destination.on("error", () => undefined); // unheard, it would be thrown at whoever logs
   return pino(
     {
       base: { role },
@@ -19,7 +25,7 @@ export function createLog(role: string, level: LogLevel = "info"): Log {
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    pino.destination({ dest: 2, sync: true }),
+    destination,
   );
 }
 
