@@ -9,9 +9,10 @@ import { stopOnSignals } from "./signals.ts";
 
 /**
  * Main threads have little to do: V8 would let the heap of their short-lived objects grow to 3 x 16 MiB while they load,
- * and keep it. Data threads have a size of their own (proxy/worker-port.ts).
+ * and keep it. Data threads have a size of their own (proxy/worker-port.ts). So little is collected best by the thread whose
+ * it is: helpers would take the processor from the data threads, at whose priority they run, whenever the main thread collects.
  */
-const SMALL_HEAP = "--max-semi-space-size=2";
+const SMALL_HEAP = ["--max-semi-space-size=2", "--no-parallel-scavenge"];
 
 /**
  * The C library would give each of a child's dozen threads a heap of its own, and keep in each what the others could use.
@@ -29,7 +30,7 @@ flushCompileCache(); // see cli/proxy.ts
 try {
   const code = await supervise({
     command: process.execPath,
-    args: [SMALL_HEAP, ...process.execArgv, ...process.argv.slice(1), "--child-of", String(process.pid)],
+    args: [...SMALL_HEAP, ...process.execArgv, ...process.argv.slice(1), "--child-of", String(process.pid)],
     env: { MALLOC_ARENA_MAX: FEW_ARENAS, ...process.env },
     clock: systemClock(),
     log,
