@@ -214,7 +214,7 @@ export async function startLoad(enter: readonly string[], server: Pod, words: re
       return JSON.parse(last) as LoadResult; // printed by load.ts
     },
   };
-  const long = Number(words[words.indexOf("--long") + 1] ?? 0);
+  const long = words.includes("--long") ? Number(words[words.indexOf("--long") + 1]) : 0;
   await load.until("the load to run", (now) => now.long.opened === long && now.short.done > 0);
   return load;
 }
