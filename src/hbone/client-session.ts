@@ -39,7 +39,6 @@ const DOUBTFUL_AFTER_MS = 2000;
 const LAST_STREAM = LARGEST_WINDOW - 1000;
 /** A header block larger than every peer's frame is nothing that we make. */
 const MOST_HEADER_BYTES = 16_000;
-const METHOD_CONNECT = encodeField(":method", "CONNECT");
 
 /** One session to a peer's proxy. */
 export class ClientSession implements SessionRole {
@@ -47,7 +46,6 @@ export class ClientSession implements SessionRole {
   readonly source: SpiffeId;
   readonly #options: ClientSessionOptions;
   readonly #session: Session;
-  readonly #fields = new FieldCache();
   #nextStreamId = 1;
   #retired = false;
   #lastUsedMs: number;
@@ -132,22 +130,25 @@ export class ClientSession implements SessionRole {
     this.#session.sendHeaders(streamId, fields, false);
     if (early) this.#held.push({ opened, request });
     else if (!doubtful) opened.attach(request);
+    this.#session.writer.expectsMore = true; // the first bytes travel with the request when they are there
     return opened;
   }
 
   #fieldsOf({ authority, headers }: TunnelRequest): readonly Uint8Array[] | undefined {
     const { random } = this.#options;
+    const { baggage, forwarded, network } = headers;
     const traceparent = headers.traceparent ?? `00-${random.hex(16)}-${random.hex(8)}-00`;
-    const fields = [
-      METHOD_CONNECT,
-      this.#fields.get(":authority", authority),
-      this.#fields.get("baggage", headers.baggage),
-      encodeField("forwarded", headers.forwarded),
+    const values = [authority, baggage, forwarded, traceparent, network ?? ""];
+    if (values.reduce((sum, { length }) => sum + length, 0) > MOST_HEADER_BYTES) return undefined;
+    const { fields } = this.#session;
+    return [
+      fields.shared(":method", "CONNECT"),
+      fields.shared(":authority", authority),
+      fields.shared("baggage", baggage),
+      encodeField("forwarded", forwarded),
       encodeField("traceparent", traceparent),
-      ...(headers.network === undefined ? [] : [encodeField("x-forwarded-network", headers.network)]),
+      ...(network === undefined ? [] : [fields.shared("x-forwarded-network", network)]),
     ];
-    const length = fields.reduce((sum, field) => sum + field.length, 0);
-    return length > MOST_HEADER_BYTES ? undefined : fields;
   }
 
   /** No new tunnels; closes with its last. */
@@ -267,21 +268,3 @@ class OpenedTunnel implements ClientTunnel {
     this.#tunnel.abort(error);
   }
 }
-
-/** Encoded fields that many requests share. */
-class FieldCache {
-  readonly #fields = new Map<string, Uint8Array>();
-
-  get(name: string, value: string): Uint8Array {
-    const key = `${name} ${value}`;
-    let field = this.#fields.get(key);
-    if (field === undefined) {
-      if (this.#fields.size >= MOST_CACHED_FIELDS) this.#fields.clear();
-      field = encodeField(name, value);
-      this.#fields.set(key, field);
-    }
-    return field;
-  }
-}
-
-const MOST_CACHED_FIELDS = 256;

@@ -46,10 +46,10 @@ export class Downlink implements Flushable {
     this.#host = host;
   }
 
-  /** The socket is there: what has gathered is written with this turn. */
+  /** The socket is there: what has gathered is written as soon as the caller is done. */
   attach(stream: ByteStream): void {
     this.#stream = stream;
-    turn.addPlain(this);
+    if (this.#slabs.length > 0 || this.ended) queueMicrotask(() => this.flush());
   }
 
   /** Bytes of a DATA frame, in `slab`. */
@@ -58,7 +58,7 @@ export class Downlink implements Flushable {
     this.bytes += count;
     const idle = this.#inFlightCount === 0 && this.#stream !== undefined;
     if (idle && piece.whole && count <= INLINE_BYTES && this.#slabs.length === 0) {
-      this.#writeInline(slab, offset, count);
+      this.#writeInline(slab, piece);
       return;
     }
     const pinned = slab.pinner?.pinnedSlabs ?? 0;
@@ -67,12 +67,12 @@ export class Downlink implements Flushable {
     if (idle) turn.addPlain(this);
   }
 
-  #writeInline(slab: Slab, offset: number, count: number): void {
+  #writeInline(slab: Slab, { offset, count, endStream }: FrameParser): void {
     const stream = this.#stream;
     if (stream === undefined) return;
     const block = slab === commonSlab ? copyToScratch(slab, offset, count) : slab;
     const start = block === slab ? offset : 0;
-    const outcome = stream.write(new Uint8Array(block.bytes.buffer, block.bytes.byteOffset + start, count));
+    const outcome = stream.write(new Uint8Array(block.bytes.buffer, block.bytes.byteOffset + start, count), endStream);
     if (outcome === "done") {
       this.#host.onDelivered(count);
     } else if (outcome === "pending") {
@@ -134,7 +134,7 @@ export class Downlink implements Flushable {
       return new Uint8Array(slab.bytes.buffer, slab.bytes.byteOffset + (ranges[2 * index] ?? 0), count);
     });
     const [only] = views;
-    const outcome = views.length === 1 && only !== undefined ? stream.write(only) : stream.writeAll(views);
+    const outcome = views.length === 1 && only !== undefined ? stream.write(only, this.ended) : stream.writeAll(views);
     if (outcome === "failed") {
       this.#fail(stream);
       return;

@@ -236,3 +236,12 @@ export function fakeClientSession(): {
     });
   return { stream, session, open };
 }
+
+/** Waits until what has gathered in sessions is written: a turn, and another one where more was expected. */
+export async function untilWritten(): Promise<void> {
+  for (let turns = 0; turns < 2; turns++) {
+    await new Promise((resolve) => {
+      setImmediate(resolve);
+    });
+  }
+}

@@ -55,6 +55,11 @@ export function putFrameHeader(
   putUint32(out, at + 5, streamId);
 }
 
+/** Makes the DATA frame that begins at `at` the last of its stream. */
+export function putEndStream(out: Uint8Array, at: number): void {
+  out[at + 4] = FLAG.END_STREAM;
+}
+
 /** Writes a number in network order. */
 export function putUint32(out: Uint8Array, at: number, value: number): void {
   out[at] = value >>> 24;

@@ -3,7 +3,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import fc from "fast-check";
 import { CodedError } from "#base/errors";
-import { fakeClientSession, fakeServerSession, FakeSocket, type FakeStream } from "./fake-session.ts";
+import { fakeClientSession, fakeServerSession, FakeSocket, type FakeStream, untilWritten } from "./fake-session.ts";
 import { HEADER_BYTES, PREFACE } from "./frames.ts";
 import { HpackDecoder } from "./hpack.ts";
 
@@ -89,16 +89,10 @@ async function search(
   );
 }
 
-async function nextTurn(): Promise<void> {
-  await new Promise((resolve) => {
-    setImmediate(resolve);
-  });
-}
-
 async function serve(bytes: Buffer, cuts: readonly number[]): Promise<CodedError | undefined> {
   const { stream, rejected, tunnels, session } = fakeServerSession({}, "raw");
   const written = feed(stream, bytes, cuts);
-  await nextTurn();
+  await untilWritten();
   for (const error of rejected) assert.match(error.code, /^HBONE_/);
   if (stream.ended) assert.ok(tunnels.every(({ closed }) => closed));
   assert.ok(written < 20 * bytes.length + 10_000, `${written} bytes for ${bytes.length}`);
@@ -112,9 +106,9 @@ async function connect(bytes: Buffer, cuts: readonly number[]): Promise<CodedErr
   const { stream, session, open } = fakeClientSession();
   const sockets = Array.from({ length: 4 }, () => new FakeSocket());
   const ends = sockets.map((socket) => open(socket));
-  await nextTurn();
+  await untilWritten();
   const written = feed(stream, bytes, cuts);
-  await nextTurn();
+  await untilWritten();
   assert.ok(written < 20 * bytes.length + 10_000, `${written} bytes for ${bytes.length}`);
   session.fail(new CodedError("HBONE_ABORTED", "the end"));
   const results = await Promise.all(ends);

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import { CodedError } from "#base/errors";
-import { encodeField, HpackDecoder } from "./hpack.ts";
+import { encodeField, HpackDecoder, HpackEncoder } from "./hpack.ts";
 import { decodeHuffman, encodeHuffman } from "./huffman.ts";
 
 const LIMIT = 64 * 1024;
@@ -155,5 +155,36 @@ test("any bytes are decoded or refused with a code of ours", () => {
       }
     }),
     { numRuns: 1000 },
+  );
+});
+
+test("what blocks share is sent once, and what an encoder makes its decoder reads, also when the table is full or taken away", () => {
+  const encoder = new HpackEncoder();
+  const first = Buffer.concat([encoder.shared(":method", "CONNECT"), encoder.shared("baggage", "k=v")]);
+  const again = Buffer.concat([encoder.shared(":method", "CONNECT"), encoder.shared("baggage", "k=v")]);
+  assert.equal(again.length, 2);
+  const decoder = new HpackDecoder(LIMIT);
+  for (const block of [first, again]) {
+    assert.deepEqual(decoder.decode(block, 0, block.length), [":method", "CONNECT", "baggage", "k=v"]);
+  }
+  const field = fc.tuple(
+    fc.constantFrom(":authority", ":status", "baggage", "x-forwarded-network", "date"),
+    fc.oneof(fc.constantFrom("200", "a", "10.0.0.1:80"), fc.string({ unit: "binary-ascii", maxLength: 1500 })),
+  );
+  const block = fc.record({
+    shared: fc.array(field, { maxLength: 6 }),
+    own: fc.array(field, { maxLength: 2 }),
+    lowered: fc.nat(40),
+  });
+  fc.assert(
+    fc.property(fc.array(block, { maxLength: 30 }), (blocks) => {
+      const [out, back] = [new HpackEncoder(), new HpackDecoder(1 << 20)];
+      for (const { shared, own, lowered } of blocks) {
+        if (lowered === 0) out.close();
+        const fields = [...shared.map((pair) => out.shared(...pair)), ...own.map((pair) => encodeField(...pair))];
+        const bytes = Buffer.concat([...out.begin(), ...fields]);
+        assert.deepEqual(back.decode(bytes, 0, bytes.length), [...shared, ...own].flat());
+      }
+    }),
   );
 });

@@ -145,6 +145,59 @@ export class HpackDecoder {
   }
 }
 
+/** Text of a field that is worth a place in the peer's table. */
+const MOST_SHARED_BYTES = 1024;
+
+/**
+ * The encoder of one session's header blocks: fields that many blocks share stand in the peer's table, as long as there is room;
+ * none is ever evicted. Each block has to be sent, in the order in which its fields were encoded.
+ */
+export class HpackEncoder {
+  readonly #places = new Map<string, number>();
+  #tableBytes = 0;
+  #updateDue = false;
+  #closed = false;
+
+  /** The peer keeps a smaller table than the protocol's default: from now on nothing stands there. */
+  close(): void {
+    this.#closed = true;
+    this.#updateDue = true;
+    this.#places.clear();
+  }
+
+  /** What a block has to begin with. */
+  begin(): readonly Uint8Array[] {
+    const due = this.#updateDue;
+    this.#updateDue = false;
+    return due ? [EMPTY_TABLE] : [];
+  }
+
+  /** A field that other blocks will have, too. */
+  shared(name: string, value: string): Uint8Array {
+    const key = `${name} ${value}`;
+    const place = this.#places.get(key);
+    if (place !== undefined) return Uint8Array.from(encodeInteger(STATIC.length + this.#places.size - place, 7, 0x80));
+    const literal = encodeField(name, value);
+    const byteCount = name.length + value.length + ENTRY_OVERHEAD;
+    const fits = byteCount <= MOST_SHARED_BYTES && this.#tableBytes + byteCount <= TABLE_BYTES;
+    if (this.#closed || !fits || (literal[0] ?? 0) >= 0x80) return literal;
+    this.#tableBytes += byteCount;
+    this.#places.set(key, this.#places.size);
+    return indexing(literal, name);
+  }
+}
+
+/** RFC 7541 §6.3: a table of 0 bytes. */
+const EMPTY_TABLE = Uint8Array.of(0x20);
+
+/** The literal `field` again, as one that the table keeps. */
+function indexing(field: Uint8Array, name: string): Uint8Array {
+  const start = startOf(name);
+  const index = STATIC.findIndex((entry) => entry.name === name) + 1;
+  const withName = index === 0 ? start.subarray(1) : new Uint8Array(0);
+  return Buffer.concat([Uint8Array.from(encodeInteger(index, 6, 0x40)), withName, field.subarray(start.length)]);
+}
+
 /** Encodes a field as a literal that no table keeps, names by the static table where it has them, without Huffman. */
 export function encodeField(name: string, value: string): Uint8Array {
   const exact = value === "" ? -1 : STATIC.findIndex((entry) => entry.name === name && entry.value === value);

@@ -1,18 +1,20 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { connectFrame, fakeServerSession, frame, settingsFrame, uint32, type FakeStream } from "./fake-session.ts";
+import {
+  connectFrame,
+  fakeServerSession,
+  type FakeStream,
+  frame,
+  settingsFrame,
+  uint32,
+  untilWritten,
+} from "./fake-session.ts";
 import { FLAG, FRAME, getUint32, PREFACE } from "./frames.ts";
 import { encodeField } from "./hpack.ts";
 
-async function nextTurn(): Promise<void> {
-  await new Promise((resolve) => {
-    setImmediate(resolve);
-  });
-}
-
 /** RST_STREAM and GOAWAY frames that were written: `reset 1 5`, `goaway 7 0`. */
 async function ends(stream: FakeStream): Promise<string[]> {
-  await nextTurn();
+  await untilWritten();
   return stream.frames().flatMap(({ type, streamId, content }) => {
     if (type === FRAME.RST_STREAM) return [`reset ${streamId} ${getUint32(content, 0)}`];
     return type === FRAME.GOAWAY ? [`goaway ${getUint32(content, 0)} ${getUint32(content, 4)}`] : [];
@@ -66,10 +68,10 @@ test("after both sides have reset a tunnel it cannot be opened again", async () 
 test("draining: GOAWAY for all numbers, then, once the ping came back, for what was taken; later ones are refused", async () => {
   const { stream, session, tunnels } = fakeServerSession();
   stream.put(connectFrame(1));
-  await nextTurn();
+  await untilWritten();
   stream.clear();
   session.drain();
-  await nextTurn();
+  await untilWritten();
   const [goaway, ping] = stream.frames();
   assert.deepEqual([goaway?.type, getUint32(goaway?.content ?? Buffer.alloc(8), 0)], [FRAME.GOAWAY, 0x7fff_ffff]);
   stream.put(connectFrame(3));
@@ -80,7 +82,7 @@ test("draining: GOAWAY for all numbers, then, once the ping came back, for what 
   assert.deepEqual(await ends(stream), ["goaway 2147483647 0", "goaway 3 0", "reset 5 7"]);
   assert.ok(!stream.ended);
   for (const id of [1, 3]) stream.put(frame(FRAME.RST_STREAM, id, uint32(8)));
-  await nextTurn();
+  await untilWritten();
   assert.ok(stream.ended && !stream.closed, "the last tunnel has ended, the peer has not yet");
   stream.owner?.onEnd();
   assert.ok(stream.closed);
@@ -122,7 +124,7 @@ test("a peer that does not acknowledge our settings is given up; one that does m
 test("settings are in force from the frame on that brings them", async () => {
   const { stream, rejected } = fakeServerSession();
   stream.put(Buffer.concat([settingsFrame, settingsFrame, connectFrame(1)]));
-  await nextTurn();
+  await untilWritten();
   const acknowledged = stream.frames().filter(({ type, flags }) => type === FRAME.SETTINGS && flags === FLAG.ACK);
   assert.equal(acknowledged.length, 3, "each is acknowledged, the first included");
   stream.put(PREFACE);

@@ -145,7 +145,7 @@ export class ServerSession implements SessionRole {
   answer(tunnel: Tunnel, baggage: string | undefined): void {
     tunnel.answered = true;
     this.#session.nuisances.useful();
-    const fields = baggage === undefined ? [STATUS_200] : [STATUS_200, encodeField("baggage", baggage)];
+    const fields = baggage === undefined ? [STATUS_200] : [STATUS_200, this.#session.fields.shared("baggage", baggage)];
     this.#session.sendHeaders(tunnel.id, fields, false);
   }
 

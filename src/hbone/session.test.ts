@@ -4,22 +4,17 @@ import fc from "fast-check";
 import { hboneError } from "./errors.ts";
 import {
   connectFrame as connect,
-  FakeSocket,
+  type FakeRole,
   fakeSession as make,
+  FakeSocket,
   frame,
   uint32,
-  type FakeRole,
+  untilWritten,
 } from "./fake-session.ts";
 import { FLAG, FRAME, getUint32 } from "./frames.ts";
 import { encodeField } from "./hpack.ts";
 import { LoopSocket } from "./loop-socket.ts";
 import type { TunnelResult, TunnelSocket } from "./tunnel.ts";
-
-async function nextTurn(): Promise<void> {
-  await new Promise((resolve) => {
-    setImmediate(resolve);
-  });
-}
 
 function codeOf(role: FakeRole): string | undefined {
   return role.closedWith === "open" ? "open" : role.closedWith?.code;
@@ -47,7 +42,7 @@ test("each broken rule of a session ends it with its code, which the peer is tol
   ];
   for (const [code, frames, h2Code] of cases) {
     const { stream, role } = make();
-    await nextTurn();
+    await untilWritten();
     stream.put(Buffer.concat(frames));
     assert.equal(codeOf(role), code);
     const last = stream.frames().at(-1);
@@ -70,7 +65,7 @@ test("a rule of one stream that is broken ends that stream alone", async () => {
   for (const [frames, h2Code] of cases) {
     const { stream, role, session } = make();
     stream.put(Buffer.concat([connect(1), connect(3), ...frames]));
-    await nextTurn();
+    await untilWritten();
     assert.equal(codeOf(role), "open");
     const resets = stream.frames().filter(({ type }) => type === FRAME.RST_STREAM);
     assert.deepEqual(
@@ -104,7 +99,7 @@ test("however many tunnels are stalled, each with all that it may hold, the next
   }
   assert.equal(codeOf(role), "open");
   assert.ok(session.intake.pinnedSlabs <= 17, `${session.intake.pinnedSlabs} slabs are pinned`);
-  await nextTurn();
+  await untilWritten();
   const updates = stream.frames().filter(({ type, streamId }) => type === FRAME.WINDOW_UPDATE && streamId === 0);
   const given = updates.reduce((sum, { content }) => sum + content.readUInt32BE(0), 65_535);
   assert.equal(given, session.window.size);
@@ -127,7 +122,7 @@ test("a byte here and there for a stalled tunnel does not hold a slab each", asy
       session.tunnels.get(other)?.fail(hboneError("HBONE_ABORTED", "enough"), 8);
     }
     stream.put(frame(FRAME.DATA, other, other === 1 ? [] : filler));
-    await nextTurn();
+    await untilWritten();
   }
   assert.equal(codeOf(role), "open");
   assert.ok(session.intake.pinnedSlabs <= 17, `${session.intake.pinnedSlabs} slabs are pinned`);
@@ -137,7 +132,7 @@ test("the peer's windows are obeyed while its settings change, also below zero",
   const { stream, role } = make();
   const initialWindow = (size: number): Buffer => frame(FRAME.SETTINGS, 0, [0, 4, ...uint32(size)]);
   const sent = async (): Promise<number> => {
-    await nextTurn();
+    await untilWritten();
     const data = stream.frames().filter(({ type }) => type === FRAME.DATA);
     return data.reduce((sum, { content }) => sum + content.length, 0);
   };
@@ -167,7 +162,7 @@ test("a stream that its peer has ended still gets windows and priorities", async
   socket.send(10);
   stream.put(frame(FRAME.DATA, 1, [], FLAG.END_STREAM));
   stream.put(Buffer.concat([frame(FRAME.PRIORITY, 1, [0, 0, 0, 0, 1]), frame(FRAME.WINDOW_UPDATE, 1, uint32(10))]));
-  await nextTurn();
+  await untilWritten();
   const data = stream.frames().find(({ type }) => type === FRAME.DATA);
   assert.equal(data?.content.length, 10);
   assert.equal(codeOf(role), "open");
@@ -187,7 +182,7 @@ test("a window grows while its bytes find their reader quickly, and not while th
     let sent = 0;
     for (let i = 0; i < 64 && (role.tunnels[0]?.window.left ?? 0) >= 65_536; i++, sent += 65_536) {
       stream.put(frame(FRAME.DATA, 1, Buffer.alloc(65_536)));
-      await nextTurn();
+      await untilWritten();
       await clock.advance(pauseMs);
     }
     assert.equal(codeOf(role), "open");
@@ -212,7 +207,7 @@ test("a silent peer is pinged, and dropped when nothing comes back", async () =>
   const { stream, role, clock } = make();
   await clock.advance(10_000); // the preface was heard in this time
   await clock.advance(10_000);
-  await nextTurn();
+  await untilWritten();
   const ping = stream.frames().find(({ type }) => type === FRAME.PING);
   assert.ok(ping);
   stream.put(frame(FRAME.PING, 0, ping.content, FLAG.ACK));
@@ -225,7 +220,7 @@ test("a silent peer is pinged, and dropped when nothing comes back", async () =>
 test("settings and pings are answered in order", async () => {
   const { stream } = make();
   stream.put(frame(FRAME.PING, 0, [8, 7, 6, 5, 4, 3, 2, 1]));
-  await nextTurn();
+  await untilWritten();
   const [own, window, ack, pong] = stream.frames();
   assert.deepEqual([own?.type, own?.flags], [FRAME.SETTINGS, 0]);
   assert.deepEqual([window?.type, window?.content.readUInt32BE(0)], [FRAME.WINDOW_UPDATE, (16 << 20) - 65_535]);
@@ -258,7 +253,7 @@ test("any frames leave a session open or end it with a code of ours, and every t
         stream.put(one);
         for (const tunnel of role.tunnels) tunnel.onFinished ??= () => ends.push(tunnel.id);
       }
-      await nextTurn();
+      await untilWritten();
       if (role.closedWith === "open") {
         assert.equal(session.closed, false);
         session.fail(hboneError("HBONE_ABORTED", "the end"));
@@ -286,7 +281,7 @@ describe("last bytes and the end of a tunnel that come in one turn with the end 
     tunnel.onFinished = (result) => results.push(result);
     tunnel.attach(socket);
     end();
-    await nextTurn();
+    await untilWritten();
     stream.put(frame(FRAME.DATA, 1, LAST_WORDS, FLAG.END_STREAM));
     stream.owner?.onEnd();
     return results;
@@ -295,7 +290,7 @@ describe("last bytes and the end of a tunnel that come in one turn with the end 
   test("reach the plain socket, which is closed then and not reset", async () => {
     const socket = new FakeSocket();
     const results = await endAtOnce(socket, () => socket.stream.owner?.onEnd());
-    await nextTurn();
+    await untilWritten();
     assert.deepEqual(Buffer.concat(socket.stream.written), LAST_WORDS);
     assert.deepEqual([socket.stream.closed, socket.stream.wasReset], [true, false]);
     assert.deepEqual(
@@ -308,7 +303,7 @@ describe("last bytes and the end of a tunnel that come in one turn with the end 
     const socket = new FakeSocket();
     socket.stream.stalled = true;
     const results = await endAtOnce(socket, () => socket.stream.owner?.onEnd());
-    await nextTurn();
+    await untilWritten();
     assert.deepEqual([socket.stream.closed, results.length], [false, 0]);
     socket.stream.owner?.onWritten();
     assert.deepEqual([socket.stream.closed, socket.stream.wasReset, results[0]?.error], [true, false, undefined]);
@@ -317,7 +312,7 @@ describe("last bytes and the end of a tunnel that come in one turn with the end 
   test("twin: a plain socket that has not ended itself is reset, for what it still says reaches nobody", async () => {
     const socket = new FakeSocket();
     const results = await endAtOnce(socket);
-    await nextTurn();
+    await untilWritten();
     assert.equal(socket.stream.wasReset, true);
     assert.equal(results[0]?.error?.code, "HBONE_SESSION_LOST");
   });
@@ -331,4 +326,25 @@ describe("last bytes and the end of a tunnel that come in one turn with the end 
     assert.equal(said, LAST_WORDS.toString());
     assert.equal(results[0]?.error, undefined);
   });
+});
+
+test("an end that comes within a turn of the first bytes travels in their frame, a later one in a frame of its own", async () => {
+  const { stream, role } = make();
+  for (const [id, turns] of [
+    [1, 1],
+    [3, 3],
+  ] as const) {
+    stream.put(connect(id));
+    const socket = new FakeSocket();
+    role.tunnels.at(-1)?.attach(socket);
+    await untilWritten();
+    stream.clear();
+    socket.send(10);
+    for (let turn = 0; turn < turns; turn++) await new Promise((resolve) => setImmediate(resolve));
+    socket.stream.owner?.onEnd();
+    await untilWritten();
+    const data = stream.frames().map(({ content, flags }) => `${content.length} ${flags & FLAG.END_STREAM}`);
+    assert.deepEqual(data, turns === 1 ? ["10 1"] : ["10 0", "0 1"]);
+    assert.equal(stream.written.length, turns === 1 ? 1 : 2);
+  }
 });

@@ -6,7 +6,7 @@ import { Departure, discarded } from "./departure.ts";
 import { H2_CODE, h2CodeOf, hboneError, lossError } from "./errors.ts";
 import { FrameParser, type FrameSink } from "./frame-parser.ts";
 import { FLAG, FRAME, goawayFrame, LARGEST_WINDOW, STREAM_WINDOW_BYTES } from "./frames.ts";
-import { HpackDecoder, TABLE_BYTES, type HeaderList } from "./hpack.ts";
+import { HpackDecoder, HpackEncoder, TABLE_BYTES, type HeaderList } from "./hpack.ts";
 import { Intake } from "./intake.ts";
 import { KeepAlive } from "./keep-alive.ts";
 import type { HboneLimits } from "./limits.ts";
@@ -19,9 +19,6 @@ import { SessionWriter } from "./writer.ts";
 
 /** A smaller WINDOW_UPDATE is hardly worth its frame. */
 const LEAST_INCREMENT = 64;
-
-/** "Our table has no room" (RFC 7541 §6.3). */
-const TABLE_UPDATE = Uint8Array.of(0x20);
 
 /** What the two roles make of a session's events. */
 export interface SessionRole {
@@ -68,8 +65,8 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
   lastStreamId = 0;
   closed = false;
   readonly intake = new Intake();
-  /** The peer lowered its header table: our next header block begins with an update to 0. */
-  tableUpdateDue = false;
+  /** Of our header blocks. */
+  readonly fields = new HpackEncoder();
   readonly #role: SessionRole;
   readonly #limits: HboneLimits;
   readonly #parser: FrameParser;
@@ -244,7 +241,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     const peer = readSettings(settings, this.#role.kind === "server" ? "client" : "server");
     if (peer.maxFrame !== undefined) writer.peerMaxFrame = peer.maxFrame;
     if (peer.maxStreams !== undefined) this.peerMaxStreams = Math.min(peer.maxStreams, this.#limits.streamsPerSession);
-    if ((peer.headerTableBytes ?? TABLE_BYTES) < TABLE_BYTES) this.tableUpdateDue = true;
+    if ((peer.headerTableBytes ?? TABLE_BYTES) < TABLE_BYTES) this.fields.close();
     if (peer.initialWindow !== undefined) changeWindows(this.tunnels.values(), writer, peer.initialWindow);
     this.settingsSeen = true;
     if (first) this.#role.onPeerSettings();
@@ -346,8 +343,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
 
   /** A header block on a stream, as one frame. */
   sendHeaders(streamId: number, fields: readonly Uint8Array[], endStream: boolean): void {
-    this.writer.headers(streamId, this.tableUpdateDue ? [TABLE_UPDATE, ...fields] : fields, endStream);
-    this.tableUpdateDue = false;
+    this.writer.headers(streamId, [...this.fields.begin(), ...fields], endStream);
   }
 
   sendGoaway(lastStreamId: number): void {

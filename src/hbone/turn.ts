@@ -5,6 +5,15 @@ export interface Flushable {
   flush(): void;
 }
 
+/** A session's sending half. */
+export interface FlushableSession extends Flushable {
+  /**
+   * Set by whoever knows that more is likely to come with the next turn: what has gathered waits for it, one turn and no longer.
+   * A write costs many times what a turn does.
+   */
+  expectsMore: boolean;
+}
+
 /**
  * What is to be flushed at the end of this thread's turn: first what goes to plain sockets (it may produce credit for
  * peers), then what goes into sessions.
@@ -12,7 +21,9 @@ export interface Flushable {
 class Turn {
   #armed = false;
   #plain: Flushable[] = [];
-  #sessions: Flushable[] = [];
+  #sessions: FlushableSession[] = [];
+  /** Have waited for more in this turn: they leave with the next. */
+  #waited = new Set<FlushableSession>();
 
   /** Queues a plain socket's bytes. */
   addPlain(item: Flushable): void {
@@ -23,7 +34,7 @@ class Turn {
   }
 
   /** Queues a session. */
-  addSession(item: Flushable): void {
+  addSession(item: FlushableSession): void {
     if (item.queued) return;
     item.queued = true;
     this.#sessions.push(item);
@@ -49,10 +60,19 @@ class Turn {
   readonly #run = (): void => {
     this.flushPlain(); // what this queues for sessions leaves below
     const items = this.#sessions;
+    const waited = this.#waited;
     this.#sessions = [];
+    if (waited.size > 0) this.#waited = new Set();
     for (const item of items) {
-      item.queued = false;
-      item.flush();
+      const waits = item.expectsMore && !waited.has(item);
+      item.expectsMore = false;
+      if (waits) {
+        this.#waited.add(item);
+        this.#sessions.push(item);
+      } else {
+        item.queued = false;
+        item.flush();
+      }
     }
     this.#armed = false;
     if (this.#plain.length > 0 || this.#sessions.length > 0) this.#arm();

@@ -14,6 +14,8 @@ const MOST_PROMOTIONS = 256;
 /** What an uplink needs of its session's sending half. */
 export interface UplinkWriter {
   readonly peerMaxFrame: number;
+  /** Set: what has gathered may wait one turn for more. */
+  expectsMore: boolean;
   /** Whether `count` bytes can be gathered now. */
   takes(count: number): boolean;
   /** Gathers bytes, copying them. */
@@ -86,6 +88,7 @@ export class Uplink implements BulkHolder {
 
   #readShared(count: number): Uint8Array | undefined {
     const { writer, clock } = this.#host;
+    if (this.bytes === count) writer.expectsMore = true; // many say all that they have to say at once, and end
     if (this.first === undefined && count <= this.window && writer.takes(count)) {
       this.window -= count;
       writer.data(this.id, sharedBuffer, count);

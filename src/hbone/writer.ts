@@ -2,8 +2,17 @@ import type { CodedError } from "#base/errors";
 import type { ByteStream } from "#linux";
 import { allocate, SHARED_BYTES, type Piece } from "./buffers.ts";
 import { hboneError } from "./errors.ts";
-import { DEFAULT_MAX_FRAME, DEFAULT_WINDOW, FLAG, FRAME, HEADER_BYTES, putFrameHeader, putUint32 } from "./frames.ts";
-import { turn, type Flushable } from "./turn.ts";
+import {
+  DEFAULT_MAX_FRAME,
+  DEFAULT_WINDOW,
+  FLAG,
+  FRAME,
+  HEADER_BYTES,
+  putEndStream,
+  putFrameHeader,
+  putUint32,
+} from "./frames.ts";
+import { turn, type FlushableSession } from "./turn.ts";
 import type { Uplink, UplinkWriter } from "./uplink.ts";
 
 /** At most this many bytes are copied together into one write. */
@@ -20,8 +29,9 @@ const LOOP_COPY_BYTES = 48;
  * Bulk bytes leave straight from their read buffer, with the gathered frames and the frame header in its headroom.
  * The session's stream takes bytes at once (it encrypts them), so buffers are free again when a write returns.
  */
-export class SessionWriter implements Flushable, UplinkWriter {
+export class SessionWriter implements FlushableSession, UplinkWriter {
   queued = false;
+  expectsMore = false;
   /** What the peer lets the session send. */
   sendWindow = DEFAULT_WINDOW;
   peerInitialWindow = DEFAULT_WINDOW;
@@ -29,6 +39,9 @@ export class SessionWriter implements Flushable, UplinkWriter {
   #stream: ByteStream | undefined;
   #out = allocate(GATHER_START_BYTES);
   #count = 0;
+  /** Where the last frame begins, when it is DATA of {@link #lastStreamId}. */
+  #lastData = -1;
+  #lastStreamId = 0;
   #ready: Uplink[] = [];
   #writing = false;
   #stopped = false;
@@ -82,14 +95,18 @@ export class SessionWriter implements Flushable, UplinkWriter {
       const at = this.#room(HEADER_BYTES + length);
       putFrameHeader(this.#out, at, { length, type: FRAME.DATA, flags: 0, streamId });
       this.#copyIn(at + HEADER_BYTES, from === 0 ? bytes : bytes.subarray(from), length);
+      this.#lastData = at;
+      this.#lastStreamId = streamId;
       from += length;
     }
     this.#schedule();
   }
 
-  /** Ends a tunnel's direction with an empty frame. */
+  /** Ends a tunnel's direction: with its last frame when that is still here, else with an empty one. */
   endStream(streamId: number): void {
-    this.control({ type: FRAME.DATA, flags: FLAG.END_STREAM, streamId, length: 0 });
+    const at = this.#lastData;
+    if (at >= 0 && this.#lastStreamId === streamId) putEndStream(this.#out, at);
+    else this.control({ type: FRAME.DATA, flags: FLAG.END_STREAM, streamId, length: 0 });
   }
 
   /** Reserves a frame and writes its header; the result is where its content belongs in `buffer`. */
@@ -159,6 +176,7 @@ export class SessionWriter implements Flushable, UplinkWriter {
     if (this.#count === 0) return;
     const count = this.#count;
     this.#count = 0;
+    this.#lastData = -1;
     this.#write(new Uint8Array(this.#out.buffer, 0, count));
     if (this.#out.length > 4 * GATHER_START_BYTES && count < GATHER_START_BYTES) {
       this.#out = allocate(GATHER_START_BYTES);
@@ -228,6 +246,7 @@ export class SessionWriter implements Flushable, UplinkWriter {
     const start = offset - HEADER_BYTES - this.#count;
     if (this.#count > 0) bytes.set(new Uint8Array(this.#out.buffer, 0, this.#count), start);
     this.#count = 0;
+    this.#lastData = -1;
     putFrameHeader(bytes, offset - HEADER_BYTES, { length: count, type: FRAME.DATA, ...frame });
     return bytes.subarray(start, offset + count);
   }
@@ -242,6 +261,7 @@ export class SessionWriter implements Flushable, UplinkWriter {
   }
 
   #room(count: number): number {
+    this.#lastData = -1;
     const needed = this.#count + count;
     if (needed > this.#out.length) {
       if (needed > GATHER_LIMIT_BYTES) this.#tooMuch();

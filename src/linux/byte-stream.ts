@@ -40,9 +40,9 @@ export interface ByteStream {
   /**
    * Sends bytes. While a write is pending the owner neither writes again nor touches the bytes (a TLS session takes them
    * at once: there they are free when the call returns). `failed` is final:
-   * `onBroken` does not follow, {@link ByteStream.error} says why.
+   * `onBroken` does not follow, {@link ByteStream.error} says why. `last`: `shutdown` follows at once, and the two may share a packet.
    */
-  write(bytes: Uint8Array): WriteOutcome;
+  write(bytes: Uint8Array, last?: boolean): WriteOutcome;
   /** As `write`, for several pieces at once. */
   writeAll(pieces: readonly Uint8Array[]): WriteOutcome;
   /** Why a write failed. */

@@ -9,6 +9,7 @@ import { getSystemErrorName } from "node:util";
 import type { CodedError } from "#base/errors";
 import type { ByteStream, StreamOwner, WriteOutcome } from "./byte-stream.ts";
 import { linuxError, socketError } from "./libc.ts";
+import { holdForEnd } from "./socket-options.ts";
 
 /** A request object of libuv; `stream` is ours. */
 interface Request {
@@ -242,7 +243,8 @@ export class RawStream implements ByteStream {
     this.#handle.useUserBuffer(buffer);
   }
 
-  write(bytes: Uint8Array): WriteOutcome {
+  write(bytes: Uint8Array, last = false): WriteOutcome {
+    if (last && this.#tls === undefined) holdForEnd(this.#handle.fd);
     const request = spareWrite ?? newWrite();
     spareWrite = undefined;
     return this.#written(request, this.#handle.writeBuffer(request, bytes), bytes);

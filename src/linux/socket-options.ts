@@ -41,6 +41,7 @@ const OPTIONS = {
   IPV6_V6ONLY: [IPPROTO_IPV6, 26],
   IPV6_TRANSPARENT: [IPPROTO_IPV6, 75],
   TCP_NODELAY: [IPPROTO_TCP, 1],
+  TCP_CORK: [IPPROTO_TCP, 3],
   TCP_KEEPIDLE: [IPPROTO_TCP, 4],
   TCP_KEEPINTVL: [IPPROTO_TCP, 5],
   TCP_KEEPCNT: [IPPROTO_TCP, 6],
@@ -241,6 +242,23 @@ export function acceptWaiting(fd: number): number | undefined {
   return undefined; // aborted in the queue, or no descriptor left: nothing more can be taken
 }
 
+const EINPROGRESS = 115;
+const EALREADY = 114;
+
+/**
+ * Begins to connect. What listens in the same namespace has answered by the time that the call returns, which its second call
+ * tells: the result is 0 then, or the errno of a failure; undefined when no answer has come.
+ */
+export function connectAtOnce(fd: number, to: SocketAddress): number | undefined {
+  const address = sockaddr(to.ip, to.port);
+  for (const pending of [EINPROGRESS, EALREADY]) {
+    if (Number(connectCall(fd, address, address.length)) === 0) return 0;
+    const errno = koffi.errno();
+    if (errno !== pending) return errno;
+  }
+  return undefined;
+}
+
 /** Connects a socket on a thread of libuv's pool (it is made blocking for that). Resolves with 0 or the errno. */
 export async function connectBlocking(fd: number, to: SocketAddress, timeoutMs: number): Promise<number> {
   setBlocking(fd);
@@ -273,6 +291,12 @@ export function sendAtOnce(fd: number, bytes: Uint8Array): void {
   const taken = Number(sendCall(fd, bytes, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL));
   if (taken === bytes.length) return;
   throw socketError("send", taken < 0 ? lastErrno().text : `only ${taken} of ${bytes.length} bytes were taken`);
+}
+
+/** What is written from now on waits (200 ms at most) to leave with the end of the direction. */
+export function holdForEnd(fd: number): void {
+  const [level, option] = OPTIONS.TCP_CORK;
+  setOption(fd, level, option, one, 4);
 }
 
 /** Whether the close of a socket, by whomever, is a reset. */

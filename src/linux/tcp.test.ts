@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createServer, Socket, type AddressInfo } from "node:net";
 import { describe, test } from "node:test";
@@ -365,4 +365,27 @@ test("connections that say nothing are asked for a sign of life after 180 s, dia
   dialled.close();
   for (const socket of accepted) socket.close();
   listener.stop();
+});
+
+test("what listens on the same host is connected to within the turn, refuses likewise, and when it is busy has time", async () => {
+  const code = `require("node:net").createServer((socket) => socket.resume()).listen({ port: 0, host: "127.0.0.1", backlog: 1 },
+    function () { console.log(this.address().port) })`;
+  const server = spawn(process.execPath, ["-e", code], { stdio: ["ignore", "pipe", "inherit"] });
+  try {
+    const [line] = await once(server.stdout, "data");
+    const options = { ip: "127.0.0.1", port: Number(String(line)), timeoutMs: 60_000, clock, sameHost: true };
+    let turnOver = false;
+    setImmediate(() => (turnOver = true));
+    const first = await connectTcp(options);
+    await assert.rejects(connectTcp({ ...options, port: 1 }), { code: "LINUX_CONNECT_REFUSED" });
+    assert.equal(turnOver, false);
+    server.kill("SIGSTOP");
+    const more = Array.from({ length: 4 }, async () => connectTcp(options)); // its queue takes two at most
+    const soon = new Promise((resolve) => setTimeout(resolve, 100, "not all"));
+    assert.equal(await Promise.race([Promise.all(more), soon]), "not all");
+    server.kill("SIGCONT");
+    for (const socket of [first, ...(await Promise.all(more))]) socket.close();
+  } finally {
+    server.kill("SIGKILL");
+  }
 });

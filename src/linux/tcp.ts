@@ -26,6 +26,7 @@ import {
   bindSource,
   checkAddress,
   closeFd,
+  connectAtOnce,
   connectBlocking,
   makeTcpSocket,
   readLocalAddress,
@@ -315,6 +316,8 @@ async function connectOnce(options: ConnectOptions): Promise<TcpSocket> {
   const { signal, clock, timeoutMs } = options;
   if (signal?.aborted === true) throw aborted(options);
   const to: SocketAddress = { ip: checkAddress(options.ip), port: options.port };
+  const near = options.sameHost === true ? connectNear(options, to) : undefined;
+  if (near !== undefined) return near;
   const fd = makeOutgoing(options, to.ip);
   if (path === "public") return connectPublic(fd, to, options);
   const handle = openHandle(fd, "socket");
@@ -345,6 +348,17 @@ async function connectOnce(options: ConnectOptions): Promise<TcpSocket> {
       once(name === undefined ? undefined : connectError(name, to, name));
     });
   });
+}
+
+/** Connects within this turn; undefined when the other end is not so near, or too busy: then it takes another socket, and time. */
+function connectNear(options: ConnectOptions, to: SocketAddress): TcpSocket | undefined {
+  const fd = makeOutgoing(options, to.ip);
+  const errno = connectAtOnce(fd, to);
+  if (errno === 0) return new TcpSocket(adopt(fd), { remote: to });
+  closeFd(fd);
+  if (errno === undefined) return undefined;
+  const name = ERRNO_NAMES[errno] ?? `errno ${errno}`;
+  throw connectError(name, to, name);
 }
 
 function makeOutgoing(options: ConnectOptions, to: IpAddress): number {
