@@ -17,15 +17,11 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { Place } from "./data-path/place.ts";
 import { drawPlot, formatTable, type Outcome, type Report } from "./data-path/report.ts";
-import { cpuSeconds } from "./data-path/processes.ts";
+import { untilQuiet } from "./data-path/processes.ts";
 import { rows, type Figures } from "./data-path/rows.ts";
 
 const VARIANTS = ["nothing", "veil", "veil2", "ztunnel", "haproxy", "stunnel", "envoy", "node-http2"];
 const OWN_ENVOY = join(homedir(), ".cache/veil/bench-envoy/bin/envoy");
-
-/** So long in a row no more CPU than this may be used by each variant's proxies before anything is measured. */
-const QUIET_SECONDS = 4;
-const QUIET_CPU_SECONDS = 0.03;
 
 const { values: flags } = parseArgs({
   options: {
@@ -38,6 +34,7 @@ const { values: flags } = parseArgs({
     out: { type: "string", default: "" },
   },
 });
+const rowNames = flags.rows.split(",");
 const [runs, seconds] = [Number(flags.runs), Number(flags.seconds)];
 const wanted =
   flags.variants === ""
@@ -69,14 +66,19 @@ async function raise(name: string): Promise<World | undefined> {
   return { name, place: JSON.parse(line) as Place, child }; // of world.ts
 }
 
-/** Waits until nothing that was started still loads: `veil proxy` prepares its next process some seconds after its start. */
 async function settle(worlds: readonly World[]): Promise<void> {
-  const pids = worlds.flatMap(({ place }) => [...place.client, ...place.server]);
-  for (let [quiet, before] = [0, cpuSeconds(pids)]; quiet < QUIET_SECONDS;) {
-    await new Promise((resolve) => setTimeout(resolve, 1_000));
-    const now = cpuSeconds(pids);
-    quiet = now - before < QUIET_CPU_SECONDS * worlds.length ? quiet + 1 : 0;
-    before = now;
+  await untilQuiet(worlds.flatMap(({ place }) => [...place.client, ...place.server]));
+}
+
+/** Raises a world for one measurement alone: what others have left in its memory would count, too. */
+async function alone(name: string, measure: (world: World) => Promise<void>): Promise<void> {
+  const world = await raise(name);
+  if (world === undefined) return;
+  try {
+    await settle([world]);
+    await measure(world);
+  } finally {
+    await end(world);
   }
 }
 
@@ -89,17 +91,19 @@ function say(row: string, run: number, { name, figures }: { name: string; figure
 async function measure(name: string, worlds: readonly World[]): Promise<Outcome[]> {
   const row = rows[name];
   if (row === undefined) throw new Error(`no row ${name}; there are ${Object.keys(rows).join(", ")}`);
-  const all = new Map(worlds.map((world) => [world.name, [] as Figures[]]));
+  const all = new Map(wanted.map((variant) => [variant, [] as Figures[]]));
   for (let at = 0; at < Math.min(runs, row.mostRuns ?? runs); at++) {
-    for (const world of worlds) {
+    const once = async (world: World): Promise<void> => {
       const figures = await row.measure(world.place, seconds).catch((error: Error) => {
         process.stderr.write(`${name} ${world.name}: ${error.message}\n`);
         return undefined;
       });
-      if (figures === undefined) continue;
+      if (figures === undefined) return;
       all.get(world.name)?.push(figures);
       say(name, at, { name: world.name, figures });
-    }
+    };
+    if (row.isAlone === true) for (const variant of wanted) await alone(variant, once);
+    else for (const world of worlds) await once(world);
   }
   return [...all].flatMap(([variant, measured]) =>
     measured.length > 0 ? [{ row: name, variant, runs: measured }] : [],
@@ -118,18 +122,21 @@ function save(report: Report): void {
 const worlds: World[] = [];
 /** One after the other: each removes what runs that have ended left behind. */
 async function clear(): Promise<void> {
-  for (const { child } of worlds.splice(0)) {
-    if (child.exitCode !== null || child.signalCode !== null) continue;
-    const gone = once(child, "exit");
-    child.stdin?.end();
-    await gone;
-  }
+  for (const world of worlds.splice(0)) await end(world);
 }
+
+async function end({ child }: World): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const gone = once(child, "exit");
+  child.stdin?.end();
+  await gone;
+}
+
 process.once("SIGINT", () => void clear().then(() => process.exit(130)));
 process.once("SIGTERM", () => void clear().then(() => process.exit(143)));
 
 try {
-  for (const name of wanted) {
+  for (const name of rowNames.every((row) => rows[row]?.isAlone === true) ? [] : wanted) {
     const world = await raise(name);
     if (world !== undefined) worlds.push(world);
   }
@@ -138,7 +145,7 @@ try {
   const words = process.argv.slice(2).map((word) => (word === flags.ztunnel ? "PATH" : word));
   const command = `node --conditions=veil-source bench/data-path.ts ${words.join(" ")}`;
   let report: Report = { command, minutes: 0, outcomes: [] };
-  for (const name of flags.rows.split(",")) {
+  for (const name of rowNames) {
     const outcomes = [...report.outcomes, ...(await measure(name, worlds))];
     report = { command, minutes: (performance.now() - startMs) / 60_000, outcomes };
     save(report);

@@ -81,6 +81,23 @@ export function memoryBytes(roots: readonly number[]): number {
   }, 0);
 }
 
+/** So long in a row no more CPU than this share may be used by each of the processes' worlds. */
+const QUIET_SECONDS = 4;
+const QUIET_CPU_SECONDS = 0.03;
+
+/**
+ * Waits until nothing that was started still loads: `veil proxy` prepares its next process some seconds after its start.
+ * `roots` has one entry for each end of a world.
+ */
+export async function untilQuiet(roots: readonly number[]): Promise<void> {
+  for (let [quiet, before] = [0, cpuSeconds(roots)]; quiet < QUIET_SECONDS;) {
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    const now = cpuSeconds(roots);
+    quiet = now - before < (QUIET_CPU_SECONDS * roots.length) / 2 ? quiet + 1 : 0;
+    before = now;
+  }
+}
+
 /** What a file of /proc says; nothing when its process has ended. */
 function readProc(path: string): string {
   try {

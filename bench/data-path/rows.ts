@@ -1,7 +1,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { APP_PORTS, type Pair, type Place } from "./place.ts";
-import { cpuSeconds, inside, memoryBytes, run } from "./processes.ts";
+import { cpuSeconds, inside, memoryBytes, run, untilQuiet } from "./processes.ts";
 
 /** Figures of one measurement, by name; the first is the row's own. */
 export type Figures = Readonly<Record<string, number>>;
@@ -15,6 +15,8 @@ export interface Row {
   readonly moreIsBetter: boolean;
   /** Measured so often at most, whatever `--runs` says: it takes long and scatters little. */
   readonly mostRuns?: number;
+  /** Measured in a world of its own. */
+  readonly isAlone?: boolean;
   /** Undefined: the variant has no such thing. */
   measure(place: Place, seconds: number): Promise<Figures | undefined>;
 }
@@ -213,19 +215,26 @@ async function end({ child }: { child: ChildProcess }): Promise<void> {
   await ended;
 }
 
-/** Memory of both sides beyond what they had before, per connection, and in all. */
+/**
+ * Memory of both sides with so many connections beyond that at rest, after some requests, per connection, and in all.
+ * While `work` goes on it is looked at again and again; the middle one counts.
+ */
 async function memory(
   place: Place,
   connections: number,
   work: (sample: () => void) => Promise<void>,
 ): Promise<Figures> {
+  await wrk(place, WARM_CONNECTIONS, { seconds: 2 });
+  await untilQuiet([...place.client, ...place.server]);
   const now = (): readonly [number, number] => [memoryBytes(place.client), memoryBytes(place.server)];
   const before = now();
-  let during = before;
+  const samples: (readonly [number, number])[] = [];
   await work(() => {
-    during = now();
+    samples.push(now());
   });
-  const each = (side: 0 | 1): number => Math.max(0, during[side] - before[side]) / connections / 1024;
+  const all = samples.toSorted((one, other) => one[0] + one[1] - other[0] - other[1]);
+  const during = all[all.length >> 1] ?? before;
+  const each = (side: 0 | 1): number => (during[side] - before[side]) / connections / 1024;
   return {
     each: each(0) + each(1),
     clientEach: each(0),
@@ -240,14 +249,16 @@ const MEMORY_FIGURES = {
   clientEach: "client",
   serverEach: "server",
   total: "MiB in all",
-  before: "MiB before",
+  before: "MiB at rest",
 };
+const WARM_CONNECTIONS = 64;
 
 const idle: Row = {
   title: `memory of ${IDLE_CONNECTIONS} idle connections`,
   figures: MEMORY_FIGURES,
   moreIsBetter: false,
   mostRuns: 1,
+  isAlone: true,
   measure: async (place) =>
     memory(place, IDLE_CONNECTIONS, async (sample) => {
       const pair = first(place.pairs);
@@ -265,11 +276,14 @@ const busy: Row = {
   figures: MEMORY_FIGURES,
   moreIsBetter: false,
   mostRuns: 1,
+  isAlone: true,
   measure: async (place) =>
     memory(place, BUSY_CONNECTIONS, async (sample) => {
-      const load = wrk(place, BUSY_CONNECTIONS, { seconds: 6 });
-      await Promise.race([load, new Promise((resolve) => setTimeout(resolve, 5_000))]);
-      sample();
+      const load = wrk(place, BUSY_CONNECTIONS, { seconds: 8 });
+      for (const _ of [1, 2, 3, 4, 5]) {
+        await Promise.race([load, new Promise((resolve) => setTimeout(resolve, 1_200))]);
+        sample();
+      }
       await load;
     }),
 };

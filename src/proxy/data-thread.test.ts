@@ -632,12 +632,37 @@ describe("a data thread", () => {
     assert.deepEqual(lines(), ["connection complete", "connection opened", "connection complete"]);
   });
 
-  it("collects its garbage when it is told to", async () => {
-    const rig = new Rig({ pod: "server", addresses: everything });
-    const garbage = new WeakRef({});
-    await rig.settle();
-    rig.thread.handle({ type: "collect" });
-    assert.equal(garbage.deref(), undefined);
+  it("holds nothing of connections that have ended, once it is told to collect its garbage", async () => {
+    const [callee, caller] = [new Rig({ pod: "server", addresses: everything }), new Rig({ addresses: everything })];
+    const remains: WeakRef<object>[] = [];
+    const carry = async (remote: string): Promise<void> => {
+      const tunnel = await callee.tunnel(new FakeTunnel("10.1.0.2:8080", { remote }));
+      remains.push(new WeakRef(tunnel), new WeakRef(tunnel.carry ?? assert.fail()));
+      tunnel.carry?.end();
+    };
+    const dial = async (to: string): Promise<void> => {
+      remains.push(new WeakRef(await caller.dial(to)));
+    };
+    for (let i = 0; i < 10; i++) {
+      await carry(`10.1.0.1:${4_000 + i}`);
+      await dial("10.1.0.2:8080");
+      await dial("10.1.0.3:80");
+    }
+    const endAll = ({ opened, copies, dialled }: FakeNetwork): void => {
+      for (const ended of [...opened.splice(0).map(({ carry }) => carry), ...copies.splice(0)]) {
+        remains.push(new WeakRef(ended));
+        ended.end();
+      }
+      dialled.length = 0;
+    };
+    endAll(caller.network);
+    assert.equal(remains.length, 60);
+    await Promise.all([callee.settle(), caller.settle()]);
+    caller.thread.handle({ type: "collect" });
+    assert.deepEqual(
+      remains.flatMap((one) => one.deref() ?? []),
+      [],
+    );
   });
 
   it("shows its connections, its pools and what it counted in slices, and label sets once", async () => {
