@@ -93,7 +93,7 @@ export async function untilQuiet(roots: readonly number[]): Promise<void> {
   for (let [quiet, before] = [0, cpuSeconds(roots)]; quiet < QUIET_SECONDS;) {
     await new Promise((resolve) => setTimeout(resolve, 1_000));
     const now = cpuSeconds(roots);
-    quiet = now - before < (QUIET_CPU_SECONDS * roots.length) / 2 ? quiet + 1 : 0;
+    quiet = now - before <= (QUIET_CPU_SECONDS * roots.length) / 2 ? quiet + 1 : 0;
     before = now;
   }
 }

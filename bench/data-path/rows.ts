@@ -26,6 +26,8 @@ const LATENCY_RATE = 1_000;
 const LATENCY_CONNECTIONS = 16;
 const LOADED_RATE = 6_000;
 const IDLE_CONNECTIONS = 9_500;
+/** So long nothing moves on them before they count: who opened them may have left garbage. */
+const IDLE_MS = 15_000;
 const BUSY_CONNECTIONS = 1_000;
 const TRICKLE_BYTES_PER_SECOND = 10_000;
 const HANDSHAKES_AT_A_TIME = 8;
@@ -215,32 +217,43 @@ async function end({ child }: { child: ChildProcess }): Promise<void> {
   await ended;
 }
 
-/**
- * Memory of both sides with so many connections beyond that at rest, after some requests, per connection, and in all.
- * While `work` goes on it is looked at again and again; the middle one counts.
- */
-async function memory(
-  place: Place,
-  connections: number,
-  work: (sample: () => void) => Promise<void>,
-): Promise<Figures> {
-  await wrk(place, WARM_CONNECTIONS, { seconds: 2 });
+type BothSides = readonly [client: number, server: number];
+
+function memoryOf({ client, server }: Place): BothSides {
+  return [memoryBytes(client), memoryBytes(server)];
+}
+
+/** At rest, after some requests. */
+async function memoryAtRest(place: Place): Promise<BothSides> {
+  await wrk(place, FEW_CONNECTIONS, { seconds: 2 });
   await untilQuiet([...place.client, ...place.server]);
-  const now = (): readonly [number, number] => [memoryBytes(place.client), memoryBytes(place.server)];
-  const before = now();
-  const samples: (readonly [number, number])[] = [];
-  await work(() => {
-    samples.push(now());
-  });
-  const all = samples.toSorted((one, other) => one[0] + one[1] - other[0] - other[1]);
-  const during = all[all.length >> 1] ?? before;
-  const each = (side: 0 | 1): number => (during[side] - before[side]) / connections / 1024;
+  return memoryOf(place);
+}
+
+/** While so many connections are busy: the middle one of some looks. */
+async function memoryUnderLoad(place: Place, connections: number): Promise<BothSides> {
+  const load = wrk(place, connections, { seconds: 8 });
+  const looks: BothSides[] = [];
+  for (const _ of [1, 2, 3, 4, 5]) {
+    await Promise.race([load, new Promise((resolve) => setTimeout(resolve, 1_200))]);
+    looks.push(memoryOf(place));
+  }
+  await load;
+  return looks.toSorted(([a, b], [c, d]) => a + b - c - d)[looks.length >> 1] ?? [Number.NaN, Number.NaN];
+}
+
+/** Memory that each of `connections` takes, and all of it. */
+function memoryFigures(
+  { rest, few, many }: Readonly<Record<"rest" | "few" | "many", BothSides>>,
+  connections: number,
+): Figures {
+  const each = (side: 0 | 1): number => (many[side] - few[side]) / connections / 1024;
   return {
     each: each(0) + each(1),
     clientEach: each(0),
     serverEach: each(1),
-    total: (during[0] + during[1]) / (1 << 20),
-    before: (before[0] + before[1]) / (1 << 20),
+    total: (many[0] + many[1]) / (1 << 20),
+    before: (rest[0] + rest[1]) / (1 << 20),
   };
 }
 
@@ -251,41 +264,39 @@ const MEMORY_FIGURES = {
   total: "MiB in all",
   before: "MiB at rest",
 };
-const WARM_CONNECTIONS = 64;
+const FEW_CONNECTIONS = 100;
 
 const idle: Row = {
-  title: `memory of ${IDLE_CONNECTIONS} idle connections`,
+  title: `memory of ${IDLE_CONNECTIONS} idle connections, beyond that at rest`,
   figures: MEMORY_FIGURES,
   moreIsBetter: false,
   mostRuns: 1,
   isAlone: true,
-  measure: async (place) =>
-    memory(place, IDLE_CONNECTIONS, async (sample) => {
-      const pair = first(place.pairs);
-      const held = await background(
-        program(pair.clientNetns, "load.ts", ["hold", pair.serverIp, APP_PORTS.http, IDLE_CONNECTIONS]),
-      );
-      await new Promise((resolve) => setTimeout(resolve, 2_000));
-      sample();
-      await end(held);
-    }),
+  measure: async (place) => {
+    const rest = await memoryAtRest(place);
+    const pair = first(place.pairs);
+    const words = ["hold", pair.serverIp, APP_PORTS.http, IDLE_CONNECTIONS];
+    const held = await background(program(pair.clientNetns, "load.ts", words));
+    await untilQuiet([...place.client, ...place.server]);
+    await new Promise((resolve) => setTimeout(resolve, IDLE_MS));
+    const many = memoryOf(place);
+    await end(held);
+    return memoryFigures({ rest, few: rest, many }, IDLE_CONNECTIONS);
+  },
 };
 
 const busy: Row = {
-  title: `memory of ${BUSY_CONNECTIONS} busy connections`,
+  title: `memory of ${BUSY_CONNECTIONS} busy connections, beyond that of ${FEW_CONNECTIONS}`,
   figures: MEMORY_FIGURES,
   moreIsBetter: false,
-  mostRuns: 1,
+  mostRuns: 3,
   isAlone: true,
-  measure: async (place) =>
-    memory(place, BUSY_CONNECTIONS, async (sample) => {
-      const load = wrk(place, BUSY_CONNECTIONS, { seconds: 8 });
-      for (const _ of [1, 2, 3, 4, 5]) {
-        await Promise.race([load, new Promise((resolve) => setTimeout(resolve, 1_200))]);
-        sample();
-      }
-      await load;
-    }),
+  measure: async (place) => {
+    const rest = await memoryAtRest(place);
+    const few = await memoryUnderLoad(place, FEW_CONNECTIONS);
+    const many = await memoryUnderLoad(place, BUSY_CONNECTIONS);
+    return memoryFigures({ rest, few, many }, BUSY_CONNECTIONS - FEW_CONNECTIONS);
+  },
 };
 
 const slowReader: Row = {

@@ -14,12 +14,6 @@ import { stopOnSignals } from "./signals.ts";
  */
 const SMALL_HEAP = ["--max-semi-space-size=2", "--no-parallel-scavenge"];
 
-/**
- * The C library would give each of a child's dozen threads a heap of its own, and keep in each what the others could use.
- * Another number can be given in the environment.
- */
-const FEW_ARENAS = "2";
-
 const { stop, untilHurried } = stopOnSignals();
 const given = /--log-level[= ](\w+)/.exec(process.argv.join(" "))?.[1]; // a wrong one is the child's to refuse
 const log = createLog(
@@ -31,7 +25,7 @@ try {
   const code = await supervise({
     command: process.execPath,
     args: [...SMALL_HEAP, ...process.execArgv, ...process.argv.slice(1), "--child-of", String(process.pid)],
-    env: { MALLOC_ARENA_MAX: FEW_ARENAS, ...process.env },
+    env: process.env,
     clock: systemClock(),
     log,
     signal: stop,
