@@ -8,9 +8,10 @@ import { stopOnSignals } from "./signals.ts";
 // The supervisor of `veil proxy`: starts this very command as its children, which know by one more flag that they are.
 
 /**
- * Main threads have little to do: V8 would let the heap of their short-lived objects grow to 3 x 16 MiB while they load,
- * and keep it. Data threads have a size of their own (proxy/worker-port.ts). So little is collected best by the thread whose
- * it is: helpers would take the processor from the data threads, at whose priority they run, whenever the main thread collects.
+ * For all threads: V8 would let the heap of a main thread's short-lived objects grow to 3 x 16 MiB while it loads, and keep it; and
+ * what connections need for a moment is collected with less work while it fits the processor's cache. So little is collected best
+ * by the thread whose it is: helpers would take the processor from the data threads, at whose priority they run, whenever the main
+ * thread collects.
  */
 const SMALL_HEAP = ["--max-semi-space-size=2", "--no-parallel-scavenge"];
 
