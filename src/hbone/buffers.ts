@@ -115,8 +115,10 @@ const LARGE_LOOSE_BYTES = 64 * 1024;
 /** First blocks that are kept: each new connection that sends at once needs one while its application is dialled. */
 const LOOSE_KEPT = 64;
 
-/** The largest read of a TLS session: one record. */
+/** A read of a TLS session that holds a full record, or more: the peer sends much. */
 export const RECORD_BYTES = 16 * 1024;
+/** What is asked for at the end of a slab: a record with its type and some padding. */
+export const RECORD_ROOM_BYTES = RECORD_BYTES + 256;
 
 /** Counted memory of received bytes. */
 export class Slab {

@@ -62,9 +62,9 @@ export class ClientSession implements SessionRole {
   }
 
   start(): void {
-    const { stream, early, watch } = this.#options.secure;
+    const { stream, watch } = this.#options.secure;
     if (watch !== undefined) watch.onRevoked = () => this.#session.fail(peerRevoked());
-    this.#session.start(stream, early);
+    this.#session.start(stream);
   }
 
   get closed(): boolean {

@@ -10,6 +10,14 @@ export const hboneError = defineErrors("hbone", {
     when: "a TLS handshake failed before the peer could be judged (no TLS, wrong version, no common suite, cut off)",
     hint: "the message carries OpenSSL's word; both ends must speak TLS 1.3 with AES-GCM on tcp/15008",
   },
+  HBONE_TLS_RECORD: {
+    when: "a TLS record of an established session is not authentic, or breaks a rule of TLS 1.3",
+    hint: "somebody changes bytes between the nodes, or the peer's TLS is broken; the message names the rule",
+  },
+  HBONE_TLS_ALERT: {
+    when: "the peer ended an established TLS session with an alert",
+    hint: "the message carries the alert's number (RFC 8446 §6); look at the log of the peer's proxy",
+  },
   HBONE_TLS_TIMEOUT: {
     when: "a peer did not finish its TLS handshake in time",
     hint: "look at the peer named in the record: its proxy hangs, or something else answers on tcp/15008",

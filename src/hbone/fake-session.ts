@@ -174,7 +174,7 @@ export function fakeSession(limits: Partial<HboneLimits> = {}): {
   const session = new Session({ role, clock, limits: { ...DEFAULT_LIMITS, ...limits } });
   role.session = session;
   const stream = new FakeStream();
-  session.start(stream, new Uint8Array(0));
+  session.start(stream);
   stream.put(Buffer.concat([PREFACE, settingsFrame, settingsAck]));
   return { stream, role, session, clock };
 }
@@ -196,7 +196,7 @@ export function fakeServerSession(
   const rejected: CodedError[] = [];
   const end = { ip: parseIp("127.0.0.1"), port: 1 };
   const session = new ServerSession({
-    secure: { stream, early: new Uint8Array(0), peer: testId("client") },
+    secure: { stream, peer: testId("client") },
     remote: end,
     local: end,
     clock,
@@ -220,7 +220,7 @@ export function fakeClientSession(): {
 } {
   const stream = new FakeStream();
   const session = new ClientSession({
-    secure: { stream, early: new Uint8Array(0), peer: testId("server") },
+    secure: { stream, peer: testId("server") },
     source: testId("client"),
     clock: new FakeClock(),
     random: seededRandom(1),

@@ -1,4 +1,4 @@
-import { commonSlab, RECORD_BYTES, retireSlab, SLAB_BYTES, takeSlab, type Slab } from "./buffers.ts";
+import { commonSlab, RECORD_BYTES, RECORD_ROOM_BYTES, retireSlab, SLAB_BYTES, takeSlab, type Slab } from "./buffers.ts";
 import { turn } from "./turn.ts";
 
 /** So many small reads after a large one, and a session reads into the common slab again. */
@@ -20,10 +20,10 @@ export class Intake {
   next(count: number): Uint8Array | undefined {
     const { slab } = this;
     if (slab === commonSlab) return count < RECORD_BYTES ? undefined : this.#goTo(takeSlab(this));
-    if (count === RECORD_BYTES) this.#busyReads = BUSY_READS;
+    if (count >= RECORD_BYTES) this.#busyReads = BUSY_READS;
     else if (slab.refs === 0) return this.#smallRead();
     this.position += count;
-    if (SLAB_BYTES - this.position >= RECORD_BYTES) return slab.bytes.subarray(this.position);
+    if (SLAB_BYTES - this.position >= RECORD_ROOM_BYTES) return slab.bytes.subarray(this.position);
     if (slab.refs > 0) turn.flushPlain();
     if (this.slab !== slab) return undefined; // the session ended meanwhile
     if (slab.refs === 0) return this.#goTo(slab);
@@ -42,17 +42,6 @@ export class Intake {
   close(): void {
     if (this.slab !== commonSlab) retireSlab(this.slab);
     this.slab = commonSlab;
-  }
-
-  /** Deals with bytes that came otherwise, in a slab of their own; `parse` gets their count. */
-  takeAside(bytes: Uint8Array, parse: (count: number) => void): void {
-    const reading = this.slab;
-    this.slab = takeSlab(this);
-    const count = Math.min(bytes.length, SLAB_BYTES);
-    this.slab.bytes.set(bytes.subarray(0, count));
-    parse(count);
-    this.close();
-    this.slab = reading;
   }
 
   #smallRead(): Uint8Array | undefined {

@@ -1,7 +1,7 @@
 import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import type { ByteStream, StreamOwner } from "#linux";
-import { commonSlab, SLAB_BYTES } from "./buffers.ts";
+import { commonSlab } from "./buffers.ts";
 import { Departure, discarded } from "./departure.ts";
 import { H2_CODE, h2CodeOf, hboneError, lossError } from "./errors.ts";
 import { FrameParser, type FrameSink } from "./frame-parser.ts";
@@ -101,8 +101,8 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     this.nuisances = new NuisanceGuard(clock, limits.nuisancePoints);
   }
 
-  /** Begins: our settings go out, and what the peer sent already (`early`) is taken. */
-  start(stream: ByteStream, early: Uint8Array): void {
+  /** Begins: our settings go out. */
+  start(stream: ByteStream): void {
     this.#stream = stream;
     this.#departure = new Departure(stream, this.clock, () => {
       this.#close(undefined);
@@ -112,11 +112,6 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
     sendPreface(this.writer, this.#role.kind, this.#limits);
     this.writer.attach(stream);
     stream.start(this, commonSlab.bytes);
-    for (let at = 0; at < early.length && !this.closed; at += SLAB_BYTES) {
-      this.intake.takeAside(early.subarray(at), (count) => {
-        this.#parse(0, count);
-      });
-    }
     this.#keepAlive.start();
   }
 

@@ -1,21 +1,28 @@
 import { constants, type X509Certificate } from "node:crypto";
-import { Socket } from "node:net";
+import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { connect, createSecureContext, createServer, type SecureContext, type Server, type TLSSocket } from "node:tls";
+import {
+  connect,
+  createSecureContext,
+  createServer,
+  TLSSocket,
+  type ConnectionOptions,
+  type SecureContext,
+  type Server,
+} from "node:tls";
 import type { Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
-import { takeTlsStream, type ByteStream, type TcpSocket } from "#linux";
+import { refusedPeer, socketPath, publicTlsStream, TcpSocket, type ByteStream } from "#linux";
 import { trustDomainOf, type SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { checkPeerLeaf, type PeerExpectation } from "#x509";
 import { hboneError } from "./errors.ts";
+import { HandshakeWire } from "./handshake-wire.ts";
 import { peerRevoked, presentedCertificates, type PeerRevocations, type PeerWatch } from "./revocation.ts";
 
 /** A TLS session whose peer is proven. */
 export interface SecureStream {
   readonly stream: ByteStream;
-  /** Bytes that came with the handshake. */
-  readonly early: Uint8Array;
   readonly peer: SpiffeId;
   /** Of whoever takes the stream: to be left at the session's end. */
   readonly watch?: PeerWatch | undefined;
@@ -54,24 +61,37 @@ const PROFILE = {
 /** Parsing keys and certificates costs a millisecond: once per identity object, which changes when it is renewed. */
 const contexts = new WeakMap<TlsIdentity, SecureContext>();
 
+function contextOf(identity: TlsIdentity): SecureContext {
+  let context = contexts.get(identity);
+  context ??= createSecureContext({ ...PROFILE, ...credentials(identity) });
+  contexts.set(identity, context);
+  return context;
+}
+
+/** The chain and the identity are judged by `judgePeer`, for both sides alike; before that nothing is handed out. */
+const CLIENT_OPTIONS: ConnectionOptions = {
+  ALPNProtocols: ["h2"],
+  rejectUnauthorized: false,
+  checkServerIdentity: () => undefined,
+};
+
+/** What makes records of our own out of a handshake over `socket`; undefined where the session stays Node's. */
+function wireOver(socket: HandshakeSocket, isServer: boolean): HandshakeWire | undefined {
+  if (!(socket instanceof TcpSocket) || socketPath() === "public") return undefined;
+  return new HandshakeWire(socket, isServer);
+}
+
 /** Shakes hands as the client. No SNI, no resumption. The result of the call ends it early (nothing is reported then). */
 export function handshakeAsClient(options: HandshakeOptions): () => void {
   const { identity, socket } = options;
   const handshake = new Handshake(options, "source");
   try {
-    let secureContext = contexts.get(identity);
-    secureContext ??= createSecureContext({ ...PROFILE, ...credentials(identity) });
-    contexts.set(identity, secureContext);
-    const plain = socket.toNetSocket();
-    handshake.began(plain);
-    // The chain and the identity are judged by `judgePeer`, for both sides alike; before that nothing is handed out.
-    const secure = connect({
-      socket: plain,
-      secureContext,
-      ALPNProtocols: ["h2"],
-      rejectUnauthorized: false,
-      checkServerIdentity: () => undefined,
-    });
+    const secureContext = contextOf(identity);
+    const wire = wireOver(socket, false);
+    const plain = wire === undefined ? socket.toNetSocket() : wire.duplex;
+    handshake.began(plain, wire);
+    const secure = connect({ ...CLIENT_OPTIONS, socket: plain, secureContext });
+    wire?.watch(secure);
     secure.on("error", (error) => {
       handshake.failed(handshakeError(error));
     });
@@ -91,7 +111,8 @@ export class TlsAcceptor {
   /** One `tls.Server` per identity object; it never listens, connections are handed to it. */
   readonly #servers = new WeakMap<TlsIdentity, Server>();
   /** By the client's address: a TLS socket is recognised by it. */
-  readonly #pending = new Map<string, Handshake>();
+  readonly #byAddress = new Map<string, Handshake>();
+  readonly #pending = new Set<Handshake>();
 
   /** Handshakes under way. */
   get size(): number {
@@ -102,11 +123,18 @@ export class TlsAcceptor {
     const { identity, socket } = options;
     let key = "";
     const onDone = (result: SecureStream | CodedError): void => {
-      if (this.#pending.get(key) === handshake) this.#pending.delete(key);
+      this.#pending.delete(handshake);
+      if (this.#byAddress.get(key) === handshake) this.#byAddress.delete(key);
       options.onDone(result);
     };
     const handshake = new Handshake({ ...options, onDone }, "destination");
+    this.#pending.add(handshake);
     try {
+      const wire = wireOver(socket, true);
+      if (wire !== undefined) {
+        acceptOverWire(wire, identity, handshake);
+        return;
+      }
       let server = this.#servers.get(identity);
       if (server === undefined) {
         server = this.#makeServer(identity);
@@ -115,7 +143,7 @@ export class TlsAcceptor {
       const plain = socket.toNetSocket();
       handshake.began(plain);
       key = keyOf(plain);
-      this.#pending.set(key, handshake);
+      this.#byAddress.set(key, handshake);
       server.emit("connection", plain);
     } catch (cause) {
       handshake.failed(unusable(identity, cause));
@@ -124,7 +152,7 @@ export class TlsAcceptor {
 
   /** Ends all handshakes under way with `error`. */
   close(error: CodedError): void {
-    for (const handshake of this.#pending.values()) handshake.failed(error);
+    for (const handshake of this.#pending) handshake.failed(error);
   }
 
   #makeServer(identity: TlsIdentity): Server {
@@ -136,14 +164,35 @@ export class TlsAcceptor {
       rejectUnauthorized: false,
     });
     server.on("secureConnection", (secure) => {
-      const handshake = this.#pending.get(keyOf(secure));
+      const handshake = this.#byAddress.get(keyOf(secure));
       if (handshake === undefined) secure.destroy();
       else handshake.secured(secure);
     });
     server.on("tlsClientError", (error, secure) => {
-      this.#pending.get(keyOf(secure))?.failed(handshakeError(error));
+      this.#byAddress.get(keyOf(secure))?.failed(handshakeError(error));
     });
     return server;
+  }
+}
+
+function acceptOverWire(wire: HandshakeWire, identity: TlsIdentity, handshake: Handshake): void {
+  const secureContext = contextOf(identity);
+  handshake.began(wire.duplex, wire);
+  const secure = new TLSSocket(wire.duplex, {
+    isServer: true,
+    secureContext,
+    ALPNProtocols: ["h2"],
+    requestCert: true,
+    rejectUnauthorized: false,
+  });
+  wire.watch(secure);
+  secure.once("secure", () => {
+    handshake.secured(secure);
+  });
+  for (const event of ["_tlsError", "error"]) {
+    secure.on(event, (error: Error) => {
+      handshake.failed(handshakeError(error));
+    });
   }
 }
 
@@ -161,6 +210,8 @@ class Handshake {
   readonly #reporter: "source" | "destination";
   readonly #cancelTimer: () => void;
   #plain: Duplex | undefined;
+  #wire: HandshakeWire | undefined;
+  #watched: PeerWatch | undefined;
   #over = false;
 
   constructor(options: HandshakeOptions, reporter: "source" | "destination") {
@@ -176,11 +227,13 @@ class Handshake {
   }
 
   /** The connection belongs to `plain` now. */
-  began(plain: Duplex): void {
+  began(plain: Duplex, wire?: HandshakeWire): void {
     this.#plain = plain;
+    this.#wire = wire;
     plain.on("error", () => {}); // the TLS socket reports it
     plain.on("close", () => {
-      this.failed(hboneError("HBONE_TLS_HANDSHAKE", "the connection was closed during the TLS handshake"));
+      if (!this.#over)
+        this.failed(hboneError("HBONE_TLS_HANDSHAKE", "the connection was closed during the TLS handshake"));
     });
   }
 
@@ -198,13 +251,19 @@ class Handshake {
       this.failed(peerRevoked());
       return;
     }
-    const taken = takeTlsStream(secure, this.#plain instanceof Socket);
-    if (!(taken instanceof CodedError)) {
-      this.#end({ ...taken, peer, watch });
+    this.#watched = watch;
+    if (this.#wire === undefined) {
+      this.#taken(publicTlsStream(secure), peer);
       return;
     }
-    watch?.leave();
-    this.failed(taken);
+    this.#wire.handOver(secure, (stream) => {
+      if (!this.#over) this.#taken(stream, peer);
+    });
+  }
+
+  #taken(stream: ByteStream | CodedError, peer: SpiffeId): void {
+    if (stream instanceof CodedError) this.failed(stream);
+    else this.#end({ stream, peer, watch: this.#watched });
   }
 
   #watch(leaf: X509Certificate): PeerWatch | "revoked" | undefined {
@@ -228,6 +287,7 @@ class Handshake {
   }
 
   #destroy(): void {
+    this.#watched?.leave();
     if (this.#plain === undefined) this.#options.socket.close();
     else this.#plain.destroy();
   }
@@ -250,9 +310,9 @@ function judgePeer(
 ): SpiffeId | CodedError {
   if (socket.alpnProtocol !== "h2") return hboneError("HBONE_TLS_NO_ALPN", "the peer did not agree on ALPN h2");
   if (certificate === undefined) return noCertificate();
-  const reason = String(socket.authorizationError ?? "UNKNOWN");
+  const reason = refusedPeer(socket);
   try {
-    if (socket.authorized) return checkPeerLeaf(certificate.raw, expected);
+    if (reason === undefined) return checkPeerLeaf(certificate.raw, expected);
     if (reason === "INVALID_PURPOSE") checkPeerLeaf(certificate.raw, expected); // names the rule; refused in any case
   } catch (error) {
     if (error instanceof CodedError) return error;

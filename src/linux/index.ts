@@ -1,3 +1,4 @@
+export { RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RecordProtection, type RecordSuite } from "./aead.ts";
 export { raiseLoopback } from "./loopback.ts";
 export { adoptNetns, inNetns, openNetns, type Netns } from "./netns.ts";
 export { readMemoryUse, trimMemory, type MemoryUse } from "./memory.ts";
@@ -15,13 +16,13 @@ export {
 export { flushConntrack } from "./conntrack.ts";
 export { runCommand, runIpBatch, runNft, type CommandOutcome, type SystemCommand } from "./nft.ts";
 export type { ByteStream, StreamOwner, WriteOutcome } from "./byte-stream.ts";
-export { findWrongShape } from "./raw-stream.ts";
+export { findWrongShape, refusedPeer } from "./raw-stream.ts";
 export type { SocketAddress } from "./socket-options.ts";
 export {
   connectTcp,
   listenTcp,
   socketPath,
-  takeTlsStream,
+  publicTlsStream,
   TcpSocket,
   useSocketPath,
   type ConnectOptions,

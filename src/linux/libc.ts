@@ -20,6 +20,10 @@ export const linuxError = defineErrors("linux", {
     when: "the running Node's socket internals differ from the version this release is made for",
     hint: "run Veil with the Node version it ships (bin/veil does)",
   },
+  LINUX_CRYPTO: {
+    when: "OpenSSL refused to protect a TLS record",
+    hint: "a defect, or no memory is left: please report it with the message",
+  },
   LINUX_SOCKET: {
     when: "a connected socket failed: reset by the peer, or broken otherwise",
     hint: "the message carries the kernel's word for it; look at the other end of the connection",

@@ -1,5 +1,5 @@
 /**
- * The one file that touches Node's socket internals (`process.binding`, the handles behind `net` and `tls`).
+ * The one file that touches Node's socket internals (`process.binding`, the handles behind `net`, the verdict of one behind `tls`).
  * They are not a public interface: {@link findWrongShape} looks at each of them before the first use, and when one differs
  * the program falls back to the public streams (`public-stream.ts`), which are slower.
  */
@@ -7,6 +7,7 @@ import { Socket, type SocketConstructorOpts } from "node:net";
 import type { TLSSocket } from "node:tls";
 import { getSystemErrorName } from "node:util";
 import type { CodedError } from "#base/errors";
+import { describeMissingCrypto } from "./aead.ts";
 import type { ByteStream, StreamOwner, WriteOutcome } from "./byte-stream.ts";
 import { linuxError, socketError } from "./libc.ts";
 import { holdForEnd } from "./socket-options.ts";
@@ -19,7 +20,7 @@ interface Request {
   pieces: unknown;
 }
 
-/** What all stream handles can do (TCP, TLSWrap). */
+/** What a stream handle can do. */
 interface StreamHandle {
   readonly fd: number;
   readonly writeQueueSize: number;
@@ -58,7 +59,6 @@ interface Internals {
 
 const HANDLE_MEMBERS = ["readStart", "readStop", "useUserBuffer", "writeBuffer", "writev", "shutdown", "close"];
 const EOF = "EOF";
-const ALREADY = "EALREADY";
 
 function loadInternals(): Internals | string {
   const binding: unknown = Reflect.get(process, "binding");
@@ -68,7 +68,7 @@ function loadInternals(): Internals | string {
     const load = (name: string): Record<string, unknown> => binding.call(process, name) as Record<string, unknown>;
     const found = { ...load("tcp_wrap"), ...load("stream_wrap") };
     const internals = { ...found, state: found["streamBaseState"] } as unknown as Internals;
-    return describeWrongShape(internals) ?? internals;
+    return describeWrongShape(internals) ?? describeMissingCrypto() ?? internals;
   } catch (error) {
     return `process.binding refuses: ${String(error)}`;
   }
@@ -162,21 +162,18 @@ export function socketOfHandle(handle: TcpHandle): Socket {
   return new Socket(Object.assign(options, { handle, manualStart: true })); // both are known to Node, not to its types
 }
 
-/**
- * Takes the bytes of a TLS session over from its `TLSSocket` after the handshake. What the socket has decrypted already
- * comes back as `early`. The TLSSocket stays the owner of the handle: closing goes through it.
- */
-export function takeOverTls(socket: TLSSocket): { stream: RawStream; early: Uint8Array } | CodedError {
+/** Why OpenSSL refuses the peer's certificate chain (`CERT_HAS_EXPIRED`), client or server; undefined: it does not. */
+export function refusedPeer(socket: TLSSocket): string | undefined {
+  if (socket.authorized) return undefined;
+  if (socket.authorizationError != null) return String(socket.authorizationError); // oxlint-disable-line eqeqeq
   const handle: unknown = Reflect.get(socket, "_handle");
-  if (typeof handle !== "object" || handle === null) {
-    return linuxError("LINUX_SOCKET", "the TLS session has ended before it was used");
-  }
-  const missing = HANDLE_MEMBERS.filter((name) => typeof Reflect.get(handle, name) !== "function");
-  if (missing.length > 0) return linuxError("LINUX_WRONG_SHAPE", `a TLS handle has no ${missing.join(", ")}`);
-  const left: unknown = socket.read();
-  // The members were looked at just above.
-  const stream = new RawStream(handle as StreamHandle, socket);
-  return { stream, early: left instanceof Uint8Array ? left : new Uint8Array(0) };
+  const verify: unknown =
+    typeof handle === "object" && handle !== null ? Reflect.get(handle, "verifyError") : undefined;
+  if (typeof verify !== "function") return "UNKNOWN";
+  // A server's socket that no `tls.Server` looks after: the verdict is with its handle.
+  const verdict: unknown = verify.call(handle);
+  if (verdict === null) return undefined;
+  return verdict instanceof Error && "code" in verdict ? String(verdict.code) : "UNKNOWN";
 }
 
 function errorName(status: number): string {
@@ -184,12 +181,10 @@ function errorName(status: number): string {
 }
 
 let spareWrite: Request | undefined;
-let trash: Uint8Array | undefined;
 
 /** {@link ByteStream} over a handle of libuv. */
 export class RawStream implements ByteStream {
   readonly #handle: StreamHandle;
-  readonly #tls: TLSSocket | undefined;
   #owner: StreamOwner | undefined;
   #error: CodedError | undefined;
   #reading = false;
@@ -198,16 +193,8 @@ export class RawStream implements ByteStream {
   /** The buffer in force: the handle does not keep it alive. */
   buffer: Uint8Array | undefined;
 
-  constructor(handle: StreamHandle, tls?: TLSSocket) {
+  constructor(handle: StreamHandle) {
     this.#handle = handle;
-    this.#tls = tls;
-    // A TLS session reports its failures (bad records, alerts) through its TLSSocket.
-    tls?.on("error", (cause: Error) => {
-      this.#broken(socketError("TLS read", cause.message, cause));
-    });
-    tls?.on("close", () => {
-      this.#broken(socketError("TLS read", "the session was closed"));
-    });
   }
 
   get error(): CodedError | undefined {
@@ -232,7 +219,7 @@ export class RawStream implements ByteStream {
     if (this.#reading || this.closed || this.#ended) return;
     this.#reading = true;
     const status = this.#handle.readStart();
-    if (status === 0 || errorName(status) === ALREADY) return; // a TLS session reads since its handshake
+    if (status === 0) return;
     setImmediate(() => {
       this.#broken(socketError("read", errorName(status)));
     });
@@ -244,7 +231,7 @@ export class RawStream implements ByteStream {
   }
 
   write(bytes: Uint8Array, last = false): WriteOutcome {
-    if (last && this.#tls === undefined) holdForEnd(this.#handle.fd);
+    if (last) holdForEnd(this.#handle.fd);
     const request = spareWrite ?? newWrite();
     spareWrite = undefined;
     return this.#written(request, this.#handle.writeBuffer(request, bytes), bytes);
@@ -284,8 +271,7 @@ export class RawStream implements ByteStream {
     this.closed = true;
     this.#owner = undefined;
     this.#handle.veilStream = undefined;
-    if (this.#tls === undefined) this.#handle.close();
-    else this.#tls.destroy();
+    this.#handle.close();
   }
 
   reset(): void {
@@ -298,8 +284,6 @@ export class RawStream implements ByteStream {
     if (owner === undefined || count === 0) return undefined;
     if (count > 0) {
       const next = owner.onRead(count);
-      // A TLS handle goes on to hand out what it has decrypted, closed or not: not into buffers that are others' by now.
-      if (this.closed) return (trash ??= new Uint8Array(64 * 1024));
       if (next === undefined) return undefined;
       this.buffer = next;
       return next;

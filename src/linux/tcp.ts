@@ -17,7 +17,6 @@ import {
   openHandle,
   RawStream,
   socketOfHandle,
-  takeOverTls,
   type TcpHandle,
 } from "./raw-stream.ts";
 import {
@@ -168,16 +167,9 @@ function fdOf(socket: Socket): number {
   return typeof fd === "number" ? fd : -1;
 }
 
-/**
- * Takes the bytes of a finished handshake over from its `TLSSocket`; `early` is what was decrypted already. `overTcp`: the
- * session runs over a TCP socket, and not over a stream of this program.
- */
-export function takeTlsStream(
-  socket: TLSSocket,
-  overTcp: boolean,
-): { stream: ByteStream; early: Uint8Array } | CodedError {
-  if (path === "handles" && overTcp) return takeOverTls(socket);
-  return { stream: new PublicStream(socket, { copies: true }), early: new Uint8Array(0) };
+/** The bytes of a TLS session that stays Node's, after its handshake. */
+export function publicTlsStream(socket: TLSSocket): ByteStream {
+  return new PublicStream(socket, { copies: true });
 }
 
 /** Where to listen. */
