@@ -11,7 +11,7 @@
  * Needs root, wrk, nginx. With `--out NAME` writes bench/results/NAME.{md,json}.
  */
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { cpus, tmpdir } from "node:os";
+import { cpus, loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { parseIp } from "#base/ip";
@@ -176,7 +176,7 @@ try {
   const text = [
     `# ${count.toLocaleString("en")} workloads in the table`,
     "",
-    `\`node --conditions=veil-source bench/table.ts ${process.argv.slice(2).join(" ")}\`, ${cpus().length} cores (${cpus()[0]?.model.trim()}), Node ${process.version}, ${new Date().toISOString().slice(0, 10)}, ${minutes} min.`,
+    `\`node --conditions=veil-source bench/table.ts ${process.argv.slice(2).join(" ")}\`, ${cpus().length} cores (${cpus()[0]?.model.trim()}), Node ${process.version}, ${new Date().toISOString().slice(0, 10)}, ${minutes} min, load average ${(loadavg()[1] ?? 0).toFixed(0)}.`,
     `Microseconds, medians of ${runs} runs of ${seconds} s each, interleaved. ${done.pushed.toLocaleString("en")} addresses were pushed and ${done.dumps} dumps of ${(done.dumpBytes / 1e6).toFixed(0)} MB read meanwhile, own and others together.`,
     "",
     "| beside | requests p50 | p99 | new connections p50 | p99 |",
