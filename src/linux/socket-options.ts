@@ -211,7 +211,7 @@ export function bindAndListen(
  * Ports for connections under another's address: below those that Linux gives its own connections (32768 and up). From there, sooner
  * or later one would be taken that the address's owner uses for a connection to the same port, and break that one (ADR 0030).
  */
-const BORROWED_PORTS = { from: 1024, count: 32_768 - 1024 } as const;
+export const BORROWED_PORTS = { from: 1024, count: 32_768 - 1024 } as const;
 /** Ports that are tried when some are listened on. */
 const BIND_TRIES = 32;
 const EADDRINUSE = 98;
@@ -232,6 +232,14 @@ export function bindSource(fd: number, ip: IpAddress): void {
     if (result === 0) return;
     if (lastErrno().errno !== EADDRINUSE || tries >= BIND_TRIES) checkCall("bind", result, { ip });
   }
+}
+
+/**
+ * Has the next source ports come from further on: connections that were opened one after the other hold ports one after
+ * the other.
+ */
+export function skipSources(count: number): void {
+  nextBorrowed = (nextBorrowed + count) % BORROWED_PORTS.count;
 }
 
 /** Takes one waiting connection from a listening socket; undefined when none waits. */
