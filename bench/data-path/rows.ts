@@ -135,16 +135,15 @@ async function wrk(
   };
 }
 
-/** Places that have had requests: their sessions are open, their code is compiled. */
-const warm = new WeakSet<Place>();
-
 function wrkRow(title: string, connections: number, words: readonly string[] = []): Row {
+  /** Places that have had this load: their sessions are open, their code is compiled. */
+  const warm = new WeakSet<Place>();
   return {
     title,
     figures: { perSecond: "per second", p50: "p50 µs", p99: "p99 µs", cpu: "CPU µs each", ...CPU_FIGURES },
     moreIsBetter: true,
     measure: async (place, seconds) => {
-      if (!warm.has(place)) await wrk(place, connections, { seconds: 2 });
+      if (!warm.has(place)) await wrk(place, connections, { seconds: 2, words });
       warm.add(place);
       return withCpu(
         place,
