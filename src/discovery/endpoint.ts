@@ -1,6 +1,7 @@
 import { findIp, type IpAddress } from "#base/ip";
 import type { EndpointSlice } from "#kube";
 import type { ServicePort, Workload } from "#model/workload";
+import { bareWorkload } from "./bare-workload.ts";
 import { endpointUid, type Cluster, type Problem } from "./cluster.ts";
 import type { ServiceFacts } from "./service.ts";
 
@@ -60,31 +61,12 @@ export function endpointWorkload(
 ): Workload {
   const { cluster, service } = around;
   return {
-    kind: "workload",
-    uid: endpointUid(cluster, slice, endpoint.ip),
+    ...bareWorkload(cluster, endpointUid(cluster, slice, endpoint.ip)),
     name: slice.name,
     namespace: slice.namespace,
     addresses: [endpoint.ip],
-    hostname: "",
-    network: cluster.network,
-    tunnelProtocol: "none",
-    trustDomain: cluster.trustDomain,
-    serviceAccount: "",
-    waypoint: undefined,
-    networkGateway: undefined,
-    node: "",
-    canonicalName: "",
-    canonicalRevision: "",
-    workloadType: "pod",
-    workloadName: "",
-    nativeTunnel: false,
     services: { [service.key]: endpointPorts(slice, service) },
-    authorizationPolicies: [],
     healthy: endpoint.ready,
-    clusterId: cluster.clusterId,
-    locality: { region: "", zone: "", subzone: "" },
     hostNetwork: true,
-    capacity: 1,
-    applicationTunnel: undefined,
   };
 }

@@ -1,6 +1,7 @@
 import { findIp } from "#base/ip";
 import type { Gateway } from "#kube";
 import type { GatewayAddress, Workload } from "#model/workload";
+import { bareWorkload, targetOf } from "./bare-workload.ts";
 import type { Cluster } from "./cluster.ts";
 import { Multimap } from "./multimap.ts";
 
@@ -88,36 +89,9 @@ function addressesOf({ spec, status }: Gateway): readonly string[] {
   });
 }
 
-function gatewayWorkload(entrance: Entrance, { trustDomain, clusterId }: Cluster): Workload {
+function gatewayWorkload(entrance: Entrance, cluster: Cluster): Workload {
   const { network, address, port, namespace, serviceAccount } = entrance;
-  const ip = findIp(address);
   const uid = `NetworkGateway/${network}/${address}/${port}`;
-  return {
-    kind: "workload",
-    uid,
-    name: uid,
-    namespace,
-    addresses: ip === undefined ? [] : [ip],
-    hostname: ip === undefined ? address : "",
-    network,
-    tunnelProtocol: "none", // as istiod says it: whoever goes there knows that it is a gateway
-    trustDomain,
-    serviceAccount,
-    waypoint: undefined,
-    networkGateway: undefined,
-    node: "",
-    canonicalName: "",
-    canonicalRevision: "",
-    workloadType: "pod",
-    workloadName: "",
-    nativeTunnel: false,
-    services: {},
-    authorizationPolicies: [],
-    healthy: true,
-    clusterId,
-    locality: { region: "", zone: "", subzone: "" },
-    hostNetwork: false,
-    capacity: 1,
-    applicationTunnel: undefined,
-  };
+  // No tunnel, as istiod says it: whoever goes there knows that it is a gateway.
+  return { ...bareWorkload(cluster, uid), name: uid, namespace, ...targetOf(address), network, serviceAccount };
 }

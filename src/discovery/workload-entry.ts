@@ -1,7 +1,7 @@
-import { findIp } from "#base/ip";
 import type { KubeObject, WorkloadEntry, WorkloadEntrySpec } from "#kube";
 import { REDIRECTION_ANNOTATION } from "#model/redirection";
 import type { GatewayAddress, ServicePort, Workload } from "#model/workload";
+import { bareWorkload, targetOf } from "./bare-workload.ts";
 import type { Cluster } from "./cluster.ts";
 import { canonicalLabels, TUNNEL_LABEL } from "./pod.ts";
 import type { ServiceFacts } from "./service.ts";
@@ -31,28 +31,21 @@ export function entryWorkload(spec: WorkloadEntrySpec, around: EntrySurroundings
   const { cluster, uid, waypoints } = around;
   const { name, namespace, tunnelProtocol, nativeTunnel, canonical } = describe(around.owner);
   return {
-    kind: "workload",
-    uid,
+    ...bareWorkload(cluster, uid),
     name,
     namespace,
-    ...target(spec.address ?? ""),
+    ...targetOf(spec.address ?? ""),
     network: spec.network || cluster.network,
     tunnelProtocol,
-    trustDomain: cluster.trustDomain,
     serviceAccount: spec.serviceAccount || "default",
     waypoint: waypoints.waypoint,
     networkGateway: around.entrance,
-    node: "",
     ...canonical,
-    workloadType: "pod", // as istiod does
     workloadName: name,
     nativeTunnel,
     services: Object.fromEntries(around.services.map((service) => [service.key, portsOf(spec, service)])),
     authorizationPolicies: around.policies,
-    healthy: true,
-    clusterId: cluster.clusterId,
     locality: locality(spec.locality ?? ""),
-    hostNetwork: false,
     capacity: spec.weight || 1,
     applicationTunnel: waypoints.tunnel,
   };
@@ -65,12 +58,6 @@ function describe({ metadata = {} }: KubeObject) {
   const isEnrolled = nativeTunnel || annotations[REDIRECTION_ANNOTATION] === "enabled";
   const tunnelProtocol = isEnrolled ? ("hbone" as const) : ("none" as const);
   return { name, namespace, tunnelProtocol, nativeTunnel, canonical: canonicalLabels(labels, name) };
-}
-
-/** An IP address, or else a hostname, which the proxy looks up when it is needed. */
-function target(address: string): Pick<Workload, "addresses" | "hostname"> {
-  const ip = findIp(address);
-  return ip === undefined ? { addresses: [], hostname: address } : { addresses: [ip], hostname: "" };
 }
 
 function locality(text: string): Workload["locality"] {

@@ -165,11 +165,11 @@ export class HpackEncoder {
     this.#places.clear();
   }
 
-  /** What a block has to begin with. */
-  begin(): readonly Uint8Array[] {
-    const due = this.#updateDue;
+  /** A block of encoded fields, as it is to be sent. */
+  block(fields: readonly Uint8Array[]): readonly Uint8Array[] {
+    if (!this.#updateDue) return fields;
     this.#updateDue = false;
-    return due ? [EMPTY_TABLE] : [];
+    return [EMPTY_TABLE, ...fields];
   }
 
   /** A field that other blocks will have, too. */

@@ -338,7 +338,7 @@ export class Session implements StreamOwner, FrameSink, TunnelSession {
 
   /** A header block on a stream, as one frame. */
   sendHeaders(streamId: number, fields: readonly Uint8Array[], endStream: boolean): void {
-    this.writer.headers(streamId, [...this.fields.begin(), ...fields], endStream);
+    this.writer.headers(streamId, this.fields.block(fields), endStream);
   }
 
   sendGoaway(lastStreamId: number): void {

@@ -12,6 +12,8 @@ export interface FlushableSession extends Flushable {
    * A write costs many times what a turn does.
    */
   expectsMore: boolean;
+  /** It has waited, and leaves with this turn. */
+  hasWaited: boolean;
 }
 
 /**
@@ -22,8 +24,6 @@ class Turn {
   #armed = false;
   #plain: Flushable[] = [];
   #sessions: FlushableSession[] = [];
-  /** Have waited for more in this turn: they leave with the next. */
-  #waited = new Set<FlushableSession>();
 
   /** Queues a plain socket's bytes. */
   addPlain(item: Flushable): void {
@@ -60,19 +60,17 @@ class Turn {
   readonly #run = (): void => {
     this.flushPlain(); // what this queues for sessions leaves below
     const items = this.#sessions;
-    const waited = this.#waited;
     this.#sessions = [];
-    if (waited.size > 0) this.#waited = new Set();
     for (const item of items) {
-      const waits = item.expectsMore && !waited.has(item);
-      item.expectsMore = false;
-      if (waits) {
-        this.#waited.add(item);
+      if (item.expectsMore && !item.hasWaited) {
+        item.hasWaited = true;
         this.#sessions.push(item);
-      } else {
-        item.queued = false;
-        item.flush();
+        continue;
       }
+      item.expectsMore = false;
+      item.hasWaited = false;
+      item.queued = false;
+      item.flush();
     }
     this.#armed = false;
     if (this.#plain.length > 0 || this.#sessions.length > 0) this.#arm();

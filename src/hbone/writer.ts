@@ -32,6 +32,7 @@ const LOOP_COPY_BYTES = 48;
 export class SessionWriter implements FlushableSession, UplinkWriter {
   queued = false;
   expectsMore = false;
+  hasWaited = false;
   /** What the peer lets the session send. */
   sendWindow = DEFAULT_WINDOW;
   peerInitialWindow = DEFAULT_WINDOW;

@@ -94,7 +94,8 @@ test("whatever bytes a client sends, they are frames or refused with a reason", 
   );
 });
 
-test("a client that is cut off, or speaks nonsense, leaves no socket behind", async () => {
+/** A kubelet that serves `client`; `sockets` are those that it has dialled. */
+function startForwarding(): { client: Duplex; sockets: Socket[]; done: Promise<void> } {
   const [client, kubelet] = duplexPair();
   const sockets: Socket[] = [];
   const done = forwardPorts(kubelet, async (to) => {
@@ -102,6 +103,11 @@ test("a client that is cut off, or speaks nonsense, leaves no socket behind", as
     sockets.push(socket);
     return socket;
   });
+  return { client, sockets, done };
+}
+
+test("a client that is cut off, or speaks nonsense, leaves no socket behind", async () => {
+  const { client, sockets, done } = startForwarding();
   const headers = { port: String(port), requestid: "0" };
   client.write(openFrame(1, { ...headers, streamtype: "error" }));
   await firstBytes(client);
@@ -111,13 +117,7 @@ test("a client that is cut off, or speaks nonsense, leaves no socket behind", as
 });
 
 test("a connection goes there and back, its ends are told, and a client that hangs up closes it without complaint", async () => {
-  const [client, kubelet] = duplexPair();
-  const sockets: Socket[] = [];
-  const done = forwardPorts(kubelet, async (to) => {
-    const socket = await dial(to);
-    sockets.push(socket);
-    return socket;
-  });
+  const { client, sockets, done } = startForwarding();
   const deflate = createDeflate({ dictionary: headerDictionary() });
   const open = async (stream: number, streamtype: string, requestid: string): Promise<void> => {
     deflate.write(plainHeaders({ streamtype, port: String(port), requestid }));
