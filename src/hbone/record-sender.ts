@@ -1,7 +1,7 @@
 import { RECORD_OVERHEAD_BYTES, type ByteStream, type RecordProtection, type WriteOutcome } from "#linux";
 import { allocate } from "./buffers.ts";
 import { keyUpdateMessage } from "./post-handshake.ts";
-import { MOST_CONTENT_BYTES, RECORD, RECORDS_PER_KEY } from "./record-rules.ts";
+import { ALERT, MOST_CONTENT_BYTES, RECORD, RECORDS_PER_KEY } from "./record-rules.ts";
 
 /** What is written at a time, at most: the end of each write is a small segment of its own. */
 const CHUNK_BYTES = 64 * (MOST_CONTENT_BYTES + RECORD_OVERHEAD_BYTES);
@@ -40,6 +40,8 @@ export class RecordSender {
   /** The peer has asked for our next key: it has it before the next data. */
   #updateDue = false;
   #shutdownDue = false;
+  /** close_notify has been sent: nothing of ours may follow it (RFC 8446 §6.1). */
+  #endSaid = false;
 
   constructor(wire: ByteStream, protection: RecordProtection, recordsPerKey = RECORDS_PER_KEY) {
     this.#wire = wire;
@@ -64,20 +66,29 @@ export class RecordSender {
 
   /** The peer has asked for our next key. */
   answerKeyUpdate(): void {
+    if (this.#endSaid) return;
     this.#updateDue = true;
     if (this.busy) return; // once is enough for all that it asks until then
     this.#updateKey();
     this.#push();
   }
 
+  /** Sends close_notify, once. */
+  sayEnd(): void {
+    this.alert(1, ALERT.CLOSE_NOTIFY);
+    this.#endSaid = true;
+  }
+
   /** Sends an alert. */
   alert(level: 1 | 2, description: number): void {
+    if (this.#endSaid) return;
     this.#seal(RECORD.ALERT, Uint8Array.of(level, description), { at: 0, count: 2 });
     this.#push();
   }
 
   /** Ends our direction once what was written is out. */
   shutdown(): void {
+    this.sayEnd();
     this.#shutdownDue = true;
     if (!this.busy) this.#wire.shutdown();
   }
@@ -89,7 +100,7 @@ export class RecordSender {
     const waiting = this.#waiting;
     this.#waiting = [];
     if (waiting.length > 0) this.#send(waiting);
-    if (!this.busy && this.#updateDue && !this.#shutdownDue) {
+    if (!this.busy && this.#updateDue && !this.#endSaid) {
       this.#updateKey();
       this.#push();
     }

@@ -1,13 +1,17 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import fc from "fast-check";
+import { FakeClock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import { RecordProtection, type StreamOwner } from "#linux";
 import { allocate } from "./buffers.ts";
-import { FakeStream } from "./fake-session.ts";
+import { connectFrame, FakeSocket, FakeRole, FakeStream, frame, settingsFrame, untilWritten } from "./fake-session.ts";
+import { FLAG, FRAME, PREFACE } from "./frames.ts";
+import { DEFAULT_LIMITS } from "./limits.ts";
 import { recordBuffer } from "./record-receiver.ts";
 import { ALERT, MOST_CONTENT_BYTES, MOST_EMPTY_RECORDS, RECORD } from "./record-rules.ts";
 import { RecordStream } from "./record-stream.ts";
+import { Session } from "./session.ts";
 
 const suite = "TLS_AES_128_GCM_SHA256";
 const secrets = { client: Buffer.alloc(32, 0xc1), server: Buffer.alloc(32, 0x5e) };
@@ -48,6 +52,12 @@ interface End {
 }
 
 function makeEnd(isServer: boolean, recordsPerKey?: number, bufferBytes?: number): End {
+  const end = bareEnd(isServer, recordsPerKey);
+  return { ...end, reader: new Reader(end.stream, bufferBytes) };
+}
+
+/** Whose stream nobody has started. */
+function bareEnd(isServer: boolean, recordsPerKey?: number): Omit<End, "reader"> {
   const wire = new FakeStream();
   const socket = {
     stream: wire,
@@ -68,11 +78,11 @@ function makeEnd(isServer: boolean, recordsPerKey?: number, bufferBytes?: number
     ended: false,
     ...(recordsPerKey === undefined ? {} : { recordsPerKey }),
   });
-  return { wire, stream, reader: new Reader(stream, bufferBytes) };
+  return { wire, stream };
 }
 
 /** Puts bytes into an end as its socket would, in reads of at most `readBytes`. */
-function feed({ stream }: End, bytes: Uint8Array, readBytes = recordBuffer.length): void {
+function feed({ stream }: Pick<End, "stream">, bytes: Uint8Array, readBytes = recordBuffer.length): void {
   for (let at = 0; at < bytes.length; at += readBytes) {
     const part = bytes.subarray(at, at + readBytes);
     recordBuffer.set(part);
@@ -190,6 +200,38 @@ describe("two ends", () => {
     assert.equal(server.reader.ends, 1, "the socket's end says nothing new");
   });
 
+  test("nothing is sent behind close_notify: no key, no alert, no second one", () => {
+    const peer = new Peer();
+    const client = makeEnd(false);
+    client.stream.shutdown();
+    const end = taken(client.wire);
+    assert.equal(alertOf(end), ALERT.CLOSE_NOTIFY);
+    feed(client, peer.record(RECORD.HANDSHAKE, Uint8Array.of(24, 0, 0, 1, 1)));
+    peer.update();
+    feed(client, peer.record(RECORD.DATA, Buffer.from("late")));
+    assert.equal(String(client.reader.data), "late");
+    feed(client, peer.record(RECORD.ALERT, Uint8Array.of(1, ALERT.CLOSE_NOTIFY)));
+    client.stream.close();
+    assert.equal(taken(client.wire).length, 0);
+    const other = makeEnd(false);
+    other.stream.shutdown();
+    taken(other.wire);
+    feed(other, Buffer.alloc(5, RECORD.ALERT)); // in clear
+    assert.equal(other.reader.broken?.code, "HBONE_TLS_RECORD");
+    assert.equal(taken(other.wire).length, 0);
+  });
+
+  test("close_notify is answered with close_notify, an end without it is not", () => {
+    const [client, server, cut] = [makeEnd(false), makeEnd(true), makeEnd(false)];
+    server.stream.shutdown();
+    feed(client, taken(server.wire));
+    client.stream.close();
+    assert.equal(alertOf(taken(client.wire)), ALERT.CLOSE_NOTIFY);
+    cut.stream.onEnd();
+    cut.stream.close();
+    assert.equal(taken(cut.wire).length, 0);
+  });
+
   test("a KeyUpdate that asks back is answered once, before the next data", () => {
     const peer = new Peer();
     const client = makeEnd(false);
@@ -229,9 +271,37 @@ describe("two ends", () => {
     assert.ok(wire.paused, "not before the first have been taken");
     await new Promise((resolve) => setImmediate(resolve));
     assert.ok(!wire.paused);
-    feed({ wire, stream, reader }, second.subarray(7));
+    feed({ stream }, second.subarray(7));
     assert.equal(String(reader.data), "first second");
   });
+});
+
+test("wherever the bytes are cut off, an application sees an end only behind its peer's own", async () => {
+  const client = makeEnd(false);
+  client.stream.write(Buffer.concat([PREFACE, settingsFrame, connectFrame(1)]));
+  const request = taken(client.wire);
+  client.stream.write(frame(FRAME.DATA, 1, Buffer.from("half of ")));
+  client.stream.write(frame(FRAME.DATA, 1, Buffer.from("it"), FLAG.END_STREAM));
+  client.stream.shutdown();
+  const bytes = taken(client.wire);
+  let ends = 0;
+  for (let count = 0; count <= bytes.length; count++) {
+    const { stream } = bareEnd(true);
+    const role = new FakeRole();
+    role.session = new Session({ role, clock: new FakeClock(), limits: DEFAULT_LIMITS });
+    role.session.start(stream);
+    feed({ stream }, request);
+    const socket = new FakeSocket();
+    role.tunnels[0]?.attach(socket);
+    feed({ stream }, bytes.subarray(0, count));
+    await untilWritten();
+    stream.onEnd();
+    const { ended, wasReset } = socket.stream;
+    if (ended) assert.equal(String(Buffer.concat(socket.stream.written)), "half of it", `cut at ${count}`);
+    else assert.ok(wasReset, `cut at ${count}`);
+    if (ended) ends++;
+  }
+  assert.ok(ends > 0);
 });
 
 describe("hostile records", () => {

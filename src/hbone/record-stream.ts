@@ -2,7 +2,6 @@ import { CodedError } from "#base/errors";
 import type { ByteStream, RecordProtection, StreamOwner, TcpSocket, WriteOutcome } from "#linux";
 import { hboneError } from "./errors.ts";
 import { recordBuffer, RecordReceiver, type RecordSink } from "./record-receiver.ts";
-import { ALERT } from "./record-rules.ts";
 import { RecordSender } from "./record-sender.ts";
 
 /** What a finished handshake leaves. */
@@ -33,6 +32,7 @@ export class RecordStream implements ByteStream, StreamOwner, RecordSink {
   #left: Uint8Array;
   #ended: boolean;
   #endSaid = false;
+  #peerSaidEnd = false;
   #ownerWaits = false;
   #error: CodedError | undefined;
   #closed = false;
@@ -95,13 +95,12 @@ export class RecordStream implements ByteStream, StreamOwner, RecordSink {
   }
 
   shutdown(): void {
-    if (this.#closed) return;
-    this.#sender.alert(1, ALERT.CLOSE_NOTIFY);
-    this.#sender.shutdown();
+    if (!this.#closed) this.#sender.shutdown();
   }
 
   close(): void {
     if (this.#closed) return;
+    if (this.#peerSaidEnd) this.#sender.sayEnd(); // whoever was told so is answered (RFC 8446 §6.1)
     this.#socket.close();
     this.#dispose();
   }
@@ -175,6 +174,7 @@ export class RecordStream implements ByteStream, StreamOwner, RecordSink {
   }
 
   onCloseNotify(): void {
+    this.#peerSaidEnd = true;
     this.onEnd();
   }
 }

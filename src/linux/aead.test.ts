@@ -49,6 +49,30 @@ test("AES-256-GCM and late sequence numbers are as another implementation has th
   }
 });
 
+test("sealing and opening write where they may and nowhere beside, authentic or not", () => {
+  const secret = Buffer.alloc(32, 1);
+  const sealing = new RecordProtection({ suite, secret, use: "seal" });
+  const opening = new RecordProtection({ suite, secret, use: "open" });
+  const content = Uint8Array.from({ length: 16_384 }, (_, index) => index * 7);
+  const isClean = (bytes: Uint8Array): boolean => bytes.every((byte) => byte === 0xaa);
+  for (const count of [0, 1, 15, 16, 17, 1000, 16_384]) {
+    for (const before of [0, 3, 64]) {
+      const record = allocate(before + count + 22 + 64).fill(0xaa);
+      sealing.seal({ bytes: content, at: 16_384 - count, count }, DATA, { bytes: record, at: before });
+      assert.ok(isClean(record.subarray(0, before)) && isClean(record.subarray(before + count + 22)));
+      const isAuthentic = before !== 3;
+      if (!isAuthentic) record[before + count + 21] = (record[before + count + 21] ?? 0) ^ 1;
+      const inner = allocate(before + count + 1 + 64).fill(0xaa);
+      const span = { bytes: record, at: before, count: count + 22 };
+      assert.equal(opening.open(span, { bytes: inner, at: before }), isAuthentic);
+      assert.ok(isClean(inner.subarray(0, before)) && isClean(inner.subarray(before + count + 1)));
+      if (isAuthentic) assert.deepEqual(inner.subarray(before, before + count), content.slice(16_384 - count));
+    }
+  }
+  sealing.dispose();
+  opening.dispose();
+});
+
 test("nothing is sealed or opened outside of its buffers, nor with keys that were wiped", () => {
   const secret = Buffer.alloc(32, 1);
   const sealing = new RecordProtection({ suite, secret, use: "seal" });

@@ -113,6 +113,13 @@ export interface Span {
   readonly count: number;
 }
 
+let inUse = 0;
+
+/** How many {@link RecordProtection}s of this thread hold memory of OpenSSL's, which no collection would free. */
+export function protectionsInUse(): number {
+  return inUse;
+}
+
 /**
  * One direction's protection of TLS 1.3 records (RFC 8446 §5.2, §5.3, §7.2, §7.3): key and sequence number of a traffic secret,
  * and AEAD by Node's own OpenSSL. `dispose` wipes it; it is of no use then.
@@ -138,6 +145,7 @@ export class RecordProtection {
     this.#secret.set(options.secret);
     this.#context = crypto.make();
     if (this.#context === 0) throw failed("EVP_CIPHER_CTX_new");
+    inUse++;
     this.#setKey();
     this.#low = options.sequence ?? 0;
   }
@@ -205,6 +213,7 @@ export class RecordProtection {
     if (this.#context === 0) return;
     this.#crypto.free(this.#context); // OpenSSL wipes it
     this.#context = 0;
+    inUse--;
     for (const bytes of [this.#secret, this.#iv, held.nonce]) bytes.fill(0);
   }
 

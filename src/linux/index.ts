@@ -1,4 +1,10 @@
-export { RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RecordProtection, type RecordSuite } from "./aead.ts";
+export {
+  protectionsInUse,
+  RECORD_HEADER_BYTES,
+  RECORD_OVERHEAD_BYTES,
+  RecordProtection,
+  type RecordSuite,
+} from "./aead.ts";
 export { raiseLoopback } from "./loopback.ts";
 export { adoptNetns, inNetns, openNetns, type Netns } from "./netns.ts";
 export { readMemoryUse, trimMemory, type MemoryUse } from "./memory.ts";
