@@ -19,6 +19,7 @@ import type { Place } from "./data-path/place.ts";
 import { drawPlot, formatTable, type Outcome, type Report } from "./data-path/report.ts";
 import { untilQuiet } from "./data-path/processes.ts";
 import { rows, type Figures } from "./data-path/rows.ts";
+import { variants } from "./data-path/variants.ts";
 
 const VARIANTS = ["nothing", "veil", "veil2", "ztunnel", "haproxy", "stunnel", "envoy", "node-http2"];
 const OWN_ENVOY = join(homedir(), ".cache/veil/bench-envoy/bin/envoy");
@@ -40,6 +41,20 @@ const wanted =
   flags.variants === ""
     ? VARIANTS.filter((name) => name !== "ztunnel" || flags.ztunnel !== "")
     : flags.variants.split(",");
+checkNames("row", rowNames, Object.keys(rows));
+checkNames(
+  "variant",
+  wanted.map((name) => name.replace(/@.*/, "")),
+  Object.keys(variants),
+);
+
+/** Before anything stands, which takes a minute. */
+function checkNames(kind: string, given: readonly string[], known: readonly string[]): void {
+  const wrong = given.filter((name) => !known.includes(name));
+  if (wrong.length === 0) return;
+  process.stderr.write(`no ${kind} ${wrong.join(", ")}; there are ${known.join(", ")}\n`);
+  process.exit(2);
+}
 
 interface World {
   readonly name: string;
@@ -90,7 +105,7 @@ function say(row: string, run: number, { name, figures }: { name: string; figure
 /** Measures one row with all variants. */
 async function measure(name: string, worlds: readonly World[]): Promise<Outcome[]> {
   const row = rows[name];
-  if (row === undefined) throw new Error(`no row ${name}; there are ${Object.keys(rows).join(", ")}`);
+  if (row === undefined) return [];
   const all = new Map(wanted.map((variant) => [variant, [] as Figures[]]));
   for (let at = 0; at < Math.min(runs, row.mostRuns ?? runs); at++) {
     const once = async (world: World): Promise<void> => {

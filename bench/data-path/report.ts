@@ -1,6 +1,6 @@
 import { execFileSync } from "node:child_process";
 import { cpus, loadavg } from "node:os";
-import { rows, type Figures } from "./rows.ts";
+import { median, rows, type Figures } from "./rows.ts";
 
 /** All measurements of one row with one variant. */
 export interface Outcome {
@@ -18,13 +18,6 @@ export interface Report {
 
 /** What ratios are to, the first of these that was measured. */
 const REFERENCES = ["ztunnel", "ztunnel1", "haproxy", "nothing"];
-
-function median(numbers: readonly number[]): number {
-  const sorted = numbers.toSorted((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  const upper = sorted[middle] ?? Number.NaN;
-  return sorted.length % 2 === 1 ? upper : (upper + (sorted[middle - 1] ?? Number.NaN)) / 2;
-}
 
 function medianOf({ runs }: Outcome, figure: string): number {
   return median(runs.map((run) => run[figure] ?? Number.NaN));

@@ -32,6 +32,14 @@ const BUSY_CONNECTIONS = 1_000;
 const TRICKLE_BYTES_PER_SECOND = 10_000;
 const HANDSHAKES_AT_A_TIME = 8;
 
+/** The middle one, or the mean of the two in the middle. */
+export function median(numbers: readonly number[]): number {
+  const sorted = numbers.toSorted((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  const upper = sorted[middle] ?? Number.NaN;
+  return sorted.length % 2 === 1 ? upper : (upper + (sorted[middle - 1] ?? Number.NaN)) / 2;
+}
+
 /** Runs one of this folder's programs in a namespace; its last line is JSON. */
 function program(netns: string, name: string, words: readonly (string | number)[]): readonly string[] {
   const file = new URL(name, import.meta.url).pathname;
@@ -298,22 +306,42 @@ const busy: Row = {
   },
 };
 
+/** In this order nothing that changes slowly favours one of the two. */
+const ALONE_AND_BESIDE = ["alone", "beside", "beside", "alone", "alone", "beside", "beside", "alone"] as const;
+
 const slowReader: Row = {
   title: "1 stream, server sends, beside a slow reader",
   mostRuns: 3,
-  figures: { share: "share of its speed alone", gbps: "Gb/s", alone: "Gb/s alone" },
+  figures: {
+    share: "share of its speed alone",
+    gbps: "Gb/s",
+    alone: "Gb/s alone",
+    cpu: "CPU-s/GB",
+    cpuAlone: "CPU-s/GB alone",
+  },
   moreIsBetter: true,
-  measure: async ({ pairs }, seconds) => {
-    const pair = first(pairs);
-    const { gbps: alone } = await iperf(pair, seconds, ["-R"]);
-    const slow = await background(
-      program(pair.clientNetns, "load.ts", ["trickle", pair.serverIp, APP_PORTS.http, TRICKLE_BYTES_PER_SECOND]),
-    );
-    const { gbps } = await iperf(pair, seconds, ["-R"]);
-    await end(slow);
-    return { share: gbps / alone, gbps, alone };
+  measure: async (place, seconds) => {
+    const fast = bytesRow("", 1, ["-R"]);
+    await fast.measure(place, 1);
+    const measured = { alone: [] as Figures[], beside: [] as Figures[] };
+    for (const state of ALONE_AND_BESIDE) {
+      const slow = state === "beside" ? await slowly(place) : undefined;
+      const figures = await fast.measure(place, seconds);
+      if (figures !== undefined) measured[state].push(figures);
+      if (slow !== undefined) await end(slow);
+    }
+    const middle = (state: keyof typeof measured, figure: string): number =>
+      median(measured[state].map((figures) => figures[figure] ?? Number.NaN));
+    const [gbps, alone] = [middle("beside", "gbps"), middle("alone", "gbps")];
+    return { share: gbps / alone, gbps, alone, cpu: middle("beside", "cpu"), cpuAlone: middle("alone", "cpu") };
   },
 };
+
+/** Somebody who reads slowly through the same session. */
+async function slowly({ pairs }: Place): ReturnType<typeof background> {
+  const { clientNetns, serverIp } = first(pairs);
+  return background(program(clientNetns, "load.ts", ["trickle", serverIp, APP_PORTS.http, TRICKLE_BYTES_PER_SECOND]));
+}
 
 /** All rows, in the order of the table. */
 export const rows: Readonly<Record<string, Row>> = {
