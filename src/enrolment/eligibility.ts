@@ -50,12 +50,17 @@ export function decideEligibility(pod: PodFacts, namespaceLabels: Readonly<Recor
   if (pod.phase === "Succeeded" || pod.phase === "Failed") return { eligible: false, reason: "ended" };
   if (pod.hostNetwork) return { eligible: false, reason: "host_network" };
   if (pod.annotations[SIDECAR_ANNOTATION] !== undefined) return { eligible: false, reason: "sidecar" };
-  if (EXCLUDED_NAMESPACES.has(pod.namespace)) return { eligible: false, reason: "namespace_excluded" };
+  if (isExcluded(pod.namespace)) return { eligible: false, reason: "namespace_excluded" };
   const own = readLabels(pod.labels);
   if (own === "out") return { eligible: false, reason: "pod_opts_out" };
   if (own === "in") return { eligible: true, reason: "pod_label" };
   if (readLabels(namespaceLabels) === "in") return { eligible: true, reason: "namespace_label" };
   return { eligible: false, reason: "not_labelled" };
+}
+
+/** Whether no pod of that namespace is ever enrolled. */
+export function isExcluded(namespace: string): boolean {
+  return EXCLUDED_NAMESPACES.has(namespace);
 }
 
 /**

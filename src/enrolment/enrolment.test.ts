@@ -309,7 +309,7 @@ test("the CNI plugin's pod is enrolled before it starts, also while the controll
   node.reachable = false;
   node.found = false;
   await started(node);
-  const event = { namespace: "shop", name: "a", netnsPath: join(folder, "netns") };
+  const event = { namespace: "shop", name: "a", uid: undefined, netnsPath: join(folder, "netns") };
   const asked = node.enrolment.enrolStarting(event, forever);
   await node.settle(500);
   node.enrolment.upsertPod(pod("a", { labels: LABEL, phase: "Pending" }));
@@ -320,12 +320,53 @@ test("the CNI plugin's pod is enrolled before it starts, also while the controll
   assert.equal(await node.enrolment.enrolStarting({ ...event, name: "b" }, forever), "not-eligible");
 });
 
+test("a starting pod is told from its predecessor by its UID; a static pod goes by the hash that the runtime knows", async () => {
+  const node = new FakeNode();
+  await started(node, pod("a", { phase: "Pending" }));
+  const event = { namespace: "shop", name: "a", netnsPath: join(folder, "netns") };
+  assert.equal(await node.enrolment.enrolStarting({ ...event, uid: "uid-a" }, forever), "not-eligible");
+  const successor = node.enrolment.enrolStarting({ ...event, uid: "uid-next" }, forever);
+  await node.settle(500);
+  node.enrolment.upsertPod(pod("a", { uid: "uid-next", labels: LABEL, phase: "Pending" }));
+  await node.settle();
+  assert.equal(await successor, "enrolled");
+  node.enrolment.upsertPod(pod("static", { annotations: { "kubernetes.io/config.hash": "hash" } }));
+  const hashed = { ...event, name: "static", uid: "hash" };
+  assert.equal(await node.enrolment.enrolStarting(hashed, forever), "not-eligible");
+});
+
+test("pods of Kubernetes' and Veil's own namespaces start before the API has told of them", async () => {
+  const node = new FakeNode();
+  const event = { name: "dns", uid: "x", netnsPath: join(folder, "netns") };
+  for (const namespace of ["kube-system", "veil-system"])
+    assert.equal(await node.enrolment.enrolStarting({ ...event, namespace }, forever), "not-eligible");
+});
+
+test("a check finds a pod whose rules are gone, or that is not enrolled yet", async () => {
+  const node = new FakeNode();
+  await started(node, pod("a", { labels: LABEL }), pod("b"));
+  const a = { namespace: "shop", name: "a", uid: undefined };
+  await node.enrolment.checkStarted(a);
+  await node.enrolment.checkStarted({ ...a, name: "b" });
+  await node.enrolment.checkStarted({ ...a, name: "nobody" });
+  node.rules = "absent";
+  await assert.rejects(node.enrolment.checkStarted(a), {
+    code: "ENROLMENT_NOT_IN_PLACE",
+    message: /rules are absent/,
+  });
+  node.broken.add("hand");
+  node.enrolment.upsertPod(pod("c", { labels: LABEL }));
+  await node.settle(100);
+  const c = node.enrolment.checkStarted({ ...a, name: "c" });
+  await assert.rejects(c, { code: "ENROLMENT_NOT_IN_PLACE", message: /handing/ });
+});
+
 test("a pod that cannot be enrolled in time must not start, and is told why", async () => {
   const node = new FakeNode();
   await started(node, pod("a", { labels: {}, phase: "Pending" }));
   node.broken.add("hand");
   node.enrolment.upsertPod(pod("a", { labels: LABEL, phase: "Pending" }));
-  const event = { namespace: "shop", name: "a", netnsPath: join(folder, "netns") };
+  const event = { namespace: "shop", name: "a", uid: undefined, netnsPath: join(folder, "netns") };
   const late = assert.rejects(node.enrolment.enrolStarting(event, forever), {
     code: "ENROLMENT_CNI_TIMEOUT",
     message: /hand uid-a is broken/,
@@ -345,7 +386,7 @@ test("a new network namespace of a pod replaces the old one", async () => {
   await started(node, pod("a", { labels: LABEL, phase: "Pending" }));
   assert.equal(node.state("a"), "enrolled");
   node.done.length = 0;
-  const event = { namespace: "shop", name: "a", netnsPath: join(folder, "other") };
+  const event = { namespace: "shop", name: "a", uid: undefined, netnsPath: join(folder, "other") };
   await node.settle();
   const asked = node.enrolment.enrolStarting(event, forever);
   await node.settle();

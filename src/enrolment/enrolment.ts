@@ -2,7 +2,7 @@ import { deadline } from "#base/clock";
 import { messageOf } from "#base/errors";
 import type { Service } from "#base/service";
 import { REDIRECTION_ANNOTATION } from "#model/redirection";
-import { decideEligibility, type Eligibility, type PodFacts } from "./eligibility.ts";
+import { decideEligibility, isExcluded, type Eligibility, type PodFacts } from "./eligibility.ts";
 import type { EnrolmentState, EnrolmentTools, EnrolmentWish } from "./enrolment-state.ts";
 import { enrolmentError } from "./errors.ts";
 import { PodEnrolment } from "./pod-enrolment.ts";
@@ -16,6 +16,9 @@ export const CNI_POD_MS = 5000;
 /** How long the enrolment of a starting pod may take before the plugin is told to try again. */
 export const CNI_ENROL_MS = 20_000;
 
+/** Static pods are known to the container runtime by their file's hash, and to the API by a UID of its own with this annotation. */
+const STATIC_POD_ANNOTATION = "kubernetes.io/config.hash";
+
 /** One pod as operators see it. */
 export interface PodStatus extends Eligibility {
   readonly uid: string;
@@ -23,6 +26,13 @@ export interface PodStatus extends Eligibility {
   readonly namespace: string;
   readonly state: EnrolmentState["name"];
   readonly failure: { readonly code: string; readonly message: string } | undefined;
+}
+
+/** A pod as the container runtime names it; some do not tell the UID. */
+export interface NamedPod {
+  readonly namespace: string;
+  readonly name: string;
+  readonly uid: string | undefined;
 }
 
 /** What {@link Enrolment} works with: the tools of each pod, with a ZDS server that waits for `open`. */
@@ -117,9 +127,10 @@ export class Enrolment implements Service {
    * not to be enrolled. Rejects with `ENROLMENT_CNI_UNKNOWN_POD` or `ENROLMENT_CNI_TIMEOUT`: the pod must not start then.
    */
   async enrolStarting(
-    pod: { readonly namespace: string; readonly name: string; readonly netnsPath: string },
+    pod: NamedPod & { readonly netnsPath: string },
     signal: AbortSignal,
   ): Promise<"enrolled" | "not-eligible"> {
+    if (isExcluded(pod.namespace)) return "not-eligible"; // before the API has told of it: what the API itself needs may be there
     const enrolment = await this.#awaitPod(pod, signal);
     if (this.#wishFor(enrolment.pod) !== "enrolled") return "not-eligible";
     enrolment.starting(pod.netnsPath);
@@ -138,6 +149,18 @@ export class Enrolment implements Service {
     } finally {
       bound.clear();
     }
+  }
+
+  /** Resolves when a pod that is to be enrolled is. Rejects with `ENROLMENT_NOT_IN_PLACE` when it is not, or its rules are gone. */
+  async checkStarted(pod: NamedPod): Promise<void> {
+    const enrolment = this.#find(pod);
+    if (enrolment === undefined || this.#wishFor(enrolment.pod) !== "enrolled") return;
+    const { state } = enrolment;
+    const enrolled = state.name === "announcing" || state.name === "enrolled";
+    const rules = enrolled ? await this.#tools.redirector.read(state.netns) : "absent";
+    if (rules === "capturing") return;
+    const message = `pod ${pod.namespace}/${pod.name} is ${state.name}, its rules are ${rules}`;
+    throw enrolmentError("ENROLMENT_NOT_IN_PLACE", message, { details: { state: state.name, rules } });
   }
 
   /** All pods of this node and where they stand. */
@@ -196,18 +219,29 @@ export class Enrolment implements Service {
     return eligible ? "enrolled" : "plain";
   }
 
-  /** The pod of that name, once the API has told of it. A pod that runs already is, at first, taken for its predecessor. */
-  async #awaitPod(pod: { namespace: string; name: string }, signal: AbortSignal): Promise<PodEnrolment> {
+  /** The pod of that name, and of that UID where it is given. */
+  #find({ namespace, name, uid }: NamedPod): PodEnrolment | undefined {
+    return [...this.#pods.values()].find(
+      ({ pod }) =>
+        pod.name === name &&
+        pod.namespace === namespace &&
+        (uid === undefined || pod.uid === uid || pod.annotations[STATIC_POD_ANNOTATION] === uid),
+    );
+  }
+
+  /**
+   * The pod, once the API has told of it. Where the UID is not given, a pod that runs already is, at first, taken for its predecessor.
+   */
+  async #awaitPod(pod: NamedPod, signal: AbortSignal): Promise<PodEnrolment> {
     const bound = deadline(this.#tools.clock, CNI_POD_MS, { reason: new Error("too late"), parent: signal });
     const late = new Promise<void>((resolve) =>
       bound.signal.addEventListener("abort", () => resolve(), { once: true }),
     );
     try {
       for (;;) {
-        const found = [...this.#pods.values()].find(
-          (known) => known.pod.name === pod.name && known.pod.namespace === pod.namespace,
-        );
-        if (found !== undefined && (found.pod.phase === "Pending" || bound.signal.aborted)) return found;
+        const found = this.#find(pod);
+        const certain = pod.uid !== undefined || found?.pod.phase === "Pending" || bound.signal.aborted;
+        if (found !== undefined && certain) return found;
         signal.throwIfAborted();
         if (bound.signal.aborted) {
           throw enrolmentError("ENROLMENT_CNI_UNKNOWN_POD", `the API does not know pod ${pod.namespace}/${pod.name}`);

@@ -42,17 +42,13 @@ export const enrolmentError = defineErrors("enrolment", {
     when: "a step of enrolment failed in a way that has no code of its own",
     hint: "the message carries the cause; the step is tried again",
   },
-  ENROLMENT_CNI_LISTEN: {
-    when: "the CNI event socket cannot be served",
-    hint: "stop the other agent of this node, or choose another path with --cni-socket",
-  },
-  ENROLMENT_CNI_REQUEST: {
-    when: "a request on the CNI event socket is malformed",
-    hint: "check the version of the CNI plugin that sends it",
-  },
   ENROLMENT_CNI_UNKNOWN_POD: {
     when: "the API does not know the pod that the CNI plugin announces",
     hint: "none when the pod was deleted meanwhile; otherwise look at the connection to the API",
+  },
+  ENROLMENT_NOT_IN_PLACE: {
+    when: "a pod that is to be enrolled is not, or its rules are not there any more",
+    hint: "look at the agent's log for this pod; restart the pod if something else has removed its rules",
   },
   ENROLMENT_CNI_TIMEOUT: {
     when: "a new pod could not be enrolled in time, and must not start",

@@ -1,4 +1,3 @@
-export { CniServer, type CniAddEvent, type CniServerOptions } from "./cni-server.ts";
 export {
   DATAPLANE_MODE_LABEL,
   decideEligibility,

@@ -14,10 +14,5 @@ export const enrolmentMetrics = defineMetrics("enrolment", {
     labels: [],
   },
   veil_enrolment_enrolled_total: { kind: "counter", help: "Pods that were enrolled.", labels: [] },
-  veil_enrolment_cni_requests_total: {
-    kind: "counter",
-    help: "Requests of the CNI plugin by outcome.",
-    labels: ["outcome"],
-  },
   veil_zds_connections: { kind: "gauge", help: "Proxies connected to the ZDS socket.", labels: [] },
 });

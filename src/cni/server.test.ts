@@ -8,8 +8,9 @@ import fc from "fast-check";
 import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
 import { CellSet } from "#base/metrics";
-import { CniServer, MAX_CNI_EVENT_BYTES, parseCniAdd, type CniAddEvent } from "./cni-server.ts";
-import { enrolmentMetrics } from "./metrics.ts";
+import { cniMetrics } from "./metrics.ts";
+import type { PluginHost } from "./plugin.ts";
+import { CniServer, MAX_CNI_EVENT_BYTES, parseCniAdd } from "./server.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "vt-cni-"));
 after(() => rmSync(folder, { recursive: true }));
@@ -19,6 +20,10 @@ const event = {
   PodNamespace: "shop",
   IPs: [{ Interface: 0, Address: { IP: "10.244.1.2", Mask: "/////w==" }, Gateway: "10.244.1.1" }],
 };
+
+function hostOf(add: PluginHost["add"]): PluginHost {
+  return { add, check: () => Promise.resolve(), pending: () => [] };
+}
 
 async function post(
   path: string,
@@ -38,29 +43,42 @@ async function post(
 }
 
 test("a pod may start when its enrolment is done, and not when it fails", async () => {
-  const seen: CniAddEvent[] = [];
+  const seen: unknown[] = [];
+  const cells = new CellSet(cniMetrics);
   const path = join(folder, "cni.sock");
   const server = new CniServer({
     path,
     log: silentLog(),
-    cells: new CellSet(enrolmentMetrics),
-    onAdd: (added) => {
+    cells,
+    host: hostOf(async (added) => {
       seen.push(added);
       if (added.name === "cart-2") throw new CodedError("ENROLMENT_CNI_TIMEOUT", "the proxy is away");
-      return Promise.resolve("enrolled");
-    },
+    }),
   });
   await server.start(new AbortController().signal);
   assert.equal(statSync(path).mode & 0o777, 0o600);
   assert.deepEqual(await post(path, JSON.stringify(event)), [200, ""]);
-  assert.deepEqual(seen, [{ netnsPath: "/run/netns/x", name: "cart-1", namespace: "shop" }]);
+  assert.deepEqual(seen, [{ netnsPath: "/run/netns/x", name: "cart-1", namespace: "shop", uid: undefined }]);
   const [status, text] = await post(path, JSON.stringify({ ...event, PodName: "cart-2" }));
   assert.deepEqual([status, text], [500, "ENROLMENT_CNI_TIMEOUT: the proxy is away\n"]);
-  assert.match((await post(path, "{}"))[1], /ENROLMENT_CNI_REQUEST: the event's field Netns/);
+  assert.match((await post(path, "{}"))[1], /CNI_REQUEST: the event's field Netns/);
   assert.equal((await post(path, "{"))[0], 400);
   assert.equal((await post(path, " ".repeat(MAX_CNI_EVENT_BYTES + 1)))[0], 400);
   assert.equal((await post(path, "", { url: "/other" }))[0], 404);
   assert.equal((await post(path, "", { method: "GET" }))[0], 405);
+  const ask = {
+    env: { CNI_COMMAND: "DEL", CNI_CONTAINERID: "c", CNI_IFNAME: "eth0" },
+    config: '{"cniVersion":"1.0.0"}',
+  };
+  assert.deepEqual(await post(path, JSON.stringify(ask), { url: "/cni" }), [200, ""]);
+  const [refused, answer] = await post(path, "{", { url: "/cni" });
+  assert.equal(refused, 500);
+  assert.match(answer, /"code":6,"msg":"CNI_REQUEST: /);
+  const [tooLong, error] = await post(path, " ".repeat(MAX_CNI_EVENT_BYTES + 1), { url: "/cni" });
+  assert.deepEqual([tooLong, JSON.parse(error).code], [400, 6]);
+  const count = (command: string, outcome: string): number =>
+    cells.bind("veil_cni_requests_total", { command, outcome }).value;
+  assert.deepEqual([count("cmdadd", "ok"), count("DEL", "ok"), count("unknown", "CNI_REQUEST")], [1, 1, 2]);
   await server.drain(0);
   await assert.rejects(post(path, "{}"));
 });
@@ -68,10 +86,10 @@ test("a pod may start when its enrolment is done, and not when it fails", async 
 test("a stale socket is taken over, a served one is not", async () => {
   const path = join(folder, "again.sock");
   const make = (): CniServer =>
-    new CniServer({ path, log: silentLog(), cells: new CellSet(enrolmentMetrics), onAdd: () => Promise.resolve() });
+    new CniServer({ path, log: silentLog(), cells: new CellSet(cniMetrics), host: hostOf(() => Promise.resolve()) });
   const first = make();
   await first.start(new AbortController().signal);
-  await assert.rejects(make().start(new AbortController().signal), { code: "ENROLMENT_CNI_LISTEN" });
+  await assert.rejects(make().start(new AbortController().signal), { code: "CNI_LISTEN" });
   await first.drain(0);
 });
 
@@ -85,7 +103,7 @@ test("each field that is missing or malformed is named", () => {
     ["PodNamespace", ""],
   ] as const) {
     assert.throws(() => parseCniAdd(JSON.stringify({ ...event, [field]: value })), {
-      code: "ENROLMENT_CNI_REQUEST",
+      code: "CNI_REQUEST",
       details: { field },
     });
   }
@@ -102,7 +120,7 @@ test("any text is read or refused with the one code", () => {
       try {
         parseCniAdd(body);
       } catch (error) {
-        assert.ok(error instanceof CodedError && error.code === "ENROLMENT_CNI_REQUEST", String(error));
+        assert.ok(error instanceof CodedError && error.code === "CNI_REQUEST", String(error));
       }
     }),
   );

@@ -6,7 +6,8 @@ import { CodedError, messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import type { CellSet } from "#base/metrics";
 import type { Service } from "#base/service";
-import { enrolmentError } from "./errors.ts";
+import { cniError } from "./errors.ts";
+import { answerPlugin, failureText, type PluginHost } from "./plugin.ts";
 
 /** Longest body of an event. */
 export const MAX_CNI_EVENT_BYTES = 64 * 1024;
@@ -20,18 +21,18 @@ export interface CniAddEvent {
   readonly namespace: string;
 }
 
-/** Reads the body of `/cmdadd` as istio-cni's plugin writes it. Throws `ENROLMENT_CNI_REQUEST`, naming the field. */
+/** Reads the body of `/cmdadd` as istio-cni's plugin writes it. Throws `CNI_REQUEST`, naming the field. */
 export function parseCniAdd(body: string): CniAddEvent {
   let value: unknown;
   try {
     value = JSON.parse(body);
   } catch (cause) {
-    throw enrolmentError("ENROLMENT_CNI_REQUEST", "the event is no JSON", { cause });
+    throw cniError("CNI_REQUEST", "the event is no JSON", { cause });
   }
   const text = (field: string, allowed: RegExp): string => {
     const found: unknown = typeof value === "object" && value !== null ? Reflect.get(value, field) : undefined;
     if (typeof found === "string" && found.length <= 4096 && allowed.test(found)) return found;
-    throw enrolmentError("ENROLMENT_CNI_REQUEST", `the event's field ${field} is missing or malformed`, {
+    throw cniError("CNI_REQUEST", `the event's field ${field} is missing or malformed`, {
       details: { field },
     });
   };
@@ -39,19 +40,24 @@ export function parseCniAdd(body: string): CniAddEvent {
   return { netnsPath: text("Netns", /^\/[^\0]*$/), name: text("PodName", name), namespace: text("PodNamespace", name) };
 }
 
+interface Answer {
+  readonly status: number;
+  readonly text: string;
+}
+
 /** Where the server listens and who takes the events. */
 export interface CniServerOptions {
   readonly path: string;
   readonly log: Log;
-  /** Cells of `enrolmentMetrics`. */
+  /** Cells of `cniMetrics`. */
   readonly cells: CellSet;
-  /** Resolves when the pod may start; a rejection keeps it from starting. */
-  readonly onAdd: (event: CniAddEvent, signal: AbortSignal) => Promise<unknown>;
+  readonly host: PluginHost;
 }
 
 /**
- * The socket that the CNI plugin asks before a pod starts: `POST /cmdadd`. 200 lets it start; anything else, or nobody there, does
- * not, and the container runtime tries again. Rejects with `ENROLMENT_CNI_LISTEN` when another process is there.
+ * The socket that is asked before a pod starts: `POST /cni` by Veil's own plugin, with its environment and standard input, and
+ * `POST /cmdadd` by istio-cni's plugin and the lab's kubelet. 200 lets a pod start; anything else, or nobody there, does not, and the
+ * container runtime tries again. Rejects with `CNI_LISTEN` when another process is there.
  */
 export class CniServer implements Service {
   readonly name = "cni";
@@ -72,7 +78,7 @@ export class CniServer implements Service {
     const server = createServer((request, response) => void this.#handle(request, response));
     await new Promise<void>((resolve, reject) => {
       server.once("error", (cause) => {
-        reject(enrolmentError("ENROLMENT_CNI_LISTEN", `cannot listen at ${path}`, { cause, details: { path } }));
+        reject(cniError("CNI_LISTEN", `cannot listen at ${path}`, { cause, details: { path } }));
       });
       server.listen(path, resolve);
     });
@@ -92,35 +98,45 @@ export class CniServer implements Service {
     response.once("close", () => gone.abort(new Error("the plugin has hung up")));
     const signal = AbortSignal.any([gone.signal, this.#stop.signal]);
     this.#inFlight++;
-    try {
-      const { status, text } = await this.#answer(request, signal);
-      response.writeHead(status, { "content-type": "text/plain" }).end(text);
-    } catch (error) {
-      this.#refuse(response, error);
-    }
+    const { status, text } = await this.#answer(request, signal);
     this.#inFlight--;
+    if (!response.destroyed) response.writeHead(status).end(text);
   }
 
-  async #answer(request: IncomingMessage, signal: AbortSignal): Promise<{ status: number; text: string }> {
-    const { onAdd, log, cells } = this.#options;
-    if (request.url !== "/cmdadd") return { status: 404, text: "there is only /cmdadd\n" };
-    if (request.method !== "POST") return { status: 405, text: "POST only\n" };
-    if (this.#inFlight > MAX_CNI_EVENTS) return { status: 503, text: "too many pods start at once\n" };
-    const event = parseCniAdd(await readBody(request));
-    const outcome = await onAdd(event, signal);
-    cells.bind("veil_enrolment_cni_requests_total", { outcome: "ok" }).value++;
-    log.info({ pod: event.name, namespace: event.namespace, outcome }, "pod may start");
+  async #answer(request: IncomingMessage, signal: AbortSignal): Promise<Answer> {
+    const { url, method } = request;
+    if (url !== "/cni" && url !== "/cmdadd") return { status: 404, text: "there are /cni and /cmdadd\n" };
+    if (method !== "POST") return { status: 405, text: "POST only\n" };
+    const plugin = url === "/cni";
+    try {
+      if (this.#inFlight > MAX_CNI_EVENTS) throw cniError("CNI_BUSY", "too many pods start or end at once");
+      const body = await readBody(request);
+      return plugin ? await this.#plugin(body, signal) : await this.#event(body, signal);
+    } catch (error) {
+      const failure = error instanceof CodedError ? error : new CodedError("CNI_UNEXPECTED", messageOf(error));
+      this.#count(plugin ? "unknown" : "cmdadd", failure);
+      const text = plugin ? failureText(failure) : `${failure.code}: ${messageOf(failure)}\n`;
+      return { status: failure.code === "CNI_REQUEST" ? 400 : failure.code === "CNI_BUSY" ? 503 : 500, text };
+    }
+  }
+
+  async #plugin(body: string, signal: AbortSignal): Promise<Answer> {
+    const { command, text, failure } = await answerPlugin(body, this.#options.host, signal);
+    this.#count(command, failure);
+    return { status: failure === undefined ? 200 : 500, text };
+  }
+
+  async #event(body: string, signal: AbortSignal): Promise<Answer> {
+    await this.#options.host.add({ ...parseCniAdd(body), uid: undefined }, signal);
+    this.#count("cmdadd", undefined);
     return { status: 200, text: "" };
   }
 
-  #refuse(response: ServerResponse, error: unknown): void {
+  #count(command: string, failure: CodedError | undefined): void {
     const { log, cells } = this.#options;
-    const code = error instanceof CodedError ? error.code : "unexpected";
-    cells.bind("veil_enrolment_cni_requests_total", { outcome: code }).value++;
-    log.warn({ code, reason: messageOf(error) }, "pod may not start");
-    if (response.destroyed) return;
-    const status = code === "ENROLMENT_CNI_REQUEST" ? 400 : 500;
-    response.writeHead(status, { "content-type": "text/plain" }).end(`${code}: ${messageOf(error)}\n`);
+    cells.bind("veil_cni_requests_total", { command, outcome: failure?.code ?? "ok" }).value++;
+    if (failure !== undefined)
+      log.warn({ command, code: failure.code, reason: messageOf(failure) }, "cni request fails");
   }
 }
 
@@ -130,7 +146,7 @@ async function readBody(request: IncomingMessage): Promise<string> {
   for await (const chunk of request as AsyncIterable<Buffer>) {
     bytes += chunk.length;
     if (bytes > MAX_CNI_EVENT_BYTES) {
-      throw enrolmentError("ENROLMENT_CNI_REQUEST", `the event is longer than ${MAX_CNI_EVENT_BYTES} bytes`);
+      throw cniError("CNI_REQUEST", `the event is longer than ${MAX_CNI_EVENT_BYTES} bytes`);
     }
     chunks.push(chunk);
   }

@@ -1,0 +1,3 @@
+module veil.dev/cni
+
+go 1.19

@@ -1,0 +1,2 @@
+export { cniMetrics } from "./metrics.ts";
+export { CniServer, type CniServerOptions } from "./server.ts";
