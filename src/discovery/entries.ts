@@ -1,4 +1,5 @@
 import { objectKey, type Gateway, type ServiceEntry, type WorkloadEntry, type WorkloadEntrySpec } from "#kube";
+import { formatSpiffeId } from "#model/spiffe-id";
 import type { Address } from "#model/workload";
 import { entryEndpointUid, workloadEntryUid, type Cluster, type Problem } from "./cluster.ts";
 import { Multimap } from "./multimap.ts";
@@ -181,6 +182,11 @@ export class Entries {
     const object = `ServiceEntry ${key}`;
     if (choice.problem !== undefined) problem({ object, field: "metadata.labels", message: choice.problem });
     for (const one of entryProblems(entry, choice.waypoint)) problem(one);
+    for (const [i, spec] of (entry.spec?.endpoints ?? []).entries()) {
+      this.#checkAccount(spec, facts.namespace, (message) => {
+        problem({ object, field: `spec.endpoints[${i}].serviceAccount`, message });
+      });
+    }
     const owned = this.#owned(facts);
     for (const { hostname } of facts.hosts) {
       if (owned.some((host) => host.hostname === hostname)) continue;
@@ -211,6 +217,9 @@ export class Entries {
       return [];
     }
     const { namespace = "" } = entry.metadata ?? {};
+    this.#checkAccount(entry.spec ?? {}, namespace, (message) => {
+      problem({ object, field: "spec.serviceAccount", message });
+    });
     const labels = entryLabels(entry);
     const owner = { metadata: { ...entry.metadata, labels } };
     const chosen = waypoints.ofWorkload(owner);
@@ -275,10 +284,26 @@ export class Entries {
   }
 
   /** The identity that an endpoint names, when it is on another network. */
-  #farIdentity({ network = "", serviceAccount = "" }: WorkloadEntrySpec, namespace: string): readonly string[] {
-    const { trustDomain, network: own } = this.#world.cluster;
-    const isFar = network !== "" && network !== own && serviceAccount !== "";
-    return isFar ? [`spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`] : [];
+  #farIdentity(spec: WorkloadEntrySpec, namespace: string): readonly string[] {
+    const { network = "" } = spec;
+    const identity = network === "" || network === this.#world.cluster.network ? "" : this.#identity(spec, namespace);
+    return identity === "" || identity === undefined ? [] : [identity];
+  }
+
+  /** The identity that an endpoint names: empty when it names none, undefined when nobody can have it. */
+  #identity({ serviceAccount = "" }: WorkloadEntrySpec, namespace: string): string | undefined {
+    if (serviceAccount === "") return "";
+    try {
+      return formatSpiffeId({ trustDomain: this.#world.cluster.trustDomain, namespace, serviceAccount });
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Tells when nobody can have the account of an endpoint. */
+  #checkAccount(spec: WorkloadEntrySpec, namespace: string, tell: (message: string) => void): void {
+    if (this.#identity(spec, namespace) !== undefined) return;
+    tell(`"${spec.serviceAccount}" cannot be the account of an identity: nobody is let in for it`);
   }
 
   /** The services that select an endpoint on another network name its identity. */

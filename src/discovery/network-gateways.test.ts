@@ -55,8 +55,12 @@ class Mesh {
   readonly discovery = new Discovery(cluster);
   readonly #addresses = new Map<string, Service | Workload>();
 
+  /** What is wrong with the objects that were looked at last. */
+  problems: readonly (readonly [object: string, field: string])[] = [];
+
   find(name: string): Service | Workload | undefined {
-    const { upserts, removes } = this.discovery.flush();
+    const { upserts, removes, problems } = this.discovery.flush();
+    this.problems = problems.map(({ object, field }) => [object, field]);
     for (const removed of removes) this.#addresses.delete(removed);
     for (const { name: upserted, value } of upserts) this.#addresses.set(upserted, decodeAddress(value));
     return this.#addresses.get(name);
@@ -182,4 +186,30 @@ test("endpoints of a ServiceEntry on another network have its entrance, and are 
   assert.equal(mesh.entrance(uid("10.1.0.2")), undefined);
   mesh.discovery.removeGateway(gateway());
   assert.equal(mesh.entrance(uid("10.9.0.2")), undefined);
+});
+
+test("an account that no identity can have is a problem of its object; everything else of it stays in force", () => {
+  for (const account of ["far cart", "..", "a/sa/b", "x".repeat(2048)]) {
+    const mesh = new Mesh();
+    mesh.discovery.upsertService(cart);
+    mesh.discovery.entries.setWorkloadEntry("shop/vm", vm({ serviceAccount: account }));
+    mesh.discovery.entries.setWorkloadEntry("shop/good", {
+      ...vm({ address: "10.9.0.7", serviceAccount: "far-cart" }),
+      metadata: { name: "good", namespace: "shop" },
+    });
+    assert.deepEqual(mesh.identities(CART), ["spiffe://cluster.local/ns/shop/sa/far-cart"]);
+    assert.deepEqual(mesh.problems, [["WorkloadEntry shop/vm", "spec.serviceAccount"]]);
+    const found = mesh.find(VM);
+    assert.ok(found?.kind === "workload" && found.addresses.length === 1 && Object.keys(found.services).length === 1);
+    const ports = [{ number: 80, name: "http" }];
+    const endpoints = ["far-api", account].map((serviceAccount, i) => {
+      return { address: `10.9.0.${i + 1}`, network: "far", serviceAccount };
+    });
+    mesh.discovery.entries.setServiceEntry("shop/api", {
+      metadata: { name: "api", namespace: "shop" },
+      spec: { hosts: ["api.example.com"], resolution: "STATIC", addresses: ["10.97.0.1"], ports, endpoints },
+    });
+    assert.deepEqual(mesh.identities("shop/api.example.com"), ["spiffe://cluster.local/ns/shop/sa/far-api"]);
+    assert.deepEqual(mesh.problems, [["ServiceEntry shop/api", "spec.endpoints[1].serviceAccount"]]);
+  }
 });

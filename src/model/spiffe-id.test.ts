@@ -55,6 +55,9 @@ test("a workload's ID has exactly a namespace and a service account", () => {
     assert.throws(() => parseWorkloadIdentity(id), { code: "SPIFFE_ID_WORKLOAD" });
   }
   assert.throws(() => formatSpiffeId({ ...identity, namespace: "a/b/../c" }), { code: "SPIFFE_ID_PATH" });
+  for (const part of ["trustDomain", "namespace", "serviceAccount"] as const) {
+    assert.throws(() => formatSpiffeId({ ...identity, [part]: "a/b" }), { code: "SPIFFE_ID_WORKLOAD" });
+  }
 });
 
 test("any text is read back unchanged or refused with a code of ours", () => {

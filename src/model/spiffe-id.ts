@@ -47,10 +47,15 @@ export function parseSpiffeId(text: string): SpiffeId {
   return text as SpiffeId; // every rule was checked above
 }
 
-/** The ID of a workload. Throws like {@link parseSpiffeId} when a part has characters that an ID may not have. */
+/**
+ * The ID of a workload. Throws like {@link parseWorkloadIdentity} when a part has characters that it may not have there,
+ * slashes among them: what is one's name must not become another's path.
+ */
 export function formatSpiffeId(identity: WorkloadIdentity): SpiffeId {
   const { trustDomain, namespace, serviceAccount } = identity;
-  return parseSpiffeId(`spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`);
+  const id = parseSpiffeId(`spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`);
+  parseWorkloadIdentity(id);
+  return id;
 }
 
 /** The trust domain of an ID, for example `cluster.local`. */
