@@ -5,7 +5,7 @@
  *
  * Two enrolled clients, one on either node, call one server: long connections that talk, a few that move 2 MB/s, idle ones, and
  * `rate` new connections a second; both ends check every byte. Every 15 s the memory (pages that a process alone has written) and the
- * descriptors of each proxy and agent are read. The garbage of the proxies' threads is collected once in the warm-up and once near
+ * descriptors of each proxy and agent are read. The garbage of proxies, agents and controller is collected once in the warm-up and once near
  * the end: what their heaps hold more than the first time is kept by somebody. At the end every connection of the clients must have one record at each proxy that it
  * passed. Writes bench/results/OUT.md and .json, also every few minutes on the way.
  */

@@ -1,7 +1,7 @@
 /**
  * Collects the garbage of all threads of a Node process, and prints how many KiB each thread's heap holds then, as JSON.
  *
- *     heap.ts PID        run in the network namespace of the process: its debugger opens on 127.0.0.1:9229
+ *     heap.ts PID        run in the network namespace of the process: its debugger opens on 127.0.0.1:9229, and is closed again
  */
 import { setTimeout as wait } from "node:timers/promises";
 
@@ -17,7 +17,7 @@ interface Message {
   readonly result?: { readonly result?: { readonly value?: number } };
 }
 
-/** A signal opens the debugger of a running process; it stays open. */
+/** A signal opens the debugger of a running process. */
 async function openDebugger(pid: number): Promise<string> {
   for (let tries = 0; tries < TRIES; tries++) {
     try {
@@ -82,5 +82,8 @@ for (const worker of [undefined, ...threads.workers]) {
   const { result } = await threads.ask(worker, "Runtime.evaluate", { expression, returnByValue: true });
   used[worker === undefined ? "main" : `data ${worker}`] = Math.round((result?.result?.value ?? Number.NaN) / 1024);
 }
+// Others of this namespace need the port next. It closes once nobody is connected any more.
+const closing = `setTimeout(() => process.getBuiltinModule("node:inspector").close(), ${PAUSE_MS}) && 0`;
+await threads.ask(undefined, "Runtime.evaluate", { expression: closing });
 process.stdout.write(`${JSON.stringify(used)}\n`);
 process.exit(0);

@@ -90,7 +90,7 @@ function formatHeaps([first, last]: readonly Heaps[]): string[] {
   const [from, to] = [first.minute.toFixed(0), last.minute.toFixed(0)];
   return [
     "",
-    `What the heaps of the proxies' threads hold when all garbage has just been collected, KiB:`,
+    `What the heaps of threads hold when all garbage has just been collected, KiB:`,
     "",
     `| thread | minute ${from} | minute ${to} | more each minute |`,
     "|---|---|---|---|",

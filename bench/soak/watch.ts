@@ -57,22 +57,23 @@ function measure(pid: number): Use | undefined {
   }
 }
 
-/** The heaps of the proxies' threads just after all their garbage was collected: what somebody still holds. */
+/** The heaps of threads just after all their garbage was collected: what somebody still holds. */
 export interface Heaps {
   readonly minute: number;
   /** KiB, by process and thread: `proxy node1, main` and so on. */
   readonly usedKib: Readonly<Record<string, number>>;
 }
 
-/** Collects the garbage of the proxies at work, and answers what is left. */
+/** Collects the garbage of agents, controller and proxies at work, and answers what is left. */
 export async function collectGarbage(lab: TestLab, pids: ReadonlyMap<string, number>): Promise<Heaps["usedKib"]> {
   const found: Record<string, number> = {};
-  for (const { name, netns } of lab.nodes) {
-    const pid = pids.get(`proxy ${name}, at work`);
-    const program = join(import.meta.dirname, "heap.ts");
+  const program = join(import.meta.dirname, "heap.ts");
+  for (const [name, pid] of pids) {
+    const netns = lab.nodes.find((node) => name.split(", ")[0]?.endsWith(node.name))?.netns;
+    if (netns === undefined || /, (supervisor|waiting)$/.test(name)) continue;
     const text = await must([...inside(netnsPath(netns)), process.execPath, program, String(pid)]);
     for (const [thread, kib] of Object.entries(JSON.parse(text) as Record<string, number>)) {
-      found[`proxy ${name}, ${thread}`] = kib;
+      found[`${name.replace(", at work", "")}, ${thread}`] = kib;
     }
   }
   return found;

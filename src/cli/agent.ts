@@ -1,6 +1,7 @@
 import { Command, InvalidArgumentError, Option } from "commander";
 import { findHostPort } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
+import { systemClock } from "#base/clock";
 import { systemRandom } from "#base/random";
 import { runRole, trueOrFalse, type CliContext } from "./context.ts";
 
@@ -71,6 +72,7 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
   const { createAgent } = await import("#agent");
   const { directoryFinder, procFinder } = await import("#enrolment");
   const { inClusterConfig, KubeClient, loadKubeConfig } = await import("#kube");
+  const { keepTidy } = await import("#linux");
   const { clock, env } = context;
   const log = context.log("agent", flags.logLevel);
   const { kubeconfig, namespace, node, controller, tokenFile, trustDomain, clusterId, podNetnsDir, rootFile } = flags;
@@ -96,6 +98,7 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
     log,
   });
   log.info({ node, server: config.server, controller }, "agent starts");
+  keepTidy({ clock: systemClock({ unref: true }) });
   await runRole(context, agent.services, DRAIN_MS);
 }
 

@@ -2,6 +2,7 @@ import { hostname } from "node:os";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { findHostPort } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
+import { systemClock } from "#base/clock";
 import { systemRandom } from "#base/random";
 import { runRole, type CliContext } from "./context.ts";
 
@@ -51,6 +52,7 @@ export function controllerCommand(context: CliContext): Command {
 async function run(context: CliContext, flags: Flags): Promise<void> {
   const { createController } = await import("#controller");
   const { inClusterConfig, KubeClient, loadKubeConfig } = await import("#kube");
+  const { keepTidy } = await import("#linux");
   const log = context.log("controller", flags.logLevel);
   const { clock } = context;
   const random = systemRandom;
@@ -71,6 +73,7 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
     log,
   });
   log.info({ server: config.server, trustDomain, clusterId }, "controller starts");
+  keepTidy({ clock: systemClock({ unref: true }) });
   await runRole(context, controller.services, DRAIN_MS);
 }
 

@@ -6,6 +6,29 @@ export function allocate(byteCount: number): Uint8Array {
   return new Uint8Array(buffer.buffer, 0, byteCount);
 }
 
+/** Blocks that were given back, by size. Bounded: nobody keeps more than a load has needed at a time. */
+const freeBlocks = new Map<number, Uint8Array[]>();
+const BLOCKS_KEPT_BYTES = 1 << 20;
+let keptBytes = 0;
+
+/** A block of at least `byteCount`: a power of two, so that it fits whoever comes next. */
+export function takeBlock(byteCount: number): Uint8Array {
+  const size = 2 ** (32 - Math.clz32(byteCount - 1));
+  const block = freeBlocks.get(size)?.pop();
+  if (block === undefined) return allocate(size);
+  keptBytes -= size;
+  return block;
+}
+
+/** Takes a block of `takeBlock` back. Nobody may use it any more. */
+export function giveBlock(block: Uint8Array): void {
+  if (keptBytes + block.length > BLOCKS_KEPT_BYTES) return;
+  keptBytes += block.length;
+  const others = freeBlocks.get(block.length);
+  if (others === undefined) freeBlocks.set(block.length, [block]);
+  else others.push(block);
+}
+
 /** One read buffer for all plain sockets that are not busy: their bytes are copied out inside the read callback. */
 export const SHARED_BYTES = 64 * 1024;
 export const sharedBuffer = allocate(SHARED_BYTES);
@@ -16,6 +39,8 @@ const BULK_BYTES = 1 << 20;
 /** How many sockets of a thread may have buffers of their own at a time: 2 MiB each. */
 const BULK_HOLDERS = 16;
 const BULK_KEPT = 8;
+/** Of those, this many stay while nobody is busy: whoever moves much in portions is busy again soon. */
+const BULK_RESTING = 2;
 /** A holder that has read nothing for this long gives its buffers back. */
 const BULK_IDLE_MS = 1000;
 
@@ -80,7 +105,7 @@ class BulkBuffers {
     if (this.#holders.size === 0) {
       this.#cancelSweep?.();
       this.#cancelSweep = undefined;
-      this.#free.length = 0;
+      this.#free.length = Math.min(this.#free.length, BULK_RESTING);
     }
   }
 
@@ -112,8 +137,9 @@ const SLABS_KEPT = 16;
 /** A block of copied bytes for a tunnel whose socket takes nothing: the first one, and those that follow. */
 const LOOSE_BYTES = 4 * 1024;
 const LARGE_LOOSE_BYTES = 64 * 1024;
-/** First blocks that are kept: each new connection that sends at once needs one while its application is dialled. */
+/** Blocks that are kept. First ones: each new connection that sends at once needs one while its application is dialled. */
 const LOOSE_KEPT = 64;
+const LARGE_LOOSE_KEPT = 16;
 
 /** A read of a TLS session that holds a full record, or more: the peer sends much. */
 export const RECORD_BYTES = 16 * 1024;
@@ -140,6 +166,7 @@ export class Slab {
 
 const freeSlabs: Slab[] = [];
 const freeLoose: Slab[] = [];
+const freeLargeLoose: Slab[] = [];
 
 /**
  * What all sessions of the thread read into that are not busy: nobody may point into it, bytes that stay are copied out
@@ -157,8 +184,9 @@ export function takeSlab(pinner: { pinnedSlabs: number }): Slab {
 
 /** A block for copied bytes: at least `byteCount`. `more`: the tunnel has one already. */
 export function takeLoose(byteCount: number, more = false): Slab {
-  if (more || byteCount > LOOSE_BYTES) return new Slab(allocate(Math.max(LARGE_LOOSE_BYTES, byteCount)), true);
-  return freeLoose.pop() ?? new Slab(allocate(LOOSE_BYTES), true);
+  if (!more && byteCount <= LOOSE_BYTES) return freeLoose.pop() ?? new Slab(allocate(LOOSE_BYTES), true);
+  if (byteCount > LARGE_LOOSE_BYTES) return new Slab(allocate(byteCount), true);
+  return freeLargeLoose.pop() ?? new Slab(allocate(LARGE_LOOSE_BYTES), true);
 }
 
 /** The session reads elsewhere from now on. */
@@ -181,7 +209,9 @@ export function releaseSlab(slab: Slab): void {
 /** Nobody points into the block, so nobody will append to it either. */
 function recycleLoose(slab: Slab): void {
   slab.used = 0;
-  if (slab.bytes.length === LOOSE_BYTES && freeLoose.length < LOOSE_KEPT) freeLoose.push(slab);
+  const { length } = slab.bytes;
+  if (length === LOOSE_BYTES && freeLoose.length < LOOSE_KEPT) freeLoose.push(slab);
+  else if (length === LARGE_LOOSE_BYTES && freeLargeLoose.length < LARGE_LOOSE_KEPT) freeLargeLoose.push(slab);
 }
 
 function recycle(slab: Slab): void {

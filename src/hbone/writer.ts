@@ -1,6 +1,6 @@
 import type { CodedError } from "#base/errors";
 import type { ByteStream } from "#linux";
-import { allocate, SHARED_BYTES, type Piece } from "./buffers.ts";
+import { giveBlock, SHARED_BYTES, takeBlock, type Piece } from "./buffers.ts";
 import { hboneError } from "./errors.ts";
 import {
   DEFAULT_MAX_FRAME,
@@ -38,7 +38,7 @@ export class SessionWriter implements FlushableSession, UplinkWriter {
   peerInitialWindow = DEFAULT_WINDOW;
   peerMaxFrame = DEFAULT_MAX_FRAME;
   #stream: ByteStream | undefined;
-  #out = allocate(GATHER_START_BYTES);
+  #out = takeBlock(GATHER_START_BYTES);
   #count = 0;
   /** Where the last frame begins, when it is DATA of {@link #lastStreamId}. */
   #lastData = -1;
@@ -180,7 +180,8 @@ export class SessionWriter implements FlushableSession, UplinkWriter {
     this.#lastData = -1;
     this.#write(new Uint8Array(this.#out.buffer, 0, count));
     if (this.#out.length > 4 * GATHER_START_BYTES && count < GATHER_START_BYTES) {
-      this.#out = allocate(GATHER_START_BYTES);
+      giveBlock(this.#out);
+      this.#out = takeBlock(GATHER_START_BYTES);
     }
   }
 
@@ -266,8 +267,9 @@ export class SessionWriter implements FlushableSession, UplinkWriter {
     const needed = this.#count + count;
     if (needed > this.#out.length) {
       if (needed > GATHER_LIMIT_BYTES) this.#tooMuch();
-      const larger = allocate(Math.max(this.#out.length * 2, needed));
+      const larger = takeBlock(needed);
       larger.set(new Uint8Array(this.#out.buffer, 0, this.#count));
+      giveBlock(this.#out);
       this.#out = larger;
     }
     const at = this.#count;

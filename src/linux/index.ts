@@ -7,7 +7,8 @@ export {
 } from "./aead.ts";
 export { raiseLoopback } from "./loopback.ts";
 export { adoptNetns, inNetns, openNetns, type Netns } from "./netns.ts";
-export { readMemoryUse, trimMemory, type MemoryUse } from "./memory.ts";
+export { readMemoryUse, type MemoryUse } from "./memory.ts";
+export { collectGarbage, keepTidy } from "./tidy.ts";
 export { prepareNetns } from "./netns-settings.ts";
 export { dieWithParent } from "./parent.ts";
 export { lowerPriority } from "./priority.ts";

@@ -13,7 +13,13 @@ import { stopOnSignals } from "./signals.ts";
  * by the thread whose it is: helpers would take the processor from the data threads, at whose priority they run, whenever the main
  * thread collects.
  */
-const SMALL_HEAP = ["--max-semi-space-size=2", "--no-parallel-scavenge"];
+const SMALL_HEAP = ["--max-semi-space-size=2", "--no-parallel-scavenge", "--heap-growing-percent=50"];
+
+/**
+ * For the C library: buffers have mappings of their own, which go back to the kernel when they are freed. Left to itself it takes
+ * room for ever larger ones from its arenas, where they leave holes that small things keep open.
+ */
+const SMALL_ARENAS = { MALLOC_MMAP_THRESHOLD_: String(128 << 10), MALLOC_TRIM_THRESHOLD_: String(1 << 20) };
 
 const { stop, untilHurried } = stopOnSignals();
 const given = /--log-level[= ](\w+)/.exec(process.argv.join(" "))?.[1]; // a wrong one is the child's to refuse
@@ -26,7 +32,7 @@ try {
   const code = await supervise({
     command: process.execPath,
     args: [...SMALL_HEAP, ...process.execArgv, ...process.argv.slice(1), "--child-of", String(process.pid)],
-    env: process.env,
+    env: { ...SMALL_ARENAS, ...process.env },
     clock: systemClock(),
     log,
     signal: stop,

@@ -1,3 +1,4 @@
+import { collectGarbage } from "#linux";
 import { findCodedError, messageOf } from "#base/errors";
 import type { Clock } from "#base/clock";
 import type { IpAddress } from "#base/ip";
@@ -12,7 +13,7 @@ import type { FromThread, ToThread } from "./messages.ts";
 import type { Network } from "./network.ts";
 import type { ThreadContext } from "./pod-context.ts";
 import { PeerRevocationLists } from "./peer-revocations.ts";
-import { collectGarbage, memoryReader, Pressure } from "./pressure.ts";
+import { memoryReader, Pressure } from "./pressure.ts";
 import { PodProxy } from "./pod-proxy.ts";
 import { recordProfile } from "./profiler.ts";
 import { RecordQueue } from "./record-queue.ts";

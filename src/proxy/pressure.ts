@@ -1,7 +1,5 @@
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { every, type Clock } from "#base/clock";
-import { readMemoryUse, trimMemory, type MemoryUse } from "#linux";
+import { readMemoryUse, type MemoryUse } from "#linux";
 import type { Cause } from "./causes.ts";
 
 /** From this share of the memory on nothing new is taken; below the other one it is taken again. */
@@ -60,14 +58,6 @@ export class Pressure {
 export function memoryReader(limitBytes: number | undefined): () => MemoryUse | undefined {
   if (limitBytes === undefined) return () => readMemoryUse();
   return () => ({ usedBytes: process.memoryUsage.rss(), limitBytes });
-}
-
-/** Collects this thread's garbage now, and gives back what is free. */
-export function collectGarbage(): void {
-  setFlagsFromString("--expose-gc");
-  const collect: unknown = runInNewContext("gc");
-  if (typeof collect === "function") collect();
-  trimMemory();
 }
 
 function mib(bytes: number): number {

@@ -1,8 +1,11 @@
 import type { Proxy, ProxyOptions } from "./role.ts";
 import { startWorker } from "./worker-port.ts";
 
-/** To load leaves a quarter of the process's memory behind as garbage; by then it is over also on a busy machine. */
-const LOADED_MS = 5_000;
+/**
+ * To load leaves a quarter of the process's memory behind as garbage. By then it is over; on a busy machine, where
+ * everything had to be compiled, the second time.
+ */
+const LOADED_MS = [5_000, 60_000];
 
 /**
  * Niceness of the main thread beside its data threads: a push of the whole table and a dump keep a processor busy for
@@ -16,16 +19,17 @@ const MAIN_THREAD_NICENESS = 10;
  */
 export async function createProxy(options: ProxyOptions): Promise<Proxy> {
   const ports = Array.from({ length: options.threads }, () => startWorker({ config: options.config }));
-  const [{ assembleProxy }, { collectGarbage }, { lowerPriority }] = await Promise.all([
+  const [{ assembleProxy }, { collectGarbage, lowerPriority }] = await Promise.all([
     import("./role.ts"),
-    import("./pressure.ts"),
     import("#linux"),
   ]);
   lowerPriority(MAIN_THREAD_NICENESS); // the data threads have been started: they keep theirs
   const proxy = assembleProxy(options, ports);
-  options.clock.after(LOADED_MS, () => {
-    for (const port of ports) port.post({ type: "collect" });
-    collectGarbage();
-  });
+  for (const delayMs of LOADED_MS) {
+    options.clock.after(delayMs, () => {
+      for (const port of ports) port.post({ type: "collect" });
+      collectGarbage();
+    });
+  }
   return proxy;
 }

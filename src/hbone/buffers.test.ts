@@ -1,0 +1,43 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { FakeClock } from "#base/clock";
+import { bulkBuffers, giveBlock, releaseSlab, takeBlock, takeLoose } from "./buffers.ts";
+
+const MIB = 1 << 20;
+
+test("blocks are powers of two, and what is given back serves the next who asks, up to a bound", () => {
+  const block = takeBlock(40_009);
+  assert.equal(block.length, 65_536);
+  giveBlock(block);
+  assert.equal(takeBlock(65_536), block);
+  assert.notEqual(takeBlock(65_536), block, "somebody has it");
+  const many = Array.from({ length: 32 }, () => takeBlock(MIB / 8));
+  assert.equal(new Set(many).size, 32);
+  many.forEach(giveBlock);
+  const again = new Set(Array.from({ length: 32 }, () => takeBlock(MIB / 8)));
+  const kept = many.filter((one) => again.has(one)).length;
+  assert.ok(kept > 0 && kept <= 8, `${kept} were kept`);
+});
+
+test("blocks of copied bytes of either size are used again, empty", () => {
+  for (const more of [false, true]) {
+    const block = takeLoose(100, more);
+    block.refs++;
+    block.used = 100;
+    releaseSlab(block);
+    const next = takeLoose(100, more);
+    assert.equal(next, block);
+    assert.equal(next.used, 0);
+    assert.notEqual(takeLoose(100, more), block, "somebody has it");
+  }
+});
+
+test("a socket that moves much in portions finds the buffers that it gave back", () => {
+  const clock = new FakeClock();
+  const holder = { bulkBusy: true, onBulkIdle: () => {} };
+  const pieces = bulkBuffers.take(holder, clock) ?? assert.fail();
+  bulkBuffers.release(holder, pieces);
+  const again = bulkBuffers.take(holder, clock) ?? assert.fail();
+  assert.deepEqual(new Set(again), new Set(pieces));
+  bulkBuffers.release(holder, again);
+});
