@@ -1,7 +1,15 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import { accessLevel, accessPasses, findAccessRecord, formatAccess, formatLost, formatOpened } from "./access-log.ts";
+import {
+  accessLevel,
+  AccessLines,
+  accessPasses,
+  findAccessRecord,
+  formatLost,
+  type AccessEvent,
+  type AccessFormat,
+} from "./access-log.ts";
 import type { FlowRecord } from "./flow.ts";
 import { parseSpiffeId } from "./spiffe-id.ts";
 
@@ -33,6 +41,18 @@ const record: FlowRecord = {
   bytesReceived: 9,
   durationMs: 12,
 };
+
+function eventOf({ source, destination, dryRun, ...rest }: FlowRecord): AccessEvent {
+  return { ...rest, dryRun, from: source.address, to: destination.address, hboneTarget: destination.hboneTarget };
+}
+
+function formatAccess(format: AccessFormat, flow: FlowRecord): string {
+  return new AccessLines(format, flow).ended(eventOf(flow));
+}
+
+function formatOpened(format: AccessFormat, flow: FlowRecord): string {
+  return new AccessLines(format, flow).opened(eventOf(flow));
+}
 
 describe("the access log", () => {
   it("is text in upstream's shape, its fields in upstream's order, absent ones left out", () => {

@@ -29,7 +29,11 @@ const EARLY: ReadonlySet<FlowReason> = new Set([
 ]);
 
 /** How loud the line of a record is. */
-export function accessLevel({ verdict, reason, detail }: FlowRecord): AccessLevel {
+export function accessLevel({
+  verdict,
+  reason,
+  detail,
+}: Pick<FlowRecord, "verdict" | "reason" | "detail">): AccessLevel {
   if (verdict === "refused") return EARLY.has(reason) ? "warn" : "error";
   return detail === "" ? "info" : "error";
 }
@@ -39,26 +43,83 @@ export function accessPasses(threshold: AccessLevel, level: AccessLevel): boolea
   return ACCESS_LEVELS.indexOf(level) <= ACCESS_LEVELS.indexOf(threshold);
 }
 
-/** The line of a connection that has ended or was refused, without the line's end. */
-export function formatAccess(format: AccessFormat, record: FlowRecord): string {
-  const { timeMs, bytesSent, bytesReceived, durationMs, detail, reason } = record;
-  const level = accessLevel(record);
-  const line = new Line(format, { level, message: level === "warn" ? FAILED : COMPLETE, timeMs });
-  addEnds(line, record);
-  line.number("bytes_sent", bytesSent);
-  line.number("bytes_recv", bytesReceived);
-  line.text("duration", `${Math.round(durationMs)}ms`);
-  if (level !== "info") line.text("error", detail || reason);
-  addOwn(line, record);
-  return line.end();
+/** Who opens a connection to whom: what the records of many connections have in common. */
+export interface AccessEnds {
+  readonly direction: FlowRecord["direction"];
+  readonly source: Omit<FlowPeer, "address">;
+  readonly destination: Omit<FlowRecord["destination"], "address" | "hboneTarget">;
 }
 
-/** The line of a connection that is forwarded from now on. */
-export function formatOpened(format: AccessFormat, record: FlowRecord): string {
-  const line = new Line(format, { level: "debug", message: OPENED, timeMs: record.timeMs });
-  addEnds(line, record);
-  addOwn(line, record);
-  return line.end();
+/** What the record of one connection adds. Addresses are `ip:port`. */
+export interface AccessEvent extends Omit<FlowRecord, "direction" | "source" | "destination" | "dryRun"> {
+  readonly dryRun: string | undefined;
+  readonly from: string;
+  readonly to: string;
+  readonly hboneTarget: string | undefined;
+}
+
+/**
+ * The lines of connections between the same two ends, without the lines' ends. There is one line for each connection: what
+ * they have in common is quoted once.
+ */
+export class AccessLines {
+  readonly #style: Style;
+  readonly #source: string;
+  readonly #destination: string;
+
+  constructor(format: AccessFormat, { direction, source, destination }: AccessEnds) {
+    const style = STYLES[format];
+    this.#style = style;
+    this.#source = peerFields(style, "src", source);
+    this.#destination =
+      style.text("dst.service", destination.service) +
+      peerFields(style, "dst", destination) +
+      style.text("direction", direction);
+  }
+
+  /** A connection that has ended or was refused. */
+  ended(event: AccessEvent): string {
+    const style = this.#style;
+    const { timeMs, bytesSent, bytesReceived, durationMs, detail, reason } = event;
+    const level = accessLevel(event);
+    const error = level === "info" ? "" : style.text("error", detail || reason);
+    const duration = `"${Math.round(durationMs)}ms"`;
+    return (
+      style.head({ level, message: level === "warn" ? FAILED : COMPLETE, timeMs }) +
+      this.#ends(event) +
+      `${style.bytesSent}${bytesSent}${style.bytesReceived}${bytesReceived}${style.duration}${duration}${error}` +
+      ownFields(style, event) +
+      style.end
+    );
+  }
+
+  /** A connection that is forwarded from now on. */
+  opened(event: AccessEvent): string {
+    const style = this.#style;
+    const head = style.head({ level: "debug", message: OPENED, timeMs: event.timeMs });
+    return head + this.#ends(event) + ownFields(style, event) + style.end;
+  }
+
+  #ends({ from, to, hboneTarget }: AccessEvent): string {
+    const style = this.#style;
+    const target = hboneTarget === undefined ? "" : style.hboneTarget + style.address(hboneTarget);
+    return `${style.from}${style.address(from)}${this.#source}${style.to}${style.address(to)}${target}${this.#destination}`;
+  }
+}
+
+function peerFields(style: Style, side: "src" | "dst", peer: Omit<FlowPeer, "address">): string {
+  return (
+    style.text(`${side}.workload`, peer.workload) +
+    style.text(`${side}.namespace`, peer.namespace) +
+    style.text(`${side}.identity`, peer.identity) +
+    style.text(`${side}.cluster`, peer.cluster)
+  );
+}
+
+function ownFields(style: Style, { verdict, encryption, reason, dryRun, traceId }: AccessEvent): string {
+  // Words of ours, which need no escapes.
+  const words = `${style.verdict}"${verdict}"${style.encryption}"${encryption}"${style.reason}"${reason}"`;
+  return words + style.text("policy.dry_run", dryRun) + style.text("trace.id", traceId);
 }
 
 /** What became of one DNS question of a pod. */
@@ -80,24 +141,27 @@ export interface DnsRecord {
 /** The line of a DNS question, in upstream's fields of its scope `dns`. */
 export function formatDns(format: AccessFormat, question: DnsRecord): string {
   const { timeMs, pod, queryType, protocol, name, result, service, endpoints, durationMs } = question;
-  const line = new Line(format, { level: "debug", scope: "dns", message: "name asked for", timeMs });
-  line.text("src.workload", pod.name);
-  line.text("src.namespace", pod.namespace);
-  line.text("query", queryType);
-  line.text("domain", name);
-  line.text("protocol", protocol);
-  line.text("result", result);
-  line.text("dst.service", service);
-  line.number("endpoints", endpoints);
-  line.text("duration", `${Math.round(durationMs)}ms`);
-  return line.end();
+  const style = STYLES[format];
+  return (
+    style.head({ level: "debug", scope: "dns", message: "name asked for", timeMs }) +
+    style.firstKey("src.workload") +
+    quote(pod.name) +
+    style.text("src.namespace", pod.namespace) +
+    style.text("query", queryType) +
+    style.text("domain", name) +
+    style.text("protocol", protocol) +
+    style.text("result", result) +
+    style.text("dst.service", service) +
+    `${style.key("endpoints")}${endpoints}` +
+    style.text("duration", `${Math.round(durationMs)}ms`) +
+    style.end
+  );
 }
 
 /** The line that stands where `count` lines are missing, because nobody read them fast enough. */
 export function formatLost(format: AccessFormat, count: number, timeMs: number): string {
-  const line = new Line(format, { level: "warn", message: "access records dropped", timeMs });
-  line.number("count", count);
-  return line.end();
+  const style = STYLES[format];
+  return `${style.head({ level: "warn", message: "access records dropped", timeMs })}${style.firstKey("count")}${count}${style.end}`;
 }
 
 /** The record behind a line of either format; undefined for any other line, also one of the same log. Never throws. */
@@ -137,44 +201,77 @@ function toRecord(fields: ReadonlyMap<string, unknown>): FlowRecord {
   };
 }
 
-/** A line in the making. There is one for each connection, so it is put together by hand. */
-class Line {
+/** How one format writes a line: a head, fields, an end. */
+class Style {
   readonly #isJson: boolean;
-  #text: string;
-  #gap: string;
+  readonly end: string;
+  // What each connection's line needs, made once.
+  readonly from: string;
+  readonly to: string;
+  readonly hboneTarget: string;
+  readonly bytesSent: string;
+  readonly bytesReceived: string;
+  readonly duration: string;
+  readonly verdict: string;
+  readonly encryption: string;
+  readonly reason: string;
 
-  constructor(format: AccessFormat, head: { level: string; scope?: string; message: string; timeMs: number }) {
-    const { level, scope = "access", message, timeMs } = head;
-    this.#isJson = format === "json";
-    const time = new Date(timeMs).toISOString();
-    this.#text = this.#isJson
-      ? `{"level":"${level}","time":"${time}","scope":"${scope}","message":"${message}"`
-      : `${time}\t${level}\t${scope}\t${message}\t`;
-    this.#gap = this.#isJson ? "," : "";
+  constructor(isJson: boolean) {
+    this.#isJson = isJson;
+    this.end = isJson ? "}" : "";
+    this.from = this.firstKey("src.addr");
+    this.to = this.key("dst.addr");
+    this.hboneTarget = this.key("dst.hbone_addr");
+    this.bytesSent = this.key("bytes_sent");
+    this.bytesReceived = this.key("bytes_recv");
+    this.duration = this.key("duration");
+    this.verdict = this.key("verdict");
+    this.encryption = this.key("encryption");
+    this.reason = this.key("reason");
   }
 
-  /** A text, left out when there is none. */
-  text(name: string, value: string | undefined): void {
-    if (value !== undefined) this.#add(name, quote(value));
+  head({ level, scope = "access", message, timeMs }: Head): string {
+    const time = isoTime(timeMs);
+    return this.#isJson
+      ? `{"level":"${level}","time":"${time}","scope":"${scope}","message":"${message}"`
+      : `${time}\t${level}\t${scope}\t${message}\t`;
+  }
+
+  /** The name of the first field of a line, and what parts it from its value. */
+  firstKey(name: string): string {
+    return this.#isJson ? this.key(name) : `${name}=`;
+  }
+
+  key(name: string): string {
+    return this.#isJson ? `,"${name}":` : ` ${name}=`;
+  }
+
+  /** A field with a text, left out when there is none. */
+  text(name: string, value: string | undefined): string {
+    return value === undefined ? "" : this.key(name) + quote(value);
   }
 
   /** An address, which upstream writes without quotes; a hostile one has them all the same. */
-  address(name: string, value: string | undefined): void {
-    if (value !== undefined) this.#add(name, this.#isJson || UNSAFE.test(value) ? quote(value) : value);
+  address(value: string): string {
+    return this.#isJson || UNSAFE.test(value) ? quote(value) : value;
   }
+}
 
-  number(name: string, value: number): void {
-    this.#add(name, String(value));
-  }
+interface Head {
+  readonly level: AccessLevel;
+  readonly scope?: string;
+  readonly message: string;
+  readonly timeMs: number;
+}
 
-  end(): string {
-    return this.#isJson ? `${this.#text}}` : this.#text;
-  }
+const STYLES: Readonly<Record<AccessFormat, Style>> = { plain: new Style(false), json: new Style(true) };
 
-  #add(name: string, value: string): void {
-    this.#text += this.#isJson ? `${this.#gap}"${name}":${value}` : `${this.#gap}${name}=${value}`;
-    if (!this.#isJson) this.#gap = " ";
-  }
+/** Many lines are of the same millisecond. */
+const lastTime = { ms: Number.NaN, iso: "" };
+
+function isoTime(timeMs: number): string {
+  if (timeMs !== lastTime.ms) [lastTime.ms, lastTime.iso] = [timeMs, new Date(timeMs).toISOString()];
+  return lastTime.iso;
 }
 
 /** What would end a bare value early, or look like a quoted one: a hostile peer writes its own CONNECT authority. */
@@ -184,30 +281,6 @@ const PLAIN = /^[\x20\x21\x23-\x5b\x5d-\x7e]*$/;
 
 function quote(value: string): string {
   return PLAIN.test(value) ? `"${value}"` : JSON.stringify(value);
-}
-
-function addEnds(line: Line, { direction, source, destination }: FlowRecord): void {
-  line.address("src.addr", source.address);
-  line.text("src.workload", source.workload);
-  line.text("src.namespace", source.namespace);
-  line.text("src.identity", source.identity);
-  line.text("src.cluster", source.cluster);
-  line.address("dst.addr", destination.address);
-  line.address("dst.hbone_addr", destination.hboneTarget);
-  line.text("dst.service", destination.service);
-  line.text("dst.workload", destination.workload);
-  line.text("dst.namespace", destination.namespace);
-  line.text("dst.identity", destination.identity);
-  line.text("dst.cluster", destination.cluster);
-  line.text("direction", direction);
-}
-
-function addOwn(line: Line, { verdict, encryption, reason, dryRun, traceId }: FlowRecord): void {
-  line.text("verdict", verdict);
-  line.text("encryption", encryption);
-  line.text("reason", reason);
-  line.text("policy.dry_run", dryRun);
-  line.text("trace.id", traceId);
 }
 
 function jsonFields(line: string): ReadonlyMap<string, unknown> {

@@ -11,6 +11,7 @@ import type { TlsIdentity } from "#model/tls-identity";
 import type { Address } from "#model/workload";
 import { proxyConfig, type ProxyConfig } from "./config.ts";
 import { DataThread } from "./data-thread.ts";
+import { linesOf } from "./record-queue.ts";
 import { FakeNetwork, FakeSocket, FakeTunnel } from "./fake-network.ts";
 import type { LookKind, Slice } from "./looks.ts";
 import type { FromThread } from "./messages.ts";
@@ -109,7 +110,7 @@ class Rig {
 
   records(): FlowRecord[] {
     return this.posted
-      .flatMap((message) => (message.type === "records" ? message.lines : []))
+      .flatMap((message) => (message.type === "records" ? linesOf(message.batch) : []))
       .flatMap((line) => findAccessRecord(line) ?? []);
   }
 
@@ -617,7 +618,7 @@ describe("a data thread", () => {
     const rig = new Rig({ pod: "server", addresses: everything });
     const lines = (): string[] =>
       rig.posted
-        .flatMap((message) => (message.type === "records" ? message.lines : []))
+        .flatMap((message) => (message.type === "records" ? linesOf(message.batch) : []))
         .map((line) => line.split("\t")[3] ?? "");
     const carry = async (): Promise<void> => {
       const tunnel = await rig.tunnel(new FakeTunnel("10.1.0.2:8080"));
@@ -791,7 +792,7 @@ describe("a data thread", () => {
       rig.isRead = true;
       rig.thread.handle({ type: "recordsTaken" });
       await rig.settle();
-      const lines = rig.posted.flatMap((message) => (message.type === "records" ? message.lines : []));
+      const lines = rig.posted.flatMap((message) => (message.type === "records" ? linesOf(message.batch) : []));
       const told = lines.flatMap((line) => /access records dropped\s.*?count=(\d+)/.exec(line)?.[1] ?? []);
       const forwarded = rig.records().filter(({ verdict }) => verdict === "forwarded").length;
       return { forwarded, missing: told.reduce((sum, count) => sum + Number(count), 0) };

@@ -63,8 +63,8 @@ export class DataThread {
     });
     const format = config.accessFormat;
     this.#records = new RecordQueue(
-      (lines) => {
-        post({ type: "records", lines });
+      (batch) => {
+        post({ type: "records", batch });
       },
       { formatLost: (count) => formatLost(format, count, clock.now()), clock },
     );

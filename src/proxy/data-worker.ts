@@ -16,7 +16,7 @@ const thread = new DataThread({
   random: systemRandom,
   network: kernelNetwork,
   post: (message) => {
-    port.postMessage(message);
+    port.postMessage(message, message.type === "records" ? [message.batch.text.buffer] : []);
   },
 });
 // Who is killed writes no cache at its end: the next process is to find what this one has compiled.

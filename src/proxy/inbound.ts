@@ -31,7 +31,7 @@ import {
 import { encodeProxyHeader } from "./proxy-protocol.ts";
 import type { PodSocket, PodTunnel } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
-import type { Facts, Party } from "./record.ts";
+import type { Facts, Party } from "./pairs.ts";
 import type { SocketAddress } from "./route.ts";
 import {
   decideInbound,

@@ -7,7 +7,7 @@ const WRITER = `
 const { LineOutput } = await import(process.env.MODULE);
 const after = (ms, callback) => { setTimeout(callback, ms); return () => {}; };
 const output = new LineOutput(1, { after });
-for (let i = 0; i < 40_000; i++) output.write(\`line \${i}\\n\`);
+for (let i = 0; i < 40_000; i++) output.write(Buffer.from(\`line \${i}\\n\`));
 console.error(String(output.waitingBytes > 0));
 process.stdin.once("data", async () => {
   await output.whenEmpty();

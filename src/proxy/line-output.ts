@@ -3,7 +3,7 @@ import type { Clock } from "#base/clock";
 
 /** Where lines are written to. It never blocks: whoever reads may stall. */
 export interface RecordOutput {
-  write(text: string): void;
+  write(bytes: Uint8Array): void;
   /** Bytes that were given and not written yet. */
   readonly waitingBytes: number;
   /** Resolves when everything that was given is written. */
@@ -22,7 +22,7 @@ const LAST_RETRY_MS = 64;
 export class LineOutput implements RecordOutput {
   readonly #fd: number;
   readonly #clock: Clock;
-  #waiting: Buffer[] = [];
+  #waiting: Uint8Array[] = [];
   #waitingBytes = 0;
   #isWriting = false;
   #onEmpty: (() => void)[] = [];
@@ -37,8 +37,7 @@ export class LineOutput implements RecordOutput {
     return this.#waitingBytes;
   }
 
-  write(text: string): void {
-    const bytes = Buffer.from(text);
+  write(bytes: Uint8Array): void {
     this.#waiting.push(bytes);
     this.#waitingBytes += bytes.length;
     if (!this.#isWriting) this.#next();

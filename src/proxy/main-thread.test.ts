@@ -12,7 +12,7 @@ import { endCause, plainCause, tunnelCause } from "./causes.ts";
 import type { ToThread } from "./messages.ts";
 import { recordsOf, viewPacket } from "./packed-addresses.ts";
 import { Records } from "./records.ts";
-import { RecordQueue } from "./record-queue.ts";
+import { linesOf, RecordQueue, type RecordBatch } from "./record-queue.ts";
 import { testPolicy } from "../policy/testing.ts";
 import { WorkloadTable, type AddressChange } from "./table.ts";
 import { testPod, testService, testView, testWorkload } from "./testing.ts";
@@ -20,6 +20,10 @@ import { DataThreads, type ThreadPort } from "./threads.ts";
 import { explain, type WhyParts } from "./why.ts";
 
 const turn = async (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+function batchOf(...lines: string[]): RecordBatch {
+  return { count: lines.length, text: new TextEncoder().encode(lines.map((line) => `${line}\n`).join("")) };
+}
 
 function resource(address: Address, name?: string) {
   const own = address.kind === "workload" ? address.uid : `${address.namespace}/${address.hostname}`;
@@ -137,7 +141,7 @@ describe("data threads", () => {
       clock,
       ask: (name) => Promise.resolve(name === "/10.1.0.9" ? "absent" : "unavailable"),
       resolve: (hostname) => Promise.resolve({ addresses: [parseIp("192.0.2.7")], ttlMs: hostname.length }),
-      records: async (more) => void lines.push(...more),
+      records: async (more) => void lines.push(...linesOf(more)),
       failed: (error) => failures.push(error),
     });
     threads.start();
@@ -188,7 +192,7 @@ describe("data threads", () => {
   it("are answered when they ask, and their records are taken", async () => {
     const { one, lines } = rig();
     one.handlers?.message({ type: "ask", name: "/10.1.0.9" });
-    one.handlers?.message({ type: "records", lines: ["{}"] });
+    one.handlers?.message({ type: "records", batch: batchOf("{}") });
     await turn();
     assert.deepEqual(one.posted, [{ type: "answer", name: "/10.1.0.9", answer: "absent" }, { type: "recordsTaken" }]);
     assert.deepEqual(lines, ["{}"]);
@@ -231,11 +235,12 @@ describe("data threads", () => {
 describe("access records on the main thread", () => {
   it("are written a line each, and the last thousand are kept", async () => {
     const written: string[] = [];
-    const output = { write: (chunk: string) => written.push(chunk), waitingBytes: 0, whenEmpty: assert.fail };
+    const write = (bytes: Uint8Array) => written.push(Buffer.from(bytes).toString());
+    const output = { write, waitingBytes: 0, whenEmpty: assert.fail };
     const records = new Records(output, silentLog());
-    await records.take(['{"a":1}', '{"b":2}']);
+    await records.take(batchOf('{"a":1}', '{"b":2}'));
     assert.deepEqual(written, ['{"a":1}\n{"b":2}\n']);
-    for (let i = 0; i < 1_500; i++) await records.take([`line ${i}`]);
+    for (let i = 0; i < 1_500; i++) await records.take(batchOf(`line ${i}`));
     assert.deepEqual(records.newest(["line"], 3), ["line 1499", "line 1498", "line 1497"]);
     assert.deepEqual(records.newest(["line"], 5_000).length, 1_000);
     assert.deepEqual(records.newest(["line", "9"], 1), ["line 1499"]);
@@ -247,7 +252,7 @@ describe("access records on the main thread", () => {
     const output = { write: () => {}, waitingBytes: 9 * 1024 * 1024, whenEmpty: () => promise };
     const records = new Records(output, silentLog());
     let taken = false;
-    const taking = records.take(["one", "two"]).then(() => (taken = true));
+    const taking = records.take(batchOf("one", "two")).then(() => (taken = true));
     await turn();
     assert.equal(taken, false);
     assert.deepEqual(records.newest([], 1), ["two"], "kept for explanations all the same");
@@ -260,7 +265,7 @@ describe("access records on the main thread", () => {
   it("leave a data thread in batches, one at a time, at most ten thousand waiting", async () => {
     const batches: (readonly string[])[] = [];
     const clock = new FakeClock();
-    const queue = new RecordQueue((lines) => batches.push(lines), {
+    const queue = new RecordQueue((batch) => batches.push(linesOf(batch)), {
       formatLost: (count: number) => `${count} lost`,
       clock,
     });

@@ -1,3 +1,4 @@
+import type { RecordBatch } from "./record-queue.ts";
 import type { AccessLevel } from "#model/access-log";
 import type { SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
@@ -74,4 +75,4 @@ export type FromThread =
   /** A connection is held: which addresses has `hostname`? Answered by `resolved`. */
   | { readonly type: "resolve"; readonly hostname: string }
   /** Lines of the access log. The next batch comes after `recordsTaken`. */
-  | { readonly type: "records"; readonly lines: readonly string[] };
+  | { readonly type: "records"; readonly batch: RecordBatch };

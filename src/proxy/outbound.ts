@@ -19,7 +19,8 @@ import { PACKET_MARK } from "./config.ts";
 import { findTraceId, formatBaggage, formatForwarded, newTraceparent, parseBaggage, type Baggage } from "./headers.ts";
 import type { PodSocket } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
-import type { ConnectionRecord, Facts } from "./record.ts";
+import type { Facts } from "./pairs.ts";
+import type { ConnectionRecord } from "./record.ts";
 import { decideOutbound, type Route, type SocketAddress } from "./route.ts";
 
 /** A route that can be followed at once. */

@@ -12,7 +12,8 @@ import type { Knowledge } from "./knowledge.ts";
 import type { Cause } from "./causes.ts";
 import type { Pressure } from "./pressure.ts";
 import type { Network, PodPool, PodSocket } from "./network.ts";
-import type { FlowLog, Party } from "./record.ts";
+import type { Party } from "./pairs.ts";
+import type { FlowLog } from "./record.ts";
 import type { PeerRevocationLists } from "./peer-revocations.ts";
 import type { LocalPod, SocketAddress } from "./route.ts";
 

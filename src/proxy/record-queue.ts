@@ -7,15 +7,67 @@ const MAX_WAITING_RECORDS = 10_000;
 const GATHER_MS = 10;
 const GATHER_LINES = 500;
 
+/** Lines of the access log. */
+export interface RecordBatch {
+  readonly count: number;
+  /** UTF-8, each line with its end. Whoever gets it owns its memory. */
+  readonly text: Uint8Array<ArrayBuffer>;
+}
+
+/** The lines of a batch, without their ends. */
+export function linesOf({ text, count }: RecordBatch): string[] {
+  return Buffer.from(text.buffer, text.byteOffset, text.length).toString().split("\n", count);
+}
+
+/** Memory for lines that wait, in pieces of so much. */
+const CHUNK_BYTES = 64 * 1024;
+/** UTF-8 of one UTF-16 unit, at most. */
+const BYTES_PER_UNIT = 3;
+
+/** Lines as bytes: text that waits would be copied by each collection of garbage, in all its parts. */
+class Lines {
+  count = 0;
+  #full: Uint8Array[] = [];
+  #chunk = Buffer.allocUnsafeSlow(CHUNK_BYTES);
+  #used = 0;
+
+  add(line: string): void {
+    const most = line.length * BYTES_PER_UNIT + 1;
+    if (most > this.#chunk.length - this.#used) this.#grow(most);
+    this.#used += this.#chunk.write(line, this.#used);
+    this.#chunk[this.#used++] = 0x0a;
+    this.count++;
+  }
+
+  #grow(most: number): void {
+    this.#full.push(this.#chunk.subarray(0, this.#used));
+    this.#chunk = Buffer.allocUnsafeSlow(Math.max(most, CHUNK_BYTES));
+    this.#used = 0;
+  }
+
+  take(): RecordBatch {
+    const parts = [...this.#full, this.#chunk.subarray(0, this.#used)];
+    const text = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+    let offset = 0;
+    for (const part of parts) {
+      text.set(part, offset);
+      offset += part.length;
+    }
+    const { count } = this;
+    [this.count, this.#full, this.#used] = [0, [], 0];
+    return { count, text };
+  }
+}
+
 /**
  * Hands lines over in batches, one batch at a time: a reader that stalls makes lines wait, then drop, and never makes
  * memory grow. A line that is owed is never dropped: whoever owes lines takes on nothing new while {@link isFull}.
  */
 export class RecordQueue {
-  readonly #send: (lines: readonly string[]) => void;
+  readonly #send: (batch: RecordBatch) => void;
   readonly #formatLost: (count: number) => string;
   readonly #clock: Clock;
-  #waiting: string[] = [];
+  readonly #waiting = new Lines();
   #isSending = false;
   #cancel: (() => void) | undefined;
   #lastMs = -Infinity;
@@ -25,7 +77,7 @@ export class RecordQueue {
 
   /** `send` gets a batch; the reader answers with {@link taken}. `formatLost` makes the line that stands for dropped ones. */
   constructor(
-    send: (lines: readonly string[]) => void,
+    send: (batch: RecordBatch) => void,
     { formatLost, clock }: { formatLost: (count: number) => string; clock: Clock },
   ) {
     this.#send = send;
@@ -40,7 +92,7 @@ export class RecordQueue {
 
   /** As many wait as may. */
   get isFull(): boolean {
-    return this.#waiting.length >= MAX_WAITING_RECORDS;
+    return this.#waiting.count >= MAX_WAITING_RECORDS;
   }
 
   /** Adds a line. */
@@ -50,7 +102,7 @@ export class RecordQueue {
       this.#untold++;
       return;
     }
-    this.#waiting.push(line);
+    this.#waiting.add(line);
     this.#schedule();
   }
 
@@ -62,22 +114,15 @@ export class RecordQueue {
 
   /** Hands over what waits, whether the last batch has been read or not: the thread ends. */
   flush(): void {
-    const lines = this.#take();
-    if (lines.length > 0) this.#send(lines);
-  }
-
-  #take(): string[] {
-    const lines = this.#waiting;
-    this.#waiting = [];
-    if (this.#untold > 0) lines.push(this.#formatLost(this.#untold));
+    if (this.#untold > 0) this.#waiting.add(this.#formatLost(this.#untold));
     this.#untold = 0;
-    return lines;
+    if (this.#waiting.count > 0) this.#send(this.#waiting.take());
   }
 
   /** At once after a pause, else once per {@link GATHER_MS}: a single connection is told of without delay. */
   #schedule(): void {
-    if (this.#isSending || this.#waiting.length === 0) return;
-    if (this.#waiting.length >= GATHER_LINES) this.#sendBatch();
+    if (this.#isSending || this.#waiting.count === 0) return;
+    if (this.#waiting.count >= GATHER_LINES) this.#sendBatch();
     else this.#cancel ??= this.#later();
   }
 
@@ -97,8 +142,7 @@ export class RecordQueue {
     this.#cancel?.();
     this.#cancel = undefined;
     this.#lastMs = this.#clock.monotonic();
-    const lines = this.#take();
-    this.#isSending = lines.length > 0; // none: flushed meanwhile
-    if (this.#isSending) this.#send(lines);
+    this.#isSending = this.#waiting.count + this.#untold > 0; // none: flushed meanwhile
+    this.flush();
   }
 }

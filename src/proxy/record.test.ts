@@ -4,7 +4,8 @@ import { FakeClock } from "#base/clock";
 import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import { parseSpiffeId } from "#model/spiffe-id";
-import { FlowLog, type Facts } from "./record.ts";
+import type { Facts } from "./pairs.ts";
+import { FlowLog } from "./record.ts";
 import { testAddress, testService, testWorkload } from "./testing.ts";
 
 const facts: Facts = {

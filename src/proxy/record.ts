@@ -5,52 +5,18 @@ import { dnsMetrics } from "#dns";
 import {
   accessLevel,
   accessPasses,
-  formatAccess,
+  type AccessLines,
   formatDns,
-  formatOpened,
+  type AccessEvent,
   type AccessFormat,
   type AccessLevel,
   type DnsRecord,
 } from "#model/access-log";
 import type { Encryption, FlowReason, FlowRecord } from "#model/flow";
 import type { SpiffeId } from "#model/spiffe-id";
-import type { Service, Workload } from "#model/workload";
-import { responseFlags } from "./flags.ts";
-import type { Baggage } from "./headers.ts";
 import { proxyMetrics } from "./metrics.ts";
-import type { LocalPod, SocketAddress } from "./route.ts";
-
-/** One end of a connection, for its record and its metrics. */
-export interface Party {
-  readonly address: SocketAddress;
-  readonly workload: Workload | undefined;
-  /** What is known without the control plane: the pod that the agent handed over. */
-  readonly pod?: Pick<LocalPod, "podUid" | "name" | "namespace"> | undefined;
-  /** What it says of itself, where nothing else is known of it. */
-  readonly described?: Baggage | undefined;
-  /** Only what TLS has proved, or will present. */
-  readonly identity: SpiffeId | undefined;
-}
-
-/** What is known once a connection has been decided. */
-export interface Facts {
-  readonly source: Party;
-  readonly destination: Party;
-  readonly service: Service | undefined;
-  /** The real target behind a tunnel. */
-  readonly hboneTarget: string | undefined;
-  readonly encryption: Encryption;
-  readonly reason: FlowReason;
-  readonly detail?: string;
-  /** What policies in dry run would have changed. */
-  readonly dryRun?: string | undefined;
-  /** 32 hex digits; see {@link FlowRecord.traceId}. */
-  readonly traceId?: string | undefined;
-  /** Outbound: where the application wanted to go, before a route was chosen. */
-  readonly asked?: SocketAddress;
-  /** Inbound: where the application of the pod listens. */
-  readonly application?: SocketAddress;
-}
+import { Pairs, reporterOf, trafficLabels, type Facts, type Pair } from "./pairs.ts";
+import type { SocketAddress } from "./route.ts";
 
 /** An open connection, for operators. */
 export interface OpenConnection {
@@ -77,16 +43,6 @@ export interface Bytes {
   readonly received: number;
 }
 
-interface Cells {
-  readonly opened: Cell;
-  readonly closed: Cell;
-  readonly sent: Cell;
-  readonly received: Cell;
-}
-
-/** Label sets that are remembered with their cells; beyond that the memory starts anew. */
-const MAX_BOUND_LABELS = 4096;
-
 /**
  * The access records and traffic metrics of one data thread. Each connection has one {@link ConnectionRecord}; this holds
  * those that are open, so that a scrape sees the bytes of long connections while they flow.
@@ -94,11 +50,12 @@ const MAX_BOUND_LABELS = 4096;
 export class FlowLog {
   readonly cells: CellSet;
   readonly #clock: Clock;
+  /** For {@link ConnectionRecord} only. */
+  readonly pairs: Pairs;
   readonly #write: (line: string, isOwed: boolean) => void;
   readonly #format: AccessFormat;
   #level: AccessLevel = "info";
   readonly #open = new Set<ConnectionRecord>();
-  readonly #bound = new Map<string, Cells>();
   readonly #sockets: Readonly<Record<FlowRecord["direction"], Cell>>;
 
   /** `write` gets each record as one line of the access log, without the line's end; that of what was forwarded is owed. */
@@ -107,6 +64,7 @@ export class FlowLog {
     this.#write = write;
     this.#format = format;
     this.cells = new CellSet({ ...proxyMetrics, ...dnsMetrics });
+    this.pairs = new Pairs(this.cells, format);
     const sockets = (direction: FlowRecord["direction"]): Cell =>
       this.cells.bind("istio_tcp_sockets_open", { reporter: reporterOf(direction) });
     this.#sockets = { inbound: sockets("inbound"), outbound: sockets("outbound") };
@@ -167,38 +125,22 @@ export class FlowLog {
     this.#level = level;
   }
 
-  /** For {@link ConnectionRecord} only: finishes and writes the record. */
-  write(started: Omit<FlowRecord, "timeMs" | "durationMs">, startMs: number): void {
-    const durationMs = this.#clock.monotonic() - startMs;
-    const record: FlowRecord = { ...started, timeMs: this.#clock.now(), durationMs };
-    if (accessPasses(this.#level, accessLevel(record))) {
-      this.#write(formatAccess(this.#format, record), record.verdict === "forwarded");
-    }
+  /** For {@link ConnectionRecord} only: writes the record of a connection that has ended or was refused. */
+  write(lines: AccessLines, ended: Omit<AccessEvent, "timeMs">): void {
+    if (!accessPasses(this.#level, accessLevel(ended))) return;
+    this.#write(lines.ended({ ...ended, timeMs: this.#clock.now() }), ended.verdict === "forwarded");
+  }
+
+  /** For {@link ConnectionRecord} only: milliseconds since it began. */
+  since(startMs: number): number {
+    return this.#clock.monotonic() - startMs;
   }
 
   /** For {@link ConnectionRecord} only: says that a connection is forwarded from now on, when somebody wants to know. */
-  announce(direction: FlowRecord["direction"], facts: Facts): void {
+  announce(lines: AccessLines, facts: Facts): void {
     if (this.#level !== "debug") return;
-    const started = toRecord(direction, facts, { verdict: "forwarded", bytes: { sent: 0, received: 0 } });
-    this.#write(formatOpened(this.#format, { ...started, timeMs: this.#clock.now(), durationMs: 0 }), false);
-  }
-
-  /** The cells of a forwarded connection; sets of labels that come again are looked up once. */
-  bind(direction: FlowRecord["direction"], facts: Facts): Cells {
-    const { source, destination, service } = facts;
-    const key = `${direction}\0${facts.encryption}\0${partyKey(source)}\0${partyKey(destination)}\0${service?.hostname}`;
-    const known = this.#bound.get(key);
-    if (known !== undefined) return known;
-    if (this.#bound.size >= MAX_BOUND_LABELS) this.#bound.clear();
-    const labels = trafficLabels(direction, facts);
-    const cells = {
-      opened: this.cells.bind("istio_tcp_connections_opened_total", labels),
-      closed: this.cells.bind("istio_tcp_connections_closed_total", labels),
-      sent: this.cells.bind("istio_tcp_sent_bytes_total", labels),
-      received: this.cells.bind("istio_tcp_received_bytes_total", labels),
-    };
-    this.#bound.set(key, cells);
-    return cells;
+    const event = eventOf(facts, { verdict: "forwarded", bytes: NO_BYTES, durationMs: 0 });
+    this.#write(lines.opened({ ...event, timeMs: this.#clock.now() }), false);
   }
 }
 
@@ -210,9 +152,9 @@ export class ConnectionRecord {
   readonly #log: FlowLog;
   readonly #startMs: number;
   #facts: Facts | undefined;
-  #cells: Cells | undefined;
-  #readBytes: () => Bytes = () => ({ sent: 0, received: 0 });
-  #counted: Bytes = { sent: 0, received: 0 };
+  #pair: Pair | undefined;
+  #readBytes: () => Bytes = () => NO_BYTES;
+  #counted: Bytes = NO_BYTES;
   #isClosed = false;
 
   /** Made by {@link FlowLog.begin}. */
@@ -226,10 +168,10 @@ export class ConnectionRecord {
   open(facts: Facts, readBytes: () => Bytes): void {
     this.#facts = facts;
     this.#readBytes = readBytes;
-    this.#cells = this.#log.bind(this.direction, facts);
-    this.#cells.opened.value++;
+    this.#pair = this.#log.pairs.of(this.direction, facts);
+    this.#pair.opened.value++;
     this.#log.opened(this);
-    this.#log.announce(this.direction, facts);
+    this.#log.announce(this.#pair.lines, facts);
     if (facts.encryption === "plaintext") {
       const labels = { direction: this.direction, reason: facts.reason };
       this.#log.cells.bind("veil_proxy_plaintext_total", labels).value++;
@@ -239,12 +181,12 @@ export class ConnectionRecord {
   /** Adds what flowed since the last time. */
   count(): void {
     const bytes = this.#readBytes();
-    if (this.#cells === undefined) return;
+    const pair = this.#pair;
+    if (pair === undefined) return;
     // Upstream counts from the destination's side: "sent" is the response, whoever reports it.
     const out = this.direction === "outbound";
-    this.#cells.sent.value += (out ? bytes.received : bytes.sent) - (out ? this.#counted.received : this.#counted.sent);
-    this.#cells.received.value +=
-      (out ? bytes.sent : bytes.received) - (out ? this.#counted.sent : this.#counted.received);
+    pair.sent.value += (out ? bytes.received : bytes.sent) - (out ? this.#counted.received : this.#counted.sent);
+    pair.received.value += (out ? bytes.sent : bytes.received) - (out ? this.#counted.sent : this.#counted.received);
     this.#counted = bytes;
   }
 
@@ -275,20 +217,19 @@ export class ConnectionRecord {
 
   /** A forwarded connection has ended, after these bytes. `cause` replaces the reason when the end was not an ordinary one. */
   close(end: Bytes, cause?: { readonly reason: FlowReason; readonly detail: string }): void {
-    const facts = this.#facts;
-    if (facts === undefined || this.#isClosed) return;
+    const [facts, pair] = [this.#facts, this.#pair];
+    if (facts === undefined || pair === undefined || this.#isClosed) return;
     this.#isClosed = true;
     this.#readBytes = () => end;
     this.count();
     this.#log.closed(this);
-    if (this.#cells !== undefined) this.#cells.closed.value++;
+    pair.closed.value++;
     if (cause?.reason === "drained") {
       this.#log.cells.bind("veil_proxy_drained_total", { direction: this.direction }).value++;
     }
-    this.#log.write(
-      toRecord(this.direction, { ...facts, ...cause }, { verdict: "forwarded", bytes: this.#counted }),
-      this.#startMs,
-    );
+    const durationMs = this.#log.since(this.#startMs);
+    const ended = { verdict: "forwarded", bytes: this.#counted, durationMs } as const;
+    this.#log.write(pair.lines, eventOf(cause === undefined ? facts : { ...facts, ...cause }, ended));
   }
 
   /** The connection is refused. */
@@ -297,99 +238,38 @@ export class ConnectionRecord {
     this.#isClosed = true;
     this.#log.cells.bind("istio_tcp_connections_failed_total", trafficLabels(this.direction, facts)).value++;
     this.#log.cells.bind("veil_proxy_refused_total", { direction: this.direction, reason: facts.reason }).value++;
-    const bytes = { sent: 0, received: 0 };
-    this.#log.write(
-      toRecord(this.direction, { ...facts, encryption: "none" }, { verdict: "refused", bytes }),
-      this.#startMs,
-    );
+    const durationMs = this.#log.since(this.#startMs);
+    const ended = { verdict: "refused", bytes: NO_BYTES, durationMs } as const;
+    this.#log.write(this.#log.pairs.linesOf(this.direction, facts), eventOf({ ...facts, encryption: "none" }, ended));
   }
 }
 
-function toRecord(
-  direction: FlowRecord["direction"],
-  facts: Facts,
-  end: { verdict: FlowRecord["verdict"]; bytes: Bytes },
-): Omit<FlowRecord, "timeMs" | "durationMs"> {
-  const { service } = facts;
+const NO_BYTES: Bytes = { sent: 0, received: 0 };
+
+/** How a connection ended, or that it did not begin. */
+interface End {
+  readonly verdict: FlowRecord["verdict"];
+  readonly bytes: Bytes;
+  readonly durationMs: number;
+}
+
+function eventOf(facts: Facts, { verdict, bytes, durationMs }: End): Omit<AccessEvent, "timeMs"> {
   return {
-    direction,
-    verdict: end.verdict,
+    from: formatAddress(facts.source.address),
+    to: formatAddress(facts.destination.address),
+    hboneTarget: facts.hboneTarget,
+    verdict,
     encryption: facts.encryption,
     reason: facts.reason,
     detail: facts.detail ?? "",
-    ...(facts.dryRun !== undefined && { dryRun: facts.dryRun }),
+    dryRun: facts.dryRun,
     traceId: facts.traceId,
-    source: peerOf(facts.source),
-    destination: { ...peerOf(facts.destination), service: service?.hostname, hboneTarget: facts.hboneTarget },
-    bytesSent: end.bytes.sent,
-    bytesReceived: end.bytes.received,
-  };
-}
-
-function peerOf(party: Party): FlowRecord["source"] {
-  const { address, workload, identity } = party;
-  const { workloadName, namespace, cluster } = knownOf(party);
-  return {
-    address: formatAddress(address),
-    workload: workload?.name ?? workloadName,
-    namespace,
-    cluster,
-    identity,
+    bytesSent: bytes.sent,
+    bytesReceived: bytes.received,
+    durationMs,
   };
 }
 
 function formatAddress({ ip, port }: SocketAddress): string {
   return formatHostPort(ip, port);
-}
-
-/** What is known of one end: of its workload, else what it says of itself, else what the agent has said of the pod. */
-function knownOf({ workload, pod, described }: Party): Omit<Baggage, "workloadType"> {
-  if (workload === undefined) return described ?? { ...NOTHING, namespace: pod?.namespace, workloadName: pod?.name };
-  const { clusterId: cluster, namespace, workloadName, canonicalName: service, canonicalRevision: revision } = workload;
-  return { cluster, namespace, workloadName, service, revision };
-}
-
-const NOTHING = { cluster: undefined, service: undefined, revision: undefined } as const;
-
-function reporterOf(direction: FlowRecord["direction"]): string {
-  return direction === "outbound" ? "source" : "destination";
-}
-
-function trafficLabels(direction: FlowRecord["direction"], facts: Facts): Record<string, string> {
-  const { service } = facts;
-  return {
-    reporter: reporterOf(direction),
-    ...partyLabels("source", facts.source),
-    ...partyLabels("destination", facts.destination),
-    destination_service: service?.hostname ?? "unknown",
-    destination_service_namespace: service?.namespace ?? "unknown",
-    destination_service_name: service?.name ?? "unknown",
-    request_protocol: "tcp",
-    response_flags: responseFlags(facts.reason),
-    connection_security_policy: facts.encryption === "mutual_tls" ? "mutual_tls" : "unknown",
-  };
-}
-
-function partyLabels(side: string, party: Party): Record<string, string> {
-  const { cluster, namespace, workloadName, service, revision } = knownOf(party);
-  return {
-    [`${side}_workload`]: nonEmpty(workloadName),
-    [`${side}_canonical_service`]: nonEmpty(service),
-    [`${side}_canonical_revision`]: nonEmpty(revision),
-    [`${side}_workload_namespace`]: nonEmpty(namespace),
-    [`${side}_principal`]: nonEmpty(party.identity),
-    [`${side}_app`]: nonEmpty(service),
-    [`${side}_version`]: nonEmpty(revision),
-    [`${side}_cluster`]: nonEmpty(cluster),
-  };
-}
-
-function partyKey(party: Party): string {
-  const { workload, identity } = party;
-  if (workload !== undefined) return `${workload.uid}\0${identity}`;
-  return [identity, ...Object.values(knownOf(party))].join("\0");
-}
-
-function nonEmpty(text: string | undefined): string {
-  return text === undefined || text === "" ? "unknown" : text;
 }

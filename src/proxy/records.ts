@@ -1,17 +1,19 @@
 import type { Log } from "#base/log";
 import type { RecordOutput } from "./line-output.ts";
+import { linesOf, type RecordBatch } from "./record-queue.ts";
 
-/** Lines that are kept for explanations. */
+/** So many lines at least are kept for explanations. */
 const KEPT_RECORDS = 1_000;
 /** Bytes that may wait for a slow reader of standard output; beyond that the data threads keep their lines. */
 const MAX_OUTPUT_BYTES = 8 * 1024 * 1024;
 
-/** The access log of the node: written line by line, and the last lines kept. */
+/** The access log of the node: written as it comes, and the last lines kept. */
 export class Records {
   readonly #output: RecordOutput;
   readonly #log: Log;
-  readonly #kept: string[] = [];
-  #next = 0;
+  /** Oldest first. */
+  readonly #kept: RecordBatch[] = [];
+  #keptLines = 0;
   /** Whoever reads standard output has stalled; data threads keep their lines until this is false again. */
   isStalled = false;
 
@@ -20,13 +22,16 @@ export class Records {
     this.#log = log;
   }
 
-  /** Takes lines without their ends. Resolves when further ones may come; what comes all the same is written, too. */
-  async take(lines: readonly string[]): Promise<void> {
-    for (const line of lines) {
-      this.#kept[this.#next] = line;
-      this.#next = (this.#next + 1) % KEPT_RECORDS;
+  /** Takes lines. Resolves when further ones may come; what comes all the same is written, too. */
+  async take(batch: RecordBatch): Promise<void> {
+    this.#kept.push(batch);
+    this.#keptLines += batch.count;
+    for (let [oldest] = this.#kept; oldest !== undefined; [oldest] = this.#kept) {
+      if (this.#keptLines - oldest.count < KEPT_RECORDS) break;
+      this.#keptLines -= oldest.count;
+      this.#kept.shift();
     }
-    if (lines.length > 0) this.#output.write(`${lines.join("\n")}\n`);
+    this.#output.write(batch.text);
     if (this.#output.waitingBytes > MAX_OUTPUT_BYTES) await this.#whenRead();
   }
 
@@ -41,9 +46,11 @@ export class Records {
   /** The newest lines that contain all of these words, newest first. */
   newest(words: readonly string[], most: number): readonly string[] {
     const found: string[] = [];
-    for (let back = 1; back <= this.#kept.length && found.length < most; back++) {
-      const line = this.#kept[(this.#next - back + KEPT_RECORDS) % KEPT_RECORDS];
-      if (line !== undefined && words.every((word) => line.includes(word))) found.push(line);
+    for (const batch of this.#kept.toReversed()) {
+      for (const line of linesOf(batch).toReversed()) {
+        if (found.length === most) return found;
+        if (words.every((word) => line.includes(word))) found.push(line);
+      }
     }
     return found;
   }

@@ -159,7 +159,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     clock,
     ask: async (name) => ask(xds, name, { clock, holdMs: config.holdMs }),
     resolve: dnsResolver(),
-    records: async (lines) => records.take(lines),
+    records: async (batch) => records.take(batch),
     failed,
   });
   const addresses = new Addresses({ spread: async (change, synced) => threads.addresses(change, synced), clock, log });

@@ -1,3 +1,4 @@
+import type { RecordBatch } from "./record-queue.ts";
 import type { Clock } from "#base/clock";
 import { messageOf, type CodedError } from "#base/errors";
 import type { AccessLevel } from "#model/access-log";
@@ -32,7 +33,7 @@ export interface DataThreadsParts {
   /** Looks hostnames up. */
   readonly resolve: NameResolver;
   /** Takes lines of the access log; resolves when the next may come. */
-  readonly records: (lines: readonly string[]) => Promise<void>;
+  readonly records: (batch: RecordBatch) => Promise<void>;
   /** A thread ended or does not answer: the process cannot go on. */
   readonly failed: (error: CodedError) => void;
 }
@@ -258,7 +259,7 @@ export class DataThreads {
       this.#pending.get(message.seq)?.(message);
       this.#pending.delete(message.seq);
     } else if (message.type === "records") {
-      void this.#parts.records(message.lines).then(() => {
+      void this.#parts.records(message.batch).then(() => {
         port.post({ type: "recordsTaken" });
       });
     } else if (message.type === "resolve") void this.#resolve(port, message.hostname);
