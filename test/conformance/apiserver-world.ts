@@ -8,10 +8,13 @@ import { promisify } from "node:util";
 import { parse } from "yaml";
 import { ensureKubectl } from "#apiserver";
 
-/** A Kubernetes API under test: ours in a process of its own, or the one that VEIL_TEST_KUBECONFIG names. */
+/**
+ * A Kubernetes API under test: ours in a process of its own, or the one that VEIL_TEST_KUBECONFIG names. VEIL_TEST_PKI is then the
+ * folder of its authority, in the layout of our data directory, from which client certificates are made.
+ */
 export interface ApiWorld extends AsyncDisposable {
   readonly kubeconfig: string;
-  /** True for ours: then its process can be killed, and node credentials made. */
+  /** True for ours: then its process can be killed. */
   readonly own: boolean;
   readonly dataDir: string;
   /** A namespace of this test file. */
@@ -213,6 +216,7 @@ class Server {
 /** Starts the world of one test file. Fails, never skips, when kubectl or the server cannot be had. */
 export async function startApi(name: string): Promise<ApiWorld> {
   const external = process.env["VEIL_TEST_KUBECONFIG"];
+  const authority = process.env["VEIL_TEST_PKI"];
   const folder = mkdtempSync(join(tmpdir(), "vt-apiserver-"));
   const server = new Server(join(folder, "data"), external === undefined);
   const program = await ensureKubectl({ env: process.env });
@@ -260,10 +264,13 @@ export async function startApi(name: string): Promise<ApiWorld> {
       await server.start();
     },
     clientFor: async (user, ...groups) => {
-      assert.ok(external === undefined, "client certificates are only made for a server of our own");
+      assert.ok(
+        external === undefined || authority,
+        "client certificates need VEIL_TEST_PKI beside VEIL_TEST_KUBECONFIG",
+      );
       const { createKubeconfig } = await import("#apiserver");
       const url = /server: (\S+)/.exec(text)?.[1] ?? "";
-      return new RawClient(await createKubeconfig({ dataDir: server.dataDir, user, groups, server: url }));
+      return new RawClient(await createKubeconfig({ dataDir: authority ?? server.dataDir, user, groups, server: url }));
     },
     [Symbol.asyncDispose]: async () => {
       if (external !== undefined) await client.call("DELETE", `/api/v1/namespaces/${namespace}`);
