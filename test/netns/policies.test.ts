@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { securityKinds } from "#discovery";
+import { resources } from "#kube";
 import { eventually, startLab, veil, VEIL, type TestLab } from "./harness.ts";
 
 const PORT = 8080;
@@ -13,19 +14,58 @@ function namespace(name: string, labels: Record<string, string>): object {
   return { apiVersion: "v1", kind: "Namespace", metadata: { name, labels } };
 }
 
-function pod(at: { namespace: string; name: string; node: string }, program: readonly string[]): object {
-  const { node, ...names } = at;
-  const container = { name: "main", image: "veil", command: [VEIL, "program", ...program] };
+interface PodPlace {
+  readonly namespace: string;
+  readonly name: string;
+  readonly node: string;
+  readonly labels?: Record<string, string>;
+}
+
+function pod(at: PodPlace, program: readonly string[]): object {
+  return podOf(at, [VEIL, "program", ...program]);
+}
+
+function podOf({ node, labels = {}, ...names }: PodPlace, command: readonly string[]): object {
+  const container = { name: "main", image: "veil", command };
   return {
     apiVersion: "v1",
     kind: "Pod",
-    metadata: { ...names, labels: { app: at.name } },
+    metadata: { ...names, labels: { app: names.name, ...labels } },
     spec: { nodeName: node, terminationGracePeriodSeconds: 1, containers: [container] },
   };
 }
 
 function policy(kind: string, name: string, spec: object): object {
   return { apiVersion: API, kind, metadata: { name, namespace: "shop" }, spec };
+}
+
+/** The kind by which waypoints are known, for an API that nobody has installed it in. */
+const GATEWAY_KIND = {
+  apiVersion: "apiextensions.k8s.io/v1",
+  kind: "CustomResourceDefinition",
+  metadata: { name: "gateways.gateway.networking.k8s.io" },
+  spec: {
+    group: "gateway.networking.k8s.io",
+    scope: "Namespaced",
+    names: { kind: "Gateway", plural: "gateways", singular: "gateway", listKind: "GatewayList" },
+    versions: [
+      {
+        name: "v1",
+        served: true,
+        storage: true,
+        schema: { openAPIV3Schema: { type: "object", "x-kubernetes-preserve-unknown-fields": true } },
+      },
+    ],
+  },
+};
+
+/** A waypoint's program: it passes each connection on to the workload, as itself. */
+function passOn(ip: string): string {
+  return `const net = require("node:net");
+net.createServer({ allowHalfOpen: true }, (near) => {
+  const far = net.connect({ port: ${PORT}, host: ${JSON.stringify(ip)}, allowHalfOpen: true });
+  for (const [from, to] of [[near, far], [far, near]]) from.on("error", () => to.destroy()).pipe(to);
+}).listen(${PORT}, "::");`;
 }
 
 /** Of each namespace two clients of the same server: one dials anew for each request, the other keeps its connection. */
@@ -119,6 +159,67 @@ describe("policies in a lab", () => {
     assert.match(await why("friend"), /REFUSE it: explicitly denied by: shop\/nobody/);
     await lab.kubectl("delete", "authorizationpolicy", "-n", "shop", "--all");
     await served({ friend: true, stranger: true, outsider: true });
+  });
+
+  describe("--enforce-waypoints", () => {
+    const through = async (word: string): Promise<true | undefined> => {
+      const log = await lab.client.logs({ namespace: "friend", name: "through", tailLines: 1 });
+      return log.includes(` ${word} `) ? true : undefined;
+    };
+
+    before(async () => {
+      const { podIP } = (await lab.readyPod("shop", "server")).status ?? {};
+      const labels = { "gateway.networking.k8s.io/gateway-name": "wp" };
+      const service = (name: string, ports: readonly object[], labels: Record<string, string> = {}): object => ({
+        apiVersion: "v1",
+        kind: "Service",
+        metadata: { namespace: "shop", name, labels },
+        spec: { selector: { app: name }, ports },
+      });
+      await lab.apply([GATEWAY_KIND]);
+      await lab.kubectl("wait", "--for=condition=Established", "crd/gateways.gateway.networking.k8s.io");
+      await lab.apply([
+        {
+          apiVersion: "gateway.networking.k8s.io/v1",
+          kind: "Gateway",
+          metadata: { namespace: "shop", name: "wp" },
+          spec: { gatewayClassName: "any", listeners: [{ name: "mesh", port: 15_008, protocol: "HBONE" }] },
+        },
+        service("wp", [{ name: "mesh", port: 15_008 }], labels),
+        service("server", [{ name: "http", port: PORT }], { "istio.io/use-waypoint": "wp" }),
+        podOf({ namespace: "shop", name: "wp", node: "node1", labels }, [process.execPath, "-e", passOn(`${podIP}`)]),
+      ]);
+      await lab.readyPod("shop", "wp");
+      const { spec } = await lab.client.get(resources.services, "server", "shop");
+      const to = `${spec?.clusterIP}:${PORT}`;
+      await lab.apply([
+        pod({ namespace: "friend", name: "through", node: "node1" }, ["client", "--interval", "100", to]),
+      ]);
+    });
+
+    it("is off by default: whoever dials a pod past its waypoint is let in", async () => {
+      await eventually("an answer through the waypoint", () => through("ok"));
+      await served({ friend: true, stranger: true, outsider: true });
+    });
+
+    it("refuses whoever passes the waypoint by, and records why; what comes through it goes on", async () => {
+      const path = "/spec/template/spec/containers/0/command/-";
+      const patch = JSON.stringify([{ op: "add", path, value: "--enforce-waypoints" }]);
+      await lab.kubectl("patch", "-n", "veil-system", "deployment", "veil-controller", "--type", "json", "-p", patch);
+      await served({ friend: false, stranger: false, outsider: false });
+      assert.match(await why("friend"), /REFUSE it: allow policies exist, but none allowed/);
+      const { items } = await lab.client.list(resources.pods, {
+        namespace: "veil-system",
+        labelSelector: "app=ztunnel",
+      });
+      const proxy = items.find(({ spec }) => spec?.nodeName === "node2")?.metadata?.name ?? "";
+      await eventually("the record of a refusal", async () => {
+        const log = await lab.client.logs({ namespace: "veil-system", name: proxy, tailLines: 200 });
+        const refused = log.split("\n").some((line) => /friend.*allow policies exist, but none allowed/.test(line));
+        return refused ? true : undefined;
+      });
+      await eventually("an answer through the waypoint", () => through("ok"));
+    });
   });
 
   async function conditionOf(name: string): Promise<string> {
