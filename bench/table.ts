@@ -1,14 +1,15 @@
 /**
- * A table of 100,000 workloads beside the connections: latency of requests (1,000 a second, 16 kept connections) and of new connections
- * (one at a time) through the path, quiet, during full pushes of the whole table to both proxies, and during dumps of it on both.
- * Pushes come from agents in this process and dumps are read by it, which costs CPU on the same cores. The control of each is
- * the very same done to two other proxies of the same machine, which carry nothing: what differs is what a proxy's own
- * connections feel of its own table. Generators and application run at real-time priority: their waiting for the processor is
- * no part of the path.
+ * A table of 100,000 workloads beside the connections: latency of requests (1,000 a second, 16 kept connections) and of new
+ * connections (100 a second) through the path, quiet, during full pushes of the whole table to both proxies, and during dumps of it
+ * on both. Pushes come from agents in this process and dumps are read by it, which costs CPU on the same cores. The control of each
+ * is the very same done to two other proxies of the same machine, which carry nothing: what differs is what a proxy's own
+ * connections feel of its own table. All take turns, for some beats of a second each; a beat has its own p99, so that a pause of
+ * the machine spoils one beat. Generators and application run at real-time priority: their waiting for the processor is no part of
+ * the path.
  *
- *     node --conditions=veil-source bench/table.ts [--workloads 100000] [--runs 5] [--seconds 6] [--out NAME]
+ *     node --conditions=veil-source bench/table.ts [--workloads 100000] [--rounds 20] [--beats 2] [--out NAME]
  *
- * Needs root, wrk, nginx. With `--out NAME` writes bench/results/NAME.{md,json}.
+ * Needs root, nginx. With `--out NAME` writes bench/results/NAME.{md,json}.
  */
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, tmpdir } from "node:os";
@@ -18,32 +19,28 @@ import { parseIp } from "#base/ip";
 import type { Address, Workload } from "#model/workload";
 import { Node, ProxyWorld } from "../test/netns/proxy-world.ts";
 import { testService, testWorkload } from "../src/proxy/testing.ts";
-import { APP_PORTS, startApps, type Pair } from "./data-path/place.ts";
-import { family, inside, memoryBytes, must, run, stopAll } from "./data-path/processes.ts";
+import { APP_PORTS, startApps } from "./data-path/place.ts";
+import { family, inside, memoryBytes, must, stopAll } from "./data-path/processes.ts";
+import { Beats } from "./table/beats.ts";
+import { tableOf, verdicts, type Comparison, type Measured } from "./table/report.ts";
 
 const { values: flags } = parseArgs({
   options: {
     workloads: { type: "string", default: "100000" },
-    runs: { type: "string", default: "5" },
-    seconds: { type: "string", default: "6" },
+    rounds: { type: "string", default: "20" },
+    beats: { type: "string", default: "2" },
     out: { type: "string", default: "" },
   },
 });
-const [count, runs, seconds] = [flags.workloads, flags.runs, flags.seconds].map(Number) as [number, number, number];
+const [count, rounds, beats] = [flags.workloads, flags.rounds, flags.beats].map(Number) as [number, number, number];
 const ENDPOINTS_PER_SERVICE = 20;
 /** Addresses that come at once. */
 const PART = 2_000;
 const RATE = 1_000;
 const CONNECTIONS = 16;
+const DIALS = 100;
+const BEAT_MS = 1_000;
 const REAL_TIME = ["chrt", "--fifo", "1"];
-
-/** Figures in microseconds. */
-interface Figures {
-  readonly requestP50: number;
-  readonly requestP99: number;
-  readonly connectionP50: number;
-  readonly connectionP99: number;
-}
 
 const services = Array.from({ length: Math.ceil(count / ENDPOINTS_PER_SERVICE) }, (_, i) =>
   testService(`service-${i}`, `10.96.${(i >> 8) & 255}.${i & 255}`, { namespace: `team-${i % 100}` }),
@@ -61,40 +58,12 @@ function workloads(healthy: boolean): readonly Workload[] {
   });
 }
 
+const tables = [workloads(true), workloads(false)] as const;
+
 const folder = mkdtempSync(join(tmpdir(), "vt-bench-"));
 const world = await ProxyWorld.create();
 const nodes = [world.a, world.b];
 const others = ["c", "d"].map((name) => new Node(name, world));
-
-/** Latency of requests, then of new connections; `disturb` runs beside each. */
-async function measure(pair: Pair, disturb: (signal: AbortSignal) => Promise<void>): Promise<Figures> {
-  const beside = async (command: readonly string[]): Promise<string> => {
-    const stop = new AbortController();
-    const disturbed = disturb(stop.signal);
-    const text = await run([...inside(pair.clientNetns), ...command]);
-    stop.abort();
-    await disturbed;
-    return text;
-  };
-  const load = [...REAL_TIME, process.execPath, new URL("data-path/load.ts", import.meta.url).pathname, "rate"];
-  const numbers = [pair.serverIp, APP_PORTS.http, CONNECTIONS, RATE, seconds].map(String);
-  const requests = JSON.parse(await beside([...load, ...numbers])) as { p50: number; p99: number }; // of load.ts
-  const url = `http://${pair.serverIp}:${APP_PORTS.http}/`;
-  const wrk = ["wrk", "-t", "1", "-c", "1", "-d", `${seconds}s`, "--latency", "-H", "Connection: close", url];
-  const text = await beside([...REAL_TIME, ...wrk]);
-  return {
-    requestP50: requests.p50,
-    requestP99: requests.p99,
-    connectionP50: percentile(text, 50),
-    connectionP99: percentile(text, 99),
-  };
-}
-
-/** Microseconds, of what wrk says. */
-function percentile(text: string, percent: number): number {
-  const [, number = "", unit = ""] = new RegExp(`\\n\\s+${percent}%\\s+([\\d.]+)(us|ms|s)`).exec(text) ?? [];
-  return Number(number) * (unit === "us" ? 1 : unit === "ms" ? 1e3 : 1e6);
-}
 
 const done = { pushed: 0, dumps: 0, dumpBytes: 0 };
 let healthy = false;
@@ -104,7 +73,8 @@ async function push(node: Node, all: readonly Address[], signal?: AbortSignal): 
   for (let at = 0; at < all.length; at += PART) {
     if (signal?.aborted === true) return;
     const part = all.slice(at, at + PART);
-    await node.untilInForce(node.publish(part));
+    const revision = node.publish(part);
+    await node.untilInForce(revision);
     done.pushed += part.length;
   }
 }
@@ -113,7 +83,7 @@ async function push(node: Node, all: readonly Address[], signal?: AbortSignal): 
 async function pushes(to: readonly Node[], signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
     healthy = !healthy;
-    const all = workloads(healthy);
+    const all = tables[healthy ? 0 : 1];
     await Promise.all(to.map(async (node) => push(node, all, signal)));
   }
 }
@@ -127,16 +97,55 @@ async function dumps(from: readonly Node[], signal: AbortSignal): Promise<void> 
   }
 }
 
-const disturbances: Readonly<Record<string, (signal: AbortSignal) => Promise<void>>> = {
-  "nothing beside it": async () => {},
-  "full pushes to two other proxies": async (signal) => pushes(others, signal),
-  "full pushes to both": async (signal) => pushes(nodes, signal),
-  "dumps of two other proxies": async (signal) => dumps(others, signal),
-  "dumps of both": async (signal) => dumps(nodes, signal),
-};
+/** Something that is done beside the connections. */
+interface Disturbance extends Measured {
+  readonly disturb: (signal: AbortSignal) => Promise<void>;
+}
 
-function median(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
+function disturbance(name: string, disturb: Disturbance["disturb"]): Disturbance {
+  return { name, disturb, requests: [], connections: [] };
+}
+
+const comparisons = [
+  {
+    name: "full pushes",
+    control: disturbance("full pushes to two other proxies", async (signal) => pushes(others, signal)),
+    own: disturbance("full pushes to both", async (signal) => pushes(nodes, signal)),
+  },
+  {
+    name: "dumps",
+    control: disturbance("dumps of two other proxies", async (signal) => dumps(others, signal)),
+    own: disturbance("dumps of both", async (signal) => dumps(nodes, signal)),
+  },
+] satisfies readonly Comparison[];
+const disturbances = [
+  disturbance("nothing beside it", async () => {}),
+  ...comparisons.flatMap(({ control, own }) => [control, own]),
+];
+
+/** Prints what was found, and keeps it where the flags say. Memory in MiB. */
+function publish({ minutes, small, large }: { minutes: number; small: number; large: number }): void {
+  const [command, machine] = [process.argv.slice(2).join(" "), `${cpus().length} cores (${cpus()[0]?.model.trim()})`];
+  const text = [
+    `# ${count.toLocaleString("en")} workloads in the table`,
+    "",
+    `\`node --conditions=veil-source bench/table.ts ${command}\`, ${machine}, Node ${process.version}, ${new Date().toISOString().slice(0, 10)}, ${minutes.toFixed(0)} min, load average ${(loadavg()[1] ?? 0).toFixed(0)}.`,
+    `Microseconds, medians of ${rounds * beats} beats of a second each, all lines interleaved. ${done.pushed.toLocaleString("en")} addresses were pushed and ${done.dumps} dumps of ${(done.dumpBytes / 1e6).toFixed(0)} MB read meanwhile, own and others together.`,
+    "",
+    ...tableOf(disturbances),
+    "",
+    "What a proxy's connections feel of its own table: ratio to the control, median over the rounds and quartiles.",
+    "",
+    ...verdicts(comparisons),
+    "",
+    `Memory of both proxies together (PSS; supervisors, data paths, waiting processes): ${small.toFixed(0)} MiB with 2 workloads, ${large.toFixed(0)} MiB at the end.`,
+    "",
+  ].join("\n");
+  process.stdout.write(text);
+  if (flags.out === "") return;
+  const file = (extension: string): string => join(import.meta.dirname, "results", `${flags.out}.${extension}`);
+  writeFileSync(file("md"), text);
+  writeFileSync(file("json"), `${JSON.stringify(disturbances)}\n`);
 }
 
 try {
@@ -157,48 +166,38 @@ try {
   for (const pid of family(Number(nginx))) must(["chrt", "--fifo", "--pid", "1", String(pid)]);
   const proxies = (): number => memoryBytes(nodes.map((node) => node.proxyPid)) / (1 << 20);
   const small = proxies();
-  for (const node of [...nodes, ...others]) await push(node, [...services, ...workloads(true)]);
+  for (const node of [...nodes, ...others]) await push(node, [...services, ...tables[1]]);
   done.pushed = 0;
+  const load = (...words: readonly (string | number)[]): Beats => {
+    const [kind = "", ...numbers] = words.map(String);
+    const program = [process.execPath, new URL("data-path/load.ts", import.meta.url).pathname, kind];
+    return new Beats([
+      ...REAL_TIME,
+      ...inside(pair.clientNetns),
+      ...program,
+      pair.serverIp,
+      String(APP_PORTS.http),
+      ...numbers,
+    ]);
+  };
+  const generators = [load("beats", CONNECTIONS, RATE, BEAT_MS), load("dials", DIALS, BEAT_MS)] as const;
+  await Promise.all(generators.map(async (generator) => generator.take(3)));
   const startMs = performance.now();
-  const results = Object.entries(disturbances).map(([name, disturb]) => ({ name, disturb, figures: [] as Figures[] }));
-  await measure(pair, async () => {});
-  for (let at = 0; at < runs; at++) {
-    for (const { name, disturb, figures } of results) {
-      figures.push(await measure(pair, disturb));
-      process.stderr.write(`${at + 1}/${runs} ${name}: ${JSON.stringify(figures.at(-1))}\n`);
+  for (let round = 0; round < rounds; round++) {
+    // Own and control take turns in who comes first.
+    for (const one of round % 2 === 0 ? disturbances : disturbances.toReversed()) {
+      const stop = new AbortController();
+      const disturbed = one.disturb(stop.signal);
+      const [requests, connections] = await Promise.all(generators.map(async (generator) => generator.take(beats)));
+      stop.abort();
+      await disturbed;
+      one.requests.push(requests ?? []);
+      one.connections.push(connections ?? []);
+      process.stderr.write(`${round + 1}/${rounds} ${one.name}: ${JSON.stringify([requests, connections])}\n`);
     }
   }
-  const row = ({ name, figures }: (typeof results)[number]): string => {
-    const of = (key: keyof Figures): string => Math.round(median(figures.map((one) => one[key]))).toLocaleString("en");
-    return `| ${name} | ${of("requestP50")} | ${of("requestP99")} | ${of("connectionP50")} | ${of("connectionP99")} |`;
-  };
-  const minutes = ((performance.now() - startMs) / 60_000).toFixed(0);
-  const text = [
-    `# ${count.toLocaleString("en")} workloads in the table`,
-    "",
-    `\`node --conditions=veil-source bench/table.ts ${process.argv.slice(2).join(" ")}\`, ${cpus().length} cores (${cpus()[0]?.model.trim()}), Node ${process.version}, ${new Date().toISOString().slice(0, 10)}, ${minutes} min, load average ${(loadavg()[1] ?? 0).toFixed(0)}.`,
-    `Microseconds, medians of ${runs} runs of ${seconds} s each, interleaved. ${done.pushed.toLocaleString("en")} addresses were pushed and ${done.dumps} dumps of ${(done.dumpBytes / 1e6).toFixed(0)} MB read meanwhile, own and others together.`,
-    "",
-    "| beside | requests p50 | p99 | new connections p50 | p99 |",
-    "|---|---:|---:|---:|---:|",
-    ...results.map(row),
-    "",
-    `Memory of both proxies together (PSS; supervisors, data paths, waiting processes): ${small.toFixed(0)} MiB with 2 workloads, ${proxies().toFixed(0)} MiB at the end.`,
-    "",
-  ].join("\n");
-  process.stdout.write(text);
-  if (flags.out !== "") {
-    const file = (extension: string): string => join(import.meta.dirname, "results", `${flags.out}.${extension}`);
-    writeFileSync(file("md"), text);
-    writeFileSync(
-      file("json"),
-      `${JSON.stringify(
-        results.map(({ name, figures }) => ({ name, figures })),
-        undefined,
-        1,
-      )}\n`,
-    );
-  }
+  for (const generator of generators) generator.stop();
+  publish({ minutes: (performance.now() - startMs) / 60_000, small, large: proxies() });
 } finally {
   stopAll();
   for (const node of others) await node[Symbol.asyncDispose]();

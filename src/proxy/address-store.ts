@@ -18,7 +18,7 @@ const MOST_DECODED = 16_384;
 /** Answers that are kept. */
 const MOST_ANSWERS = 4_096;
 /** A packet with fewer addresses in force than this is sparse; more sparse ones than that are packed together. */
-const SPARSE_BELOW = 250;
+const SPARSE_BELOW = 50;
 const MOST_SPARSE = 256;
 const FIRST_CAPACITY = 1024;
 

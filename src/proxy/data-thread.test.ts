@@ -44,6 +44,7 @@ class Rig {
   /** False: nobody takes its records. */
   isRead = true;
   #seq = 0;
+  #taken = 0;
 
   constructor(
     options: {
@@ -60,13 +61,20 @@ class Rig {
       network: this.network,
       post: (message) => {
         this.posted.push(message);
-        if (message.type === "records" && this.isRead) this.thread.handle({ type: "recordsTaken" });
+        if (message.type === "records" && this.isRead) this.#taken++;
       },
+      recordsTaken: () => this.#taken,
     });
     const name = options.pod ?? "client";
     if (options.addresses !== undefined) this.addresses(options.addresses, true);
     this.send({ type: "podAdd", pod: testPod(name), netnsFd: 7, old: true });
     if (options.certificate !== false) this.send({ type: "certificate", identity: identity(name) });
+  }
+
+  /** Somebody reads its records from now on. */
+  read(): void {
+    this.isRead = true;
+    this.#taken = this.posted.filter(({ type }) => type === "records").length;
   }
 
   addresses(upserts: readonly Address[], synced = false): void {
@@ -789,8 +797,7 @@ describe("a data thread", () => {
 
     /** What was said of forwarded connections, and how many lines are missing, once somebody reads. */
     async function read(rig: Rig): Promise<{ forwarded: number; missing: number }> {
-      rig.isRead = true;
-      rig.thread.handle({ type: "recordsTaken" });
+      rig.read();
       await rig.settle();
       const lines = rig.posted.flatMap((message) => (message.type === "records" ? linesOf(message.batch) : []));
       const told = lines.flatMap((line) => /access records dropped\s.*?count=(\d+)/.exec(line)?.[1] ?? []);

@@ -27,6 +27,8 @@ export interface DataThreadParts {
   readonly network: Network;
   /** To the main thread. */
   readonly post: (message: FromThread) => void;
+  /** How many `records` messages the main thread has done with, as a 32-bit number. */
+  readonly recordsTaken: () => number;
 }
 
 /**
@@ -66,7 +68,7 @@ export class DataThread {
       (batch) => {
         post({ type: "records", batch });
       },
-      { formatLost: (count) => formatLost(format, count, clock.now()), clock },
+      { formatLost: (count) => formatLost(format, count, clock.now()), clock, taken: parts.recordsTaken },
     );
     const { recordsRequired } = config;
     const write = (line: string, isOwed: boolean): void => {
@@ -115,9 +117,6 @@ export class DataThread {
         return;
       case "collect":
         collectGarbage();
-        return;
-      case "recordsTaken":
-        this.#records.taken();
     }
   }
 

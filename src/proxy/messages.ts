@@ -56,9 +56,7 @@ export type ToThread =
   /** How loud a line of the access log must be to be written. */
   | { readonly type: "accessLevel"; readonly level: AccessLevel }
   /** Collect garbage now: nobody waits for anything. */
-  | { readonly type: "collect" }
-  /** The records of the last `records` message have been taken: the next may come. */
-  | { readonly type: "recordsTaken" };
+  | { readonly type: "collect" };
 
 /** From a data thread. */
 export type FromThread =
@@ -74,5 +72,5 @@ export type FromThread =
   | { readonly type: "ask"; readonly name: string }
   /** A connection is held: which addresses has `hostname`? Answered by `resolved`. */
   | { readonly type: "resolve"; readonly hostname: string }
-  /** Lines of the access log. The next batch comes after `recordsTaken`. */
+  /** Lines of the access log. The next batch comes when this one is counted as taken (mailbox.ts). */
   | { readonly type: "records"; readonly batch: RecordBatch };

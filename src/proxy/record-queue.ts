@@ -59,30 +59,35 @@ class Lines {
   }
 }
 
+/** What a {@link RecordQueue} needs. */
+interface RecordQueueParts {
+  /** Makes the line that stands for dropped ones. */
+  readonly formatLost: (count: number) => string;
+  readonly clock: Clock;
+  /** How many batches the reader has taken, as a 32-bit number. Nobody tells when it changes: while lines wait it is looked at. */
+  readonly taken: () => number;
+}
+
 /**
  * Hands lines over in batches, one batch at a time: a reader that stalls makes lines wait, then drop, and never makes
  * memory grow. A line that is owed is never dropped: whoever owes lines takes on nothing new while {@link isFull}.
  */
 export class RecordQueue {
   readonly #send: (batch: RecordBatch) => void;
-  readonly #formatLost: (count: number) => string;
-  readonly #clock: Clock;
+  readonly #parts: RecordQueueParts;
   readonly #waiting = new Lines();
-  #isSending = false;
+  /** How many batches were sent, as a 32-bit number. */
+  #sent = 0;
   #cancel: (() => void) | undefined;
   #lastMs = -Infinity;
   #dropped = 0;
   /** How many of those no line tells of yet. */
   #untold = 0;
 
-  /** `send` gets a batch; the reader answers with {@link taken}. `formatLost` makes the line that stands for dropped ones. */
-  constructor(
-    send: (batch: RecordBatch) => void,
-    { formatLost, clock }: { formatLost: (count: number) => string; clock: Clock },
-  ) {
+  /** `send` gets a batch. */
+  constructor(send: (batch: RecordBatch) => void, parts: RecordQueueParts) {
     this.#send = send;
-    this.#clock = clock;
-    this.#formatLost = formatLost;
+    this.#parts = parts;
   }
 
   /** How many lines were dropped. */
@@ -106,32 +111,31 @@ export class RecordQueue {
     this.#schedule();
   }
 
-  /** The last batch has been read. */
-  taken(): void {
-    this.#isSending = false;
-    this.#schedule();
-  }
-
   /** Hands over what waits, whether the last batch has been read or not: the thread ends. */
   flush(): void {
-    if (this.#untold > 0) this.#waiting.add(this.#formatLost(this.#untold));
+    if (this.#untold > 0) this.#waiting.add(this.#parts.formatLost(this.#untold));
     this.#untold = 0;
-    if (this.#waiting.count > 0) this.#send(this.#waiting.take());
+    if (this.#waiting.count === 0) return;
+    this.#sent = (this.#sent + 1) | 0;
+    this.#send(this.#waiting.take());
+  }
+
+  get #isSending(): boolean {
+    return this.#parts.taken() !== this.#sent;
   }
 
   /** At once after a pause, else once per {@link GATHER_MS}: a single connection is told of without delay. */
   #schedule(): void {
-    if (this.#isSending || this.#waiting.count === 0) return;
-    if (this.#waiting.count >= GATHER_LINES) this.#sendBatch();
-    else this.#cancel ??= this.#later();
+    if (this.#waiting.count >= GATHER_LINES && !this.#isSending) this.#sendBatch();
+    else this.#cancel ??= this.#later(this.#lastMs + GATHER_MS - this.#parts.clock.monotonic());
   }
 
-  #later(): () => void {
-    const restMs = this.#lastMs + GATHER_MS - this.#clock.monotonic();
+  #later(restMs: number): () => void {
     const send = (): void => {
-      this.#sendBatch();
+      if (this.#isSending) this.#cancel = this.#later(GATHER_MS);
+      else this.#sendBatch();
     };
-    if (restMs > 0) return this.#clock.after(restMs, send);
+    if (restMs > 0) return this.#parts.clock.after(restMs, send);
     const immediate = setImmediate(send);
     return () => {
       clearImmediate(immediate);
@@ -141,8 +145,7 @@ export class RecordQueue {
   #sendBatch(): void {
     this.#cancel?.();
     this.#cancel = undefined;
-    this.#lastMs = this.#clock.monotonic();
-    this.#isSending = this.#waiting.count + this.#untold > 0; // none: flushed meanwhile
+    this.#lastMs = this.#parts.clock.monotonic();
     this.flush();
   }
 }

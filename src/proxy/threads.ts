@@ -19,6 +19,8 @@ import type { PackedChange } from "./table.ts";
 /** One data thread, seen from the main thread. */
 export interface ThreadPort {
   post(message: ToThread): void;
+  /** A batch of records has been taken: the next may come. */
+  recordsTaken(): void;
   /** Called once, before anything is posted. */
   listen(handlers: { message: (message: FromThread) => void; exit: (error: unknown) => void }): void;
   terminate(): Promise<void>;
@@ -260,7 +262,7 @@ export class DataThreads {
       this.#pending.delete(message.seq);
     } else if (message.type === "records") {
       void this.#parts.records(message.batch).then(() => {
-        port.post({ type: "recordsTaken" });
+        port.recordsTaken();
       });
     } else if (message.type === "resolve") void this.#resolve(port, message.hostname);
     else void this.#answer(port, message.name);
