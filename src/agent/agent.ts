@@ -40,12 +40,7 @@ export interface Agent {
  */
 export function createAgent(options: AgentOptions): Agent {
   const { client, node, clock, random, log } = options;
-  const cells = {
-    xds: new CellSet(xdsMetrics),
-    own: new CellSet(enrolmentMetrics),
-    ids: new CellSet(identityMetrics),
-    cni: new CellSet(cniMetrics),
-  };
+  const cells = { xds: new CellSet(xdsMetrics), own: new CellSet(enrolmentMetrics), ids: new CellSet(identityMetrics) };
   const bundle = followTrustBundle(options, (roots) => certificates.updateTrustBundle(roots));
   const controller = controllerTransports(options, () => bundle.current());
   const certificates = new CertificateManager({
@@ -72,7 +67,7 @@ export function createAgent(options: AgentOptions): Agent {
     ...(following.started ? [] : ["informers"]),
     ...(xds.client.warm ? [] : ["controller"]),
   ];
-  const cni = createCni(options, { cells: cells.cni, enrolment, pending });
+  const cni = createCni(options, { enrolment, pending });
   const ztunnel = createZtunnelPort(options, xds.server, controller.passThrough);
   const following = new Following({
     pods: new Informer({ client, clock, random, log, ref: resources.pods, fieldSelector: `spec.nodeName=${node}` }),
@@ -80,9 +75,13 @@ export function createAgent(options: AgentOptions): Agent {
     enrolment,
     warnings: new LabelWarnings({ client, node, clock, log }),
   });
-  const status = createStatus(options, { cells, pending, pods: () => enrolment.list() });
+  const status = createStatus(options, {
+    cells: { ...cells, cni: cni.cells },
+    pending: () => [...pending(), ...(cni.status()?.chained === false ? ["cni"] : [])],
+    more: { "/pods": () => enrolment.list(), "/cni": cni.status },
+  });
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
-  const fromCluster = [patient(bundle.informer), xds.client, cni, following];
+  const fromCluster = [patient(bundle.informer), xds.client, ...cni.services, following];
   return {
     services: [preflight(options), status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
     enrolment,
@@ -96,10 +95,10 @@ function createStatus(
   parts: {
     readonly cells: Readonly<Record<"xds" | "own" | "ids" | "cni", CellSet>>;
     readonly pending: () => readonly string[];
-    readonly pods: () => unknown;
+    readonly more: Readonly<Record<string, () => unknown>>;
   },
 ): PageServer {
-  const { cells, pending, pods } = parts;
+  const { cells, pending, more } = parts;
   const handle = statusPages({
     sources: [
       { table: enrolmentMetrics, cells: cells.own },
@@ -108,7 +107,7 @@ function createStatus(
       { table: cniMetrics, cells: cells.cni },
     ],
     pending,
-    more: { "/pods": pods },
+    more,
   });
   return new PageServer({ name: "status", ...status, log, handle });
 }

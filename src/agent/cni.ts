@@ -1,26 +1,55 @@
-import type { CellSet } from "#base/metrics";
-import { CniServer } from "#cni";
+import { CellSet } from "#base/metrics";
+import type { Service } from "#base/service";
+import { CniInstaller, cniMetrics, CniServer, type InstallStatus } from "#cni";
 import type { Enrolment } from "#enrolment";
+import type { KubeConfig } from "#kube";
 import type { AgentOptions } from "./options.ts";
 
-/** The socket that the CNI plugin asks. */
+/** The agent's part of the CNI plugin: its socket, and its place on the node where the agent keeps that. */
+export interface Cni {
+  readonly services: readonly Service[];
+  readonly cells: CellSet;
+  /** Null where the agent does not install the plugin. */
+  readonly status: () => InstallStatus | null;
+}
+
+/** `pending` is what the agent waits for before it can enrol pods. */
 export function createCni(
-  { sockets, log }: AgentOptions,
-  parts: { readonly cells: CellSet; readonly enrolment: Enrolment; readonly pending: () => readonly string[] },
-): CniServer {
-  const { cells, enrolment, pending } = parts;
-  const cniLog = log.child({ component: "cni" });
-  return new CniServer({
-    path: sockets.cni,
-    log: cniLog,
+  options: AgentOptions,
+  { enrolment, pending }: { readonly enrolment: Enrolment; readonly pending: () => readonly string[] },
+): Cni {
+  const cells = new CellSet(cniMetrics);
+  const log = options.log.child({ component: "cni" });
+  const server = new CniServer({
+    path: options.sockets.cni,
+    log,
     cells,
     host: {
       add: async (pod, signal) => {
         const outcome = await enrolment.enrolStarting(pod, signal);
-        cniLog.info({ pod: pod.name, namespace: pod.namespace, outcome }, "pod may start");
+        log.info({ pod: pod.name, namespace: pod.namespace, outcome }, "pod may start");
       },
       check: (pod) => enrolment.checkStarted(pod),
       pending,
     },
   });
+  const { cniInstall, sockets, namespace, client, clock } = options;
+  if (cniInstall === undefined) return { services: [server], cells, status: () => null };
+  const { strict, credentials, ...places } = cniInstall;
+  const installer = new CniInstaller({
+    ...places,
+    entry: { socket: sockets.cni, namespace, strict, credentials },
+    credentials: () => pluginCredentials(client.config),
+    clock,
+    log,
+    cells,
+  });
+  return { services: [server, installer], cells, status: () => installer.status };
+}
+
+/** What the plugin needs to ask the API: as `credentials` in deploy/cni/labels.go reads it. */
+async function pluginCredentials(config: KubeConfig): Promise<string> {
+  const { server, caPem, tlsServerName } = config;
+  const { token, certPem, keyPem } = await config.credentials();
+  return JSON.stringify({ server, ca: caPem, serverName: tlsServerName, token, cert: certPem, key: keyPem });
 }

@@ -1,8 +1,11 @@
 import type { Clock } from "#base/clock";
 import type { Log } from "#base/log";
 import type { Random } from "#base/random";
+import type { InstallerOptions, PluginEntry } from "#cni";
 import type { EnrolmentTimes, NetnsFinder } from "#enrolment";
 import type { KubeClient } from "#kube";
+
+type CniPlaces = Pick<InstallerOptions, "confDir" | "binDir" | "plugin">;
 
 /** What an agent is made of. */
 export interface AgentOptions {
@@ -18,6 +21,8 @@ export interface AgentOptions {
   readonly trustDomain: string;
   readonly clusterId: string;
   readonly sockets: { readonly agent: string; readonly zds: string; readonly cni: string };
+  /** Where the CNI plugin is kept in place; undefined: somebody else does that, or nobody. */
+  readonly cniInstall: (Omit<PluginEntry, "socket" | "namespace"> & CniPlaces) | undefined;
   readonly finder: NetnsFinder;
   readonly status: { readonly host: string; readonly port: number };
   /** TLS port for another ztunnel, and where its root is written; undefined: none. */

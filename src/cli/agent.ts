@@ -1,4 +1,6 @@
+import { resolve } from "node:path";
 import { Command, InvalidArgumentError, Option } from "commander";
+import type { AgentOptions } from "#agent";
 import { findHostPort } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import { systemClock } from "#base/clock";
@@ -6,6 +8,8 @@ import { systemRandom } from "#base/random";
 import { runRole, trueOrFalse, type CliContext } from "./context.ts";
 
 const DRAIN_MS = 3000;
+/** Where the agent leaves what the CNI plugin asks the API with. */
+export const CNI_CREDENTIALS = "/run/veil/cni-api.json";
 
 interface HostPort {
   readonly host: string;
@@ -20,6 +24,11 @@ interface AgentFlags {
   readonly agentSocket: string;
   readonly zdsSocket: string;
   readonly cniSocket: string;
+  readonly cniConfDir?: string;
+  readonly cniBinDir: string;
+  readonly cniPlugin: string;
+  readonly cniCredentials: string;
+  readonly cniStrict: boolean;
   readonly podNetnsDir?: string;
   readonly tokenFile: string;
   readonly trustDomain: string;
@@ -44,6 +53,11 @@ export function agentCommand(context: CliContext): Command {
     .option("--agent-socket <path>", "gRPC for this node's proxy", "/run/veil/agent.sock")
     .option("--zds-socket <path>", "where the proxy gets its pods", "/var/run/ztunnel/ztunnel.sock")
     .option("--cni-socket <path>", "where the CNI plugin announces pods", "/run/veil/cni.sock")
+    .option("--cni-conf-dir <folder>", "the node's CNI configuration: keep the plugin in it (default: leave it alone)")
+    .option("--cni-bin-dir <folder>", "the node's CNI plugins", "/opt/cni/bin")
+    .option("--cni-plugin <file>", "the plugin that is copied there", resolve(context.program, "../../cni/veil-cni"))
+    .option("--cni-credentials <file>", "with it the plugin asks the API while the agent is away", CNI_CREDENTIALS)
+    .option("--cni-strict", "no pod at all starts while the agent is away", false)
     .option("--pod-netns-dir <folder>", "files named by pod UID that hold pods' namespaces (default: search /proc)")
     .option("--token-file <file>", "own token for the controller", "/var/run/secrets/tokens/istio-token")
     .option("--trust-domain <name>", "trust domain of all identities", env["TRUST_DOMAIN"] ?? "cluster.local")
@@ -88,6 +102,7 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
     trustDomain,
     clusterId,
     sockets: { agent: flags.agentSocket, zds: flags.zdsSocket, cni: flags.cniSocket },
+    cniInstall: cniInstall(flags),
     finder: podNetnsDir === undefined ? procFinder() : directoryFinder(podNetnsDir),
     status: flags.metricsListen,
     ztunnel,
@@ -100,6 +115,12 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
   log.info({ node, server: config.server, controller }, "agent starts");
   keepTidy({ clock: systemClock({ unref: true }) });
   await runRole(context, agent.services, DRAIN_MS);
+}
+
+function cniInstall(flags: AgentFlags): AgentOptions["cniInstall"] {
+  const { cniConfDir: confDir, cniBinDir: binDir, cniPlugin: plugin } = flags;
+  if (confDir === undefined) return undefined;
+  return { confDir, binDir, plugin, strict: flags.cniStrict, credentials: flags.cniCredentials };
 }
 
 function hostPort(text: string): HostPort {

@@ -3,6 +3,7 @@ import { podProgramsCommand } from "#programs";
 import { adminCommand } from "./admin.ts";
 import { agentCommand } from "./agent.ts";
 import { apiserverCommand } from "./apiserver.ts";
+import { cniCommand } from "./cni.ts";
 import type { CliContext } from "./context.ts";
 import { controllerCommand } from "./controller.ts";
 import { labCommand } from "./lab.ts";
@@ -32,6 +33,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     kubectlCommand(context),
     controllerCommand(context),
     agentCommand(context),
+    cniCommand(context),
     proxyCommand(context, version),
     apiserverCommand(context),
     podProgramsCommand(context),

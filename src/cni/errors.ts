@@ -34,4 +34,20 @@ export const cniError = defineErrors("cni", {
     when: "the agent is not ready to enrol pods",
     hint: "the message names what it waits for; look at its log",
   },
+  CNI_NO_CONFIG: {
+    when: "there is no CNI configuration on the node",
+    hint: "install a network plugin (or wait until it has written its configuration), or check --cni-conf-dir",
+  },
+  CNI_CONFIG_INVALID: {
+    when: "the node's first CNI configuration is not one",
+    hint: "mend the named file: the container runtime cannot use it either; nothing is changed until then",
+  },
+  CNI_CONFIG_VERSION: {
+    when: "the node's first CNI configuration has a version that the plugin does not speak",
+    hint: "the plugin speaks 0.3.0 to 1.1.0: change cniVersion in the named file; nothing is changed until then",
+  },
+  CNI_FOLDER: {
+    when: "a folder of the node's CNI configuration or plugins cannot be read or written",
+    hint: "check --cni-conf-dir and --cni-bin-dir, that the pod mounts both from its node, and that they are not read-only",
+  },
 });

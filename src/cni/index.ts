@@ -1,2 +1,4 @@
+export type { PluginEntry } from "./chain.ts";
+export { CniInstaller, uninstall, type InstallerOptions, type InstallStatus } from "./installer.ts";
 export { cniMetrics } from "./metrics.ts";
 export { CniServer, type CniServerOptions } from "./server.ts";
