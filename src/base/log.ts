@@ -1,4 +1,5 @@
 import { pino, type Logger } from "pino";
+import { systemClock } from "./clock.ts";
 
 /** A structured logger: constant lower-case messages, facts in fields, never secrets. */
 export type Log = Logger;
@@ -7,26 +8,80 @@ export type Log = Logger;
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-/** Bytes of lines that wait for a full disk to have room; further lines are lost. */
+/** Bytes of lines that wait until they can be written; further lines are lost, and counted. */
 const MAX_WAITING_BYTES = 1024 * 1024;
+/** Until the next try, when no further line comes. */
+const RETRY_MS = 200;
+
+/** Writes some of the bytes, without waiting for anybody: how many. Throws when nothing can be written now. */
+export type WriteNow = (bytes: Uint8Array) => number;
 
 /**
- * The root logger of a process: one JSON object per line on standard error, with `role`. A line that cannot be written
- * waits for the next one, and never fails whoever writes it.
+ * The root logger of a process: one JSON object per line, with `role`. A line is written at once; when it cannot be (a full
+ * disk, a reader that stalls) it waits, and neither fails whoever logs nor makes them wait.
  * Components get a child of it (`log.child({ component })`) as a constructor argument.
  */
-export function createLog(role: string, level: LogLevel = "info"): Log {
-  const destination = pino.destination({ dest: 2, sync: true, maxLength: MAX_WAITING_BYTES });
-  destination.on("error", () => undefined); // unheard, it would be thrown at whoever logs
-  return pino(
+export function createLog(role: string, write: WriteNow, level: LogLevel = "info"): Log {
+  const output = new LogOutput(write, (count) => {
+    log.warn({ count }, "lines of the log were lost");
+  });
+  const log = pino(
     {
       base: { role },
       level,
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    destination,
+    output,
   );
+  return log;
+}
+
+/** Lines on their way. */
+class LogOutput {
+  readonly #write: WriteNow;
+  readonly #onLost: (count: number) => void;
+  readonly #clock = systemClock({ unref: true });
+  readonly #waiting: Uint8Array[] = [];
+  #waitingBytes = 0;
+  #lost = 0;
+  #cancelRetry: (() => void) | undefined;
+
+  /** `onLost` hears how many lines were lost, once lines are taken again. */
+  constructor(write: WriteNow, onLost: (count: number) => void) {
+    this.#write = write;
+    this.#onLost = onLost;
+  }
+
+  write(line: string): void {
+    if (this.#waitingBytes < MAX_WAITING_BYTES) {
+      const bytes = Buffer.from(line);
+      this.#waiting.push(bytes);
+      this.#waitingBytes += bytes.length;
+    } else {
+      this.#lost++;
+    }
+    this.#writeWaiting();
+  }
+
+  #writeWaiting(): void {
+    this.#cancelRetry?.();
+    this.#cancelRetry = undefined;
+    try {
+      for (let [line] = this.#waiting; line !== undefined; [line] = this.#waiting) {
+        const count = this.#write(line);
+        this.#waitingBytes -= count;
+        if (count < line.length) this.#waiting[0] = line.subarray(count);
+        else this.#waiting.shift();
+      }
+    } catch {
+      this.#cancelRetry = this.#clock.after(RETRY_MS, () => this.#writeWaiting());
+      return;
+    }
+    const lost = this.#lost;
+    this.#lost = 0;
+    if (lost > 0) this.#onLost(lost);
+  }
 }
 
 /** A logger that says nothing, for tests. */

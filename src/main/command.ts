@@ -6,6 +6,7 @@ import { explain, findCodedError } from "#base/errors";
 import { createLog } from "#base/log";
 import { buildProgram, type CliContext } from "#cli";
 import { INTERRUPTED, stopOnSignals } from "./signals.ts";
+import { writeError } from "./standard-error.ts";
 
 /** Exit codes beside 0, done, and {@link INTERRUPTED}. */
 const FAILED = 1;
@@ -22,7 +23,7 @@ const context: CliContext = {
   out: (text) => void process.stdout.write(text),
   note: (text) => void process.stderr.write(text),
   interactive: process.stderr.isTTY,
-  log: createLog,
+  log: (role, level) => createLog(role, writeError, level),
 };
 
 const { version } = JSON.parse(readFileSync(new URL("package.json", root), "utf8")) as { version: string }; // our own file

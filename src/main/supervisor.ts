@@ -4,6 +4,7 @@ import { explain } from "#base/errors";
 import { createLog, LOG_LEVELS } from "#base/log";
 import { supervise, UNUSABLE_EXIT } from "#proxy";
 import { stopOnSignals } from "./signals.ts";
+import { writeError } from "./standard-error.ts";
 
 // The supervisor of `veil proxy`: starts this very command as its children, which know by one more flag that they are.
 
@@ -25,6 +26,7 @@ const { stop, untilHurried } = stopOnSignals();
 const given = /--log-level[= ](\w+)/.exec(process.argv.join(" "))?.[1]; // a wrong one is the child's to refuse
 const log = createLog(
   "proxy-supervisor",
+  writeError,
   LOG_LEVELS.find((level) => level === given),
 );
 flushCompileCache(); // see cli/proxy.ts

@@ -1,7 +1,10 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, openSync } from "node:fs";
 import { test } from "node:test";
+import { FakeClock } from "#base/clock";
+import { LineOutput } from "./line-output.ts";
 
 const WRITER = `
 const { LineOutput } = await import(process.env.MODULE);
@@ -47,4 +50,17 @@ test("a reader that stalls holds neither the program nor its end, and gets every
       await once(child, "close");
     }
   }
+});
+
+test("a full disk takes nothing: lines wait, so that whoever gives them can tell", async () => {
+  const full = openSync("/dev/full", "w");
+  const clock = new FakeClock();
+  const output = new LineOutput(full, clock);
+  output.write(Buffer.from("a line\n"));
+  for (let tries = 0; tries < 5; tries++) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    await clock.advance(1000);
+    assert.equal(output.waitingBytes, 7);
+  }
+  closeSync(full);
 });

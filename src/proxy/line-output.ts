@@ -10,14 +10,16 @@ export interface RecordOutput {
   whenEmpty(): Promise<void>;
 }
 
-/** A pipe that takes nothing now is tried again after this, doubled up to the second. */
+/** A pipe that nobody reads, a disk that is full: nothing is taken now. */
+const NO_ROOM: ReadonlySet<string | undefined> = new Set(["EAGAIN", "ENOSPC", "EDQUOT"]);
+/** What takes nothing now is tried again after this, doubled up to the second. */
 const FIRST_RETRY_MS = 1;
 const LAST_RETRY_MS = 64;
 
 /**
  * Writes to a descriptor without ever waiting for its reader, as a write to standard output would: one that stalls would hold
- * the event loop, or a thread of the pool, and then also the end of the process. What nobody can read any more (EPIPE) is
- * gone. Bounded by whoever gives: see {@link waitingBytes}.
+ * the event loop, or a thread of the pool, and then also the end of the process. A full disk is a reader that stalls. What
+ * nobody can read any more (EPIPE) is gone. Bounded by whoever gives: see {@link waitingBytes}.
  */
 export class LineOutput implements RecordOutput {
   readonly #fd: number;
@@ -58,7 +60,7 @@ export class LineOutput implements RecordOutput {
 
   #writeAll(bytes: Buffer, retryMs = FIRST_RETRY_MS): void {
     write(this.#fd, bytes, (error, written) => {
-      if (error?.code === "EAGAIN") {
+      if (error !== null && NO_ROOM.has(error.code)) {
         this.#clock.after(retryMs, () => this.#writeAll(bytes, Math.min(2 * retryMs, LAST_RETRY_MS)));
         return;
       }
