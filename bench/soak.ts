@@ -89,7 +89,7 @@ async function observe(lab: TestLab, soak: Soak, signal: AbortSignal): Promise<v
     process.stderr.write(`${sample.minute.toFixed(1)} min, MiB: ${line.join("; ")}\n`);
     if (sample.minute >= (due[0] ?? Infinity)) {
       due.shift();
-      soak.heaps.push({ minute: minute(), usedKib: await collectGarbage(lab, pids) });
+      soak.heaps.push({ minute: minute(), usedKib: await collectGarbage(pids) });
     }
     if (soak.samples.length % SAVE_EVERY === 0) save(soak);
     await wait(SAMPLE_MS, undefined, { signal }).catch(() => undefined);

@@ -24,7 +24,7 @@ async function openDebugger(pid: number): Promise<string> {
       const [first] = (await (await fetch(INSPECTOR)).json()) as { webSocketDebuggerUrl: string }[]; // Node's own page
       if (first !== undefined) return first.webSocketDebuggerUrl;
     } catch {
-      if (tries === 0) process.kill(pid, "SIGUSR1");
+      process.kill(pid, "SIGUSR1"); // again: the port may have been another process's still
     }
     await wait(PAUSE_MS);
   }
@@ -82,8 +82,13 @@ for (const worker of [undefined, ...threads.workers]) {
   const { result } = await threads.ask(worker, "Runtime.evaluate", { expression, returnByValue: true });
   used[worker === undefined ? "main" : `data ${worker}`] = Math.round((result?.result?.value ?? Number.NaN) / 1024);
 }
-// Others of this namespace need the port next. It closes once nobody is connected any more.
+process.stdout.write(`${JSON.stringify(used)}\n`);
+// Others of this namespace need the port next.
 const closing = `setTimeout(() => process.getBuiltinModule("node:inspector").close(), ${PAUSE_MS}) && 0`;
 await threads.ask(undefined, "Runtime.evaluate", { expression: closing });
-process.stdout.write(`${JSON.stringify(used)}\n`);
+socket.close();
+for (let tries = 0; tries < TRIES; tries++) {
+  await wait(PAUSE_MS);
+  await fetch(INSPECTOR).catch(() => process.exit(0));
+}
 process.exit(0);

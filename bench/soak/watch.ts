@@ -1,8 +1,8 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { netnsPath, type LabStatus } from "#lab";
+import type { LabStatus } from "#lab";
 import { must, VEIL, type TestLab } from "../../test/netns/harness.ts";
-import { family, inside } from "../data-path/processes.ts";
+import { family } from "../data-path/processes.ts";
 
 /** Memory and descriptors of one process: pages in KiB that it alone has written. */
 export interface Use {
@@ -65,13 +65,12 @@ export interface Heaps {
 }
 
 /** Collects the garbage of agents, controller and proxies at work, and answers what is left. */
-export async function collectGarbage(lab: TestLab, pids: ReadonlyMap<string, number>): Promise<Heaps["usedKib"]> {
+export async function collectGarbage(pids: ReadonlyMap<string, number>): Promise<Heaps["usedKib"]> {
   const found: Record<string, number> = {};
   const program = join(import.meta.dirname, "heap.ts");
   for (const [name, pid] of pids) {
-    const netns = lab.nodes.find((node) => name.split(", ")[0]?.endsWith(node.name))?.netns;
-    if (netns === undefined || /, (supervisor|waiting)$/.test(name)) continue;
-    const text = await must([...inside(netnsPath(netns)), process.execPath, program, String(pid)]);
+    if (/, (supervisor|waiting)$/.test(name)) continue;
+    const text = await must(["nsenter", "--target", String(pid), "--net", process.execPath, program, String(pid)]);
     for (const [thread, kib] of Object.entries(JSON.parse(text) as Record<string, number>)) {
       found[`${name.replace(", at work", "")}, ${thread}`] = kib;
     }

@@ -43,10 +43,13 @@ export function keepTidy({
   heapBytes = () => getHeapStatistics().used_heap_size,
   collect = collectGarbage,
 }: TidyParts): () => void {
-  let tidyBytes = 0;
+  /** The smallest that it was since the last time: what was collected is given back a little later. */
+  let leastBytes = 0;
   return every(clock, LOOK_MS, () => {
-    if (sizeBytes() - tidyBytes < GROWN_BYTES || heapBytes() > LARGE_HEAP_BYTES) return;
+    const size = sizeBytes();
+    leastBytes = Math.min(leastBytes, size);
+    if (size - leastBytes < GROWN_BYTES || heapBytes() > LARGE_HEAP_BYTES) return;
     collect();
-    tidyBytes = sizeBytes();
+    leastBytes = size;
   });
 }
