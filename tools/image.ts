@@ -1,13 +1,14 @@
 /**
  * Makes Veil's image as an OCI tar without Docker, for test clusters: `node --conditions=veil-source tools/image.ts TAG FILE`.
- * What is in it is what deploy/Dockerfile puts in: the packed npm package with its production modules, Node, nft and ip, and the
- * libraries that they load, from this machine's Debian packages.
+ * What is in it is what deploy/Dockerfile puts in: the packed npm package with its production modules, the CNI plugin, Node, nft and ip,
+ * and the libraries that they load, from this machine's Debian packages.
  */
 import { execFile } from "node:child_process";
 import { cp, mkdir, mkdtemp, readFile, realpath, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, relative, resolve } from "node:path";
 import { promisify } from "node:util";
+import { ensureCniPlugin } from "./cni-plugin.ts";
 import { writeOciImage } from "./oci.ts";
 import { billOfMaterials } from "./sbom.ts";
 
@@ -70,6 +71,7 @@ async function addPrograms(root: string): Promise<void> {
   const node = join(checkout, "node_modules/node/bin/node");
   for (const program of PROGRAMS) await place(await realpath(program), join(root, program));
   await place(node, join(root, "usr/local/bin/node"));
+  await place(await ensureCniPlugin(), join(root, HOME, "cni/veil-cni"));
   const { stdout } = await run("ldd", [node, ...PROGRAMS]);
   const libraries = [...stdout.matchAll(/(?:=> |^\s*)(\/\S+) \(0x/gm)].map(([, path = ""]) => path);
   for (const path of new Set(libraries)) await place(await realpath(path), join(root, path));

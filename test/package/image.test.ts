@@ -74,6 +74,16 @@ test("the Dockerfile makes the same: it starts the same way, on the Node that Ve
   assert.deepEqual(bases, [dependencies["node"], dependencies["node"]]);
 });
 
+test("the image brings the CNI plugin, which runs without anything of the image", () => {
+  const env = { CNI_COMMAND: "VERSION" };
+  const said = execFileSync(join(root, "opt/veil/cni/veil-cni"), {
+    env,
+    input: '{"cniVersion":"1.0.0"}',
+    encoding: "utf8",
+  });
+  assert.match(said, /"supportedVersions":\["0.3.0",/);
+});
+
 test("the same files give the same image to the byte, whenever and by whom it is made", async () => {
   const digests: string[] = [];
   for (const second of [1, 2]) {
