@@ -9,7 +9,7 @@ const LAYERS: readonly (readonly string[])[] = [
   ["linux", "model"],
   ["x509", "proto"],
   ["rpc", "kube", "capture", "programs", "cni"],
-  ["xds", "ca", "identity", "discovery", "policy"],
+  ["xds", "ca", "identity", "discovery", "policy", "install"],
   ["hbone", "dns", "enrolment"],
   ["proxy", "apiserver"],
   ["controller", "agent"],

@@ -3,10 +3,11 @@ import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { errorTables } from "#base/errors";
 import { metricTables } from "#base/metrics";
+import { renderChart } from "./chart.ts";
 
 const root = resolve(import.meta.dirname, "..");
 
-/** Loads every source file that declares errors or metrics, and renders the pages made from those tables. */
+/** Loads every source file that declares errors or metrics, and renders the pages made from those tables, and the chart. */
 export async function renderPages(): Promise<{ path: string; text: string }[]> {
   const declaring = globSync("src/**/*.ts", { cwd: root }).filter(
     (file) => !file.endsWith(".test.ts") && /\bdefine(Errors|Metrics)\(/.test(readFileSync(join(root, file), "utf8")),
@@ -15,6 +16,7 @@ export async function renderPages(): Promise<{ path: string; text: string }[]> {
   return [
     { path: join(root, "docs/errors.md"), text: errorsPage() },
     { path: join(root, "docs/metrics.md"), text: metricsPage() },
+    ...renderChart(),
   ];
 }
 

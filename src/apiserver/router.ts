@@ -151,15 +151,22 @@ function attributesOf(info: RequestInfo): Attributes {
   const { target, verb, path } = info;
   if (target === undefined) return { verb, group: "", resource: "", namespace: "", name: "", path, fieldSelector: "" };
   const resource = target.subresource === "" ? target.plural : `${target.plural}/${target.subresource}`;
+  const fieldSelector = info.query.get("fieldSelector") ?? "";
   return {
     verb,
     group: target.group,
     resource,
     namespace: target.namespace,
-    name: target.name,
+    name: target.name || nameSelected(verb, fieldSelector),
     path,
-    fieldSelector: info.query.get("fieldSelector") ?? "",
+    fieldSelector,
   };
+}
+
+/** Who lists what has one name asks for that name: a rule with resourceNames may allow it. */
+function nameSelected(verb: string, fieldSelector: string): string {
+  if (!["list", "watch", "deletecollection"].includes(verb)) return "";
+  return /^metadata\.name==?([^,!=]+)$/.exec(fieldSelector)?.[1] ?? "";
 }
 
 function refusal(user: User, wanted: Attributes): StatusError {

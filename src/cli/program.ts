@@ -9,6 +9,7 @@ import { controllerCommand } from "./controller.ts";
 import { labCommand } from "./lab.ts";
 import { demoCommand } from "./demo.ts";
 import { kubectlCommand } from "./kubectl.ts";
+import { manifestsCommand } from "./manifests.ts";
 import { proxyCommand } from "./proxy.ts";
 import { whyCommand } from "./why.ts";
 
@@ -31,6 +32,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     labCommand(context),
     whyCommand(context),
     kubectlCommand(context),
+    manifestsCommand(context, version),
     controllerCommand(context),
     agentCommand(context),
     cniCommand(context),

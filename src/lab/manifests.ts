@@ -1,19 +1,12 @@
+import { CLUSTER_RULES, INSIDE_RULES, INSTALLED, NETWORKING_KINDS, POLICY_KINDS, type AccessRule } from "#install";
 import { resources, type KubeObject, type PodTemplateSpec, type ResourceRef } from "#kube";
-import { NETWORKING_KINDS, POLICY_KINDS } from "./istio-kinds.ts";
 import { POD_NETNS_FOLDER, POD_RANGE, SERVICE_RANGE } from "./layout.ts";
 
 /** Where Veil is installed. */
 export const VEIL_NAMESPACE = "veil-system";
 
-/**
- * The roles that are pods, and where each says that it is ready. The proxy's pods have the name by which the field's tools
- * look for a node's proxy (`istioctl ztunnel-config`: the DaemonSet `ztunnel`, the label `app`); their account is Veil's own.
- */
-export const VEIL_ROLES = {
-  controller: { app: "veil-controller", account: "veil-controller", readyPort: 15014 },
-  agent: { app: "veil-agent", account: "veil-agent", readyPort: 9965 },
-  proxy: { app: "ztunnel", account: "veil-proxy", readyPort: 15021 },
-} as const;
+/** The roles that are pods, and where each says that it is ready. */
+export const VEIL_ROLES = INSTALLED;
 
 export type VeilRole = keyof typeof VEIL_ROLES;
 
@@ -37,43 +30,7 @@ function manifest<T extends KubeObject>(ref: ResourceRef<T>, object: T): Manifes
   return { ref, object };
 }
 
-interface Rule {
-  apiGroups: string[];
-  resources: string[];
-  verbs: string[];
-}
-
-const READ = ["get", "list", "watch"];
 const RBAC = "rbac.authorization.k8s.io";
-
-const RULES: Readonly<Record<VeilRole, Rule[]>> = {
-  controller: [
-    { apiGroups: [""], resources: ["pods", "services", "namespaces", "nodes", "serviceaccounts"], verbs: READ },
-    { apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: READ },
-    { apiGroups: ["gateway.networking.k8s.io"], resources: ["gateways", "gatewayclasses"], verbs: READ },
-    { apiGroups: ["networking.istio.io"], resources: ["serviceentries", "workloadentries"], verbs: READ },
-    { apiGroups: ["networking.istio.io"], resources: ["serviceentries/status"], verbs: ["patch"] },
-    { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies", "peerauthentications"], verbs: READ },
-    { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies/status"], verbs: ["patch"] },
-    { apiGroups: [""], resources: ["configmaps"], verbs: [...READ, "create", "update", "patch"] },
-    { apiGroups: ["", "events.k8s.io"], resources: ["events"], verbs: ["create", "patch"] },
-    { apiGroups: ["authentication.k8s.io"], resources: ["tokenreviews"], verbs: ["create"] },
-    { apiGroups: ["coordination.k8s.io"], resources: ["leases"], verbs: [...READ, "create", "update", "patch"] },
-  ],
-  agent: [
-    { apiGroups: [""], resources: ["pods", "namespaces", "nodes"], verbs: READ },
-    { apiGroups: [""], resources: ["pods"], verbs: ["patch"] },
-    { apiGroups: ["", "events.k8s.io"], resources: ["events"], verbs: ["create", "patch"] },
-  ],
-  proxy: [],
-};
-
-/** Only in Veil's own namespace: the authority's keys, and the roots by which agents know the controller. */
-const INSIDE_RULES: Readonly<Record<VeilRole, Rule[]>> = {
-  controller: [{ apiGroups: [""], resources: ["secrets"], verbs: [...READ, "create", "update", "patch"] }],
-  agent: [{ apiGroups: [""], resources: ["configmaps"], verbs: READ }],
-  proxy: [],
-};
 
 /** All objects of an installation, in the order in which they have to be made. */
 export function veilManifests(values: InstallValues): Manifest[] {
@@ -99,7 +56,7 @@ function accountOf(role: VeilRole): Manifest[] {
   // Every node's agent has this account: the API lets each write only what is its own node's.
   const annotations: Record<string, string> = role === "agent" ? { "veil.dev/node-bound": "true" } : {};
   const account = manifest(resources.serviceAccounts, { metadata: { name, namespace: VEIL_NAMESPACE, annotations } });
-  const rules = RULES[role];
+  const rules = asRules(CLUSTER_RULES[role]);
   if (rules.length === 0) return [account];
   return [
     account,
@@ -112,8 +69,18 @@ function accountOf(role: VeilRole): Manifest[] {
   ];
 }
 
+/** The client's types are mutable. */
+function asRules(rules: readonly AccessRule[]) {
+  return rules.map(({ apiGroups, resources, resourceNames, verbs }) => ({
+    apiGroups: [...apiGroups],
+    resources: [...resources],
+    ...(resourceNames !== undefined && { resourceNames: [...resourceNames] }),
+    verbs: [...verbs],
+  }));
+}
+
 function accessInside(role: VeilRole): Manifest[] {
-  const rules = INSIDE_RULES[role];
+  const rules = asRules(INSIDE_RULES[role]);
   const { account: name } = VEIL_ROLES[role];
   const metadata = { name, namespace: VEIL_NAMESPACE };
   if (rules.length === 0) return [];

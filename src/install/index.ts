@@ -1,0 +1,7 @@
+export { CLUSTER_RULES, INSIDE_RULES, type AccessRule, type InstalledRole } from "./access.ts";
+export { NETWORKING_KINDS, POLICY_KINDS } from "./kinds.ts";
+export { installationTrees, installedKinds, renderInstallation } from "./objects.ts";
+export { OWN_VERSION, TextOf, ValueAt, When, type Condition, type Tree } from "./template.ts";
+export { CONTRADICTIONS, VALUE_TABLE, type ValueSpec } from "./value-table.ts";
+export { nested, readValues, type GivenValues } from "./values.ts";
+export { INSTALLED } from "./workloads.ts";

@@ -1,0 +1,92 @@
+import type { CustomResourceDefinition } from "#kube";
+import { CLUSTER_RULES, INSIDE_RULES, type AccessRule, type InstalledRole } from "./access.ts";
+import { admissionPolicies } from "./admission.ts";
+import { NETWORKING_KINDS, POLICY_KINDS } from "./kinds.ts";
+import { resolveTree, value, when, type Tree, type Values } from "./template.ts";
+import { agentObjects, controllerObjects, INSTALLED, proxyObjects } from "./workloads.ts";
+
+const RBAC = "rbac.authorization.k8s.io";
+const ROLES: readonly InstalledRole[] = ["controller", "agent", "proxy"];
+
+/** The objects of an installation, in files as the chart has them, in the order in which they have to be made. */
+export function installationTrees(): ReadonlyMap<string, readonly Tree[]> {
+  return new Map([
+    ["namespace", [namespace()]],
+    ["access", ROLES.flatMap(accessOf)],
+    ["admission", admissionPolicies()],
+    ["controller", controllerObjects()],
+    ["agent", agentObjects()],
+    ["proxy", proxyObjects()],
+    ["mode", [strictMode()]],
+  ]);
+}
+
+/** The kinds that users write policies and entries in, as they are installed where nobody has them. */
+export function installedKinds(): readonly CustomResourceDefinition[] {
+  return [...POLICY_KINDS, ...NETWORKING_KINDS].map((kind) => ({
+    apiVersion: "apiextensions.k8s.io/v1",
+    kind: "CustomResourceDefinition",
+    ...kind,
+  }));
+}
+
+/** All objects, with the values put in; `version` is that of the image, unless a value says otherwise. */
+export function renderInstallation(values: Values, version: string): unknown[] {
+  const named = new Map([...values, ["image.tag", values.get("image.tag") || version]]);
+  return [...installationTrees().values()].flat().flatMap((tree) => resolveTree(tree, named) ?? []);
+}
+
+/** Its pods see their nodes' processes, network and folders: the strictest level of Pod Security that lets them is this. */
+function namespace(): Tree {
+  const labels = ["enforce", "audit", "warn"].map((name) => [`pod-security.kubernetes.io/${name}`, "privileged"]);
+  return {
+    apiVersion: "v1",
+    kind: "Namespace",
+    metadata: {
+      name: value("namespace"),
+      labels: Object.fromEntries(labels) as { readonly [key: string]: string },
+      // The authority's keys are in it: who installs again goes on with the same identities.
+      annotations: { "helm.sh/resource-policy": "keep" },
+    },
+  };
+}
+
+function accessOf(role: InstalledRole): Tree[] {
+  const name = INSTALLED[role].account;
+  const inside = { name, namespace: value("namespace") };
+  const subjects = [{ kind: "ServiceAccount", name, namespace: value("namespace") }];
+  return [
+    { apiVersion: "v1", kind: "ServiceAccount", metadata: inside },
+    ...granted(CLUSTER_RULES[role], { kind: "ClusterRole", metadata: { name }, subjects }),
+    ...granted(INSIDE_RULES[role], { kind: "Role", metadata: inside, subjects }),
+  ];
+}
+
+function granted(
+  rules: readonly AccessRule[],
+  {
+    kind,
+    metadata,
+    subjects,
+  }: { kind: string; metadata: { readonly name: string; readonly [key: string]: Tree }; subjects: Tree },
+): Tree[] {
+  if (rules.length === 0) return [];
+  const roleRef = { apiGroup: RBAC, kind, name: metadata.name };
+  return [
+    { apiVersion: `${RBAC}/v1`, kind, metadata, rules: rules.map((rule) => ({ ...rule })) },
+    { apiVersion: `${RBAC}/v1`, kind: `${kind}Binding`, metadata, roleRef, subjects },
+  ];
+}
+
+/** Strict everywhere: users make exceptions by PeerAuthentications of their own. */
+function strictMode(): Tree {
+  return when(
+    { path: "mode", equals: "strict" },
+    {
+      apiVersion: "security.istio.io/v1",
+      kind: "PeerAuthentication",
+      metadata: { name: "veil-mode", namespace: value("rootNamespace", value("namespace")) },
+      spec: { mtls: { mode: "STRICT" } },
+    },
+  );
+}

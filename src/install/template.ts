@@ -1,0 +1,119 @@
+/** Values by path, checked. */
+export type Values = ReadonlyMap<string, unknown>;
+
+/**
+ * Objects with places for values. One description serves both ways of installing: {@link resolveTree} puts the values in, and the
+ * chart's templates are written from the same tree (tools/helm-template.ts).
+ */
+export type Tree =
+  | string
+  | number
+  | boolean
+  | ValueAt
+  | TextOf
+  | When
+  | readonly Tree[]
+  | { readonly [key: string]: Tree };
+
+/** As a fallback: the version of what is installed. */
+export const OWN_VERSION = "OWN-VERSION";
+
+/** A value, as it is. */
+export class ValueAt {
+  readonly path: string;
+  /** Stands for a value that is empty. */
+  readonly fallback: ValueAt | string | undefined;
+
+  constructor(path: string, fallback?: ValueAt | string) {
+    this.path = path;
+    this.fallback = fallback;
+  }
+}
+
+/** A text that values are parts of; lists are joined by commas. */
+export class TextOf {
+  readonly parts: readonly (string | ValueAt)[];
+
+  constructor(parts: readonly (string | ValueAt)[]) {
+    this.parts = parts;
+  }
+}
+
+/** An item of a list, or a value of a map, that is there only when all conditions hold. */
+export class When {
+  readonly conditions: readonly Condition[];
+  readonly tree: Tree;
+
+  constructor(conditions: readonly Condition[], tree: Tree) {
+    this.conditions = conditions;
+    this.tree = tree;
+  }
+}
+
+/** What a value has to be: `equals` something, `above` a number, or, without either, not empty, not zero and not false. */
+export interface Condition {
+  readonly path: string;
+  readonly equals?: string | boolean;
+  readonly above?: number;
+  readonly not?: boolean;
+}
+
+/** The value of `path`, or `fallback` where that is empty. */
+export function value(path: string, fallback?: ValueAt | string): ValueAt {
+  return new ValueAt(path, fallback);
+}
+
+/** A text with values in it: text`https://${value("a")}:1`. */
+export function text(words: TemplateStringsArray, ...values: readonly ValueAt[]): TextOf {
+  const parts = words.flatMap((word, index) => {
+    const next = values[index];
+    return next === undefined ? [word] : [word, next];
+  });
+  return new TextOf(parts.filter((part) => part !== ""));
+}
+
+/** A tree where all conditions hold, nothing elsewhere. */
+export function when(conditions: Condition | readonly Condition[], tree: Tree): When {
+  return new When([conditions].flat(), tree);
+}
+
+/** The tree with all values put in; undefined when its own condition does not hold. */
+export function resolveTree(tree: Tree, values: Values): unknown {
+  if (tree instanceof ValueAt) return valueOf(tree, values);
+  if (tree instanceof TextOf) return tree.parts.map((part) => textOf(part, values)).join("");
+  if (tree instanceof When) return holdAll(tree.conditions, values) ? resolveTree(tree.tree, values) : undefined;
+  if (Array.isArray(tree)) {
+    return tree.map((item: Tree) => resolveTree(item, values)).filter((item) => item !== undefined);
+  }
+  if (typeof tree !== "object") return tree;
+  const entries = Object.entries(tree).map(([key, item]: [string, Tree]) => [key, resolveTree(item, values)]);
+  return Object.fromEntries(entries.filter(([, item]) => item !== undefined));
+}
+
+/** True when all conditions hold. */
+export function holdAll(conditions: readonly Condition[], values: Values): boolean {
+  return conditions.every((condition) => {
+    const found = values.get(condition.path);
+    if (condition.equals !== undefined) return (found === condition.equals) !== (condition.not === true);
+    if (condition.above !== undefined) return Number(found) > condition.above !== (condition.not === true);
+    return !isEmpty(found) !== (condition.not === true);
+  });
+}
+
+function valueOf({ path, fallback }: ValueAt, values: Values): unknown {
+  const found = values.get(path);
+  if (!isEmpty(found) || fallback === undefined) return found;
+  return typeof fallback === "string" ? fallback : valueOf(fallback, values);
+}
+
+function textOf(part: string | ValueAt, values: Values): string {
+  if (typeof part === "string") return part;
+  const found = valueOf(part, values);
+  return Array.isArray(found) ? found.join(",") : String(found);
+}
+
+/** As Helm's templates see it. */
+function isEmpty(found: unknown): boolean {
+  if (typeof found === "object" && found !== null) return Object.keys(found).length === 0;
+  return found === undefined || found === null || found === "" || found === false || found === 0;
+}

@@ -1,0 +1,200 @@
+import type { Condition } from "./template.ts";
+
+/** One value: what it is for, and what it may be. */
+export interface ValueSpec {
+  /** With dots, as `controller.replicas`. */
+  readonly path: string;
+  readonly about: string;
+  readonly default: string | number | boolean | readonly unknown[] | Readonly<Record<string, unknown>>;
+  readonly oneOf?: readonly string[];
+  /** A regular expression that a text, or each text of a list, matches as a whole. */
+  readonly pattern?: string;
+  /** Of a number. */
+  readonly range?: readonly [least: number, most: number];
+}
+
+const DNS_LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?";
+const DNS_NAME = `${DNS_LABEL}([.]${DNS_LABEL})*`;
+const ANY_TAINT = [{ operator: "Exists" }];
+const LEVELS = ["error", "warn", "info", "debug", "trace"];
+
+/** Everything that can be set of an installation, in the order of values.yaml. What is not here, Veil cannot do yet. */
+export const VALUE_TABLE: readonly ValueSpec[] = [
+  {
+    path: "namespace",
+    default: "veil-system",
+    pattern: DNS_LABEL,
+    about: "Where Veil lives. Its own: nothing else belongs in it, as its pods may do much on their nodes.",
+  },
+  {
+    path: "image.repository",
+    default: "docker.io/local/veil",
+    pattern: "[^\\s:@]+(:[0-9]+/[^\\s:@]+)?",
+    about: "The image of all roles (deploy/Dockerfile).",
+  },
+  { path: "image.tag", default: "", pattern: "[\\w.-]{0,128}", about: "Its tag. Empty: the chart's own version." },
+  {
+    path: "image.pullPolicy",
+    default: "IfNotPresent",
+    oneOf: ["Always", "IfNotPresent", "Never"],
+    about: "When a node fetches the image.",
+  },
+  {
+    path: "image.pullSecrets",
+    default: [],
+    about: "Secrets in Veil's namespace with the registry's credentials, as `- name: registry`.",
+  },
+  {
+    path: "trustDomain",
+    default: "cluster.local",
+    pattern: "[a-z0-9._-]{1,255}",
+    about: "Trust domain of all identities: spiffe://TRUST-DOMAIN/ns/…/sa/…. A change needs a new authority.",
+  },
+  {
+    path: "clusterId",
+    default: "Kubernetes",
+    pattern: "[\\w.-]+",
+    about: "Name of this cluster, the first part of workloads' names.",
+  },
+  {
+    path: "network",
+    default: "",
+    pattern: "[\\w.-]*",
+    about: "Network that the pods' addresses belong to, where there are several.",
+  },
+  { path: "clusterDomain", default: "cluster.local", pattern: DNS_NAME, about: "Domain of the names of services." },
+  {
+    path: "rootNamespace",
+    default: "",
+    pattern: `(${DNS_LABEL})?`,
+    about: "Policies in this namespace are about the whole mesh. Empty: Veil's own namespace. It must exist.",
+  },
+  {
+    path: "mode",
+    default: "permissive",
+    oneOf: ["permissive", "strict"],
+    about:
+      "permissive: plain connections from pods that are not enrolled are let in, and recorded as such. strict: enrolled pods refuse them (a PeerAuthentication for the whole mesh in the root namespace).",
+  },
+  {
+    path: "enforceWaypoints",
+    default: false,
+    about: "Workloads behind a waypoint let in nobody but it and whom policies allow.",
+  },
+  {
+    path: "dnsCapture",
+    default: true,
+    about:
+      "Whether the DNS questions of enrolled pods are answered on their node; a pod may say otherwise by its annotation ambient.istio.io/dns-capture.",
+  },
+  {
+    path: "ipFamily",
+    default: "IPv4",
+    oneOf: ["IPv4", "IPv6", "dual"],
+    about: "Address families on which controller and agent listen.",
+  },
+  { path: "logLevel", default: "info", oneOf: LEVELS, about: "How much all roles log." },
+  {
+    path: "controller.replicas",
+    default: 2,
+    range: [1, 20],
+    about:
+      "Replicas of the controller. All do the same work: none leads. With more than one, a PodDisruptionBudget lets one go at a time.",
+  },
+  {
+    path: "controller.clusterIP",
+    default: "",
+    pattern: "[0-9a-fA-F.:]*",
+    about:
+      "A fixed address of the controller's service, by which agents find it without the cluster's DNS. Empty: the cluster chooses, and agents ask the DNS.",
+  },
+  {
+    path: "controller.resources",
+    default: { requests: { cpu: "100m", memory: "256Mi" } },
+    about: "Requests and limits of a replica.",
+  },
+  {
+    path: "controller.nodeSelector",
+    default: { "kubernetes.io/os": "linux" },
+    about: "Labels of the nodes on which it may run.",
+  },
+  { path: "controller.tolerations", default: [], about: "Taints that it tolerates." },
+  {
+    path: "agent.unenrolDeadlineSeconds",
+    default: 3600,
+    range: [0, 9_999_999],
+    about: "How long connections may go on after a pod's label went.",
+  },
+  {
+    path: "agent.ztunnelListen",
+    default: "none",
+    pattern: "none|[^\\s:]+:[0-9]{1,5}",
+    about:
+      "host:port on each node at which the agent serves another ztunnel (gRPC over TLS), for proxy.enabled=false. none: nowhere.",
+  },
+  {
+    path: "agent.resources",
+    default: { requests: { cpu: "50m", memory: "128Mi" } },
+    about: "Requests and limits on each node.",
+  },
+  {
+    path: "agent.nodeSelector",
+    default: { "kubernetes.io/os": "linux" },
+    about: "Labels of the nodes whose pods can be enrolled; the proxy runs on the same.",
+  },
+  { path: "agent.tolerations", default: ANY_TAINT, about: "Taints that agent and proxy tolerate." },
+  {
+    path: "proxy.enabled",
+    default: true,
+    about: "Whether Veil's own proxy carries the connections. false: another ztunnel does.",
+  },
+  {
+    path: "proxy.threads",
+    default: "0",
+    pattern: "[0-9]{1,4}|[0-9]{1,2}%|100%",
+    about: "Data threads: a number, a share of the processors (50%), or 0 for all.",
+  },
+  {
+    path: "proxy.clusterRanges",
+    default: [],
+    pattern: "[0-9a-fA-F.:]+/[0-9]{1,3}",
+    about:
+      "The cluster's own addresses (pods and services), as 10.244.0.0/16. Connections to unknown addresses in them are held until it is known who has them. Empty: the private ranges.",
+  },
+  { path: "proxy.originalSource", default: true, about: "Whether applications see their clients' addresses." },
+  {
+    path: "proxy.records",
+    default: "counted",
+    oneOf: ["counted", "required"],
+    about: "While nobody reads the access log: drop and count records, or refuse new connections.",
+  },
+  { path: "proxy.logFormat", default: "plain", oneOf: ["plain", "json"], about: "How access records are written." },
+  {
+    path: "proxy.terminationGracePeriodSeconds",
+    default: 30,
+    range: [2, 86_400],
+    about: "How long a proxy that is replaced may take; its connections may go on until 5 s before that.",
+  },
+  {
+    path: "proxy.resources",
+    default: { requests: { cpu: "200m", memory: "512Mi" } },
+    about: "Requests and limits on each node. Without a memory limit it takes what it needs.",
+  },
+];
+
+/** Values that contradict each other, and why. */
+export const CONTRADICTIONS: readonly { readonly conditions: readonly Condition[]; readonly reason: string }[] = [
+  {
+    conditions: [
+      { path: "proxy.enabled", not: true },
+      { path: "agent.ztunnelListen", equals: "none" },
+    ],
+    reason:
+      "proxy.enabled is false and agent.ztunnelListen is none: nobody would carry the connections of enrolled pods",
+  },
+  {
+    conditions: [{ path: "ipFamily", equals: "dual" }, { path: "controller.clusterIP" }],
+    reason:
+      "ipFamily is dual and controller.clusterIP is one address: a dual service has one of each family, leave it to the cluster",
+  },
+];

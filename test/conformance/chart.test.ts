@@ -1,0 +1,132 @@
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { before, test } from "node:test";
+import { parseAllDocuments } from "yaml";
+import { ensureHelm } from "#apiserver";
+import {
+  installedKinds,
+  nested,
+  readValues,
+  renderInstallation,
+  VALUE_TABLE,
+  type GivenValues,
+  type ValueSpec,
+} from "#install";
+
+const root = resolve(import.meta.dirname, "../..");
+const chart = join(root, "deploy/chart");
+const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
+let helm = "";
+before(async () => {
+  helm = await ensureHelm({ env: process.env });
+});
+
+function run(
+  args: readonly string[],
+  values: GivenValues = {},
+): { status: number | null; stdout: string; stderr: string } {
+  return spawnSync(helm, [...args, "--values", "-"], {
+    input: JSON.stringify(values),
+    encoding: "utf8",
+    timeout: 120_000,
+  });
+}
+
+/** What Helm makes of the chart, by kind and name. */
+function templated(values: GivenValues): Map<string, unknown> {
+  const { status, stdout, stderr } = run(["template", "any", chart, "--include-crds", "--skip-tests"], values);
+  assert.equal(status, 0, stderr);
+  return byName(parseAllDocuments(stdout).map((document): unknown => document.toJS()));
+}
+
+function byName(objects: readonly unknown[]): Map<string, unknown> {
+  const named = objects
+    .filter((one) => one !== null)
+    .map((one) => {
+      const { kind, metadata } = one as { kind: string; metadata: { name: string } }; // every object has both
+      return [`${kind} ${metadata.name}`, one] as const;
+    });
+  assert.equal(new Map(named).size, named.length, "two objects of one name");
+  return new Map(named.toSorted(([a], [b]) => (a < b ? -1 : 1)));
+}
+
+/** Another value than the default that is allowed. */
+function otherThan(spec: ValueSpec): unknown {
+  const { path, oneOf, range } = spec;
+  const chosen: Readonly<Record<string, unknown>> = {
+    "image.pullSecrets": [{ name: "registry" }],
+    "controller.clusterIP": "10.96.0.9",
+    "controller.tolerations": [{ key: "a", operator: "Exists" }],
+    "agent.ztunnelListen": "127.0.0.1:15012",
+    "proxy.clusterRanges": ["10.0.0.0/8", "fd00::/8"],
+    "proxy.threads": "50%",
+    "image.repository": "registry.example:5000/a/veil",
+  };
+  if (path in chosen) return chosen[path];
+  if (oneOf !== undefined) return oneOf.find((one) => one !== spec.default);
+  if (range !== undefined) return range[1];
+  if (typeof spec.default === "boolean") return !spec.default;
+  if (Array.isArray(spec.default)) return [];
+  return typeof spec.default === "object" ? { limits: { memory: "1Gi" } } : "other";
+}
+
+const CASES: readonly (readonly [string, GivenValues])[] = [
+  ["the defaults", {}],
+  ...VALUE_TABLE.filter(({ path }) => path !== "proxy.enabled").map(
+    (spec) => [`another ${spec.path}`, nested(spec.path, otherThan(spec))] as const,
+  ),
+  ["another ztunnel", { proxy: { enabled: false }, agent: { ztunnelListen: "127.0.0.1:15012" }, mode: "strict" }],
+  ["words that mean something in YAML", { network: "yes", clusterId: "0x10", proxy: { threads: "1" } }],
+];
+
+for (const [name, values] of CASES) {
+  test(`Helm makes the same objects as veil manifests: ${name}`, () => {
+    const ours = renderInstallation(readValues(values), version);
+    assert.deepEqual(
+      templated(values),
+      byName(JSON.parse(JSON.stringify([...installedKinds(), ...ours])) as unknown[]),
+    );
+  });
+}
+
+test("helm lint has nothing to say, with the defaults and with everything else", () => {
+  for (const values of [
+    {},
+    { mode: "strict", proxy: { enabled: false }, agent: { ztunnelListen: "127.0.0.1:15012" } },
+  ]) {
+    const { status, stdout, stderr } = run(["lint", "--strict", "--quiet", chart], values);
+    assert.equal(status, 0, stdout + stderr);
+    assert.doesNotMatch(stdout, /WARNING|ERROR/);
+  }
+});
+
+/** What the chart refuses, and with what words. */
+const REFUSED: readonly (readonly [GivenValues, RegExp])[] = [
+  [{ nonsense: 1 }, /nonsense/],
+  [{ proxy: { thread: "2" } }, /thread/],
+  [{ mode: "Strict" }, /mode/],
+  [{ controller: { replicas: 0 } }, /replicas/],
+  [{ controller: { replicas: "2" } }, /replicas/],
+  [{ namespace: "a\nb" }, /namespace/],
+  [{ proxy: { clusterRanges: ["10.0.0.0"] } }, /clusterRanges/],
+  [{ proxy: { enabled: false } }, /nobody would carry the connections of enrolled pods/],
+  [{ ipFamily: "dual", controller: { clusterIP: "10.96.0.9" } }, /a dual service has one of each family/],
+];
+
+for (const [values, said] of REFUSED) {
+  test(`${JSON.stringify(values)} is refused by Helm, as by veil manifests`, () => {
+    const { status, stderr } = run(["template", "any", chart], values);
+    assert.notEqual(status, 0);
+    assert.match(stderr, said);
+    assert.throws(() => readValues(values));
+  });
+}
+
+test("a release in Veil's own namespace does not make that namespace a second time", () => {
+  const inside = run(["template", "any", chart, "--namespace", "veil-system"]);
+  assert.equal(inside.status, 0, inside.stderr);
+  assert.doesNotMatch(inside.stdout, /^kind: "?Namespace"?$/m);
+  assert.match(run(["template", "any", chart]).stdout, /^kind: "?Namespace"?$/m);
+});
