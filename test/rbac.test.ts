@@ -67,6 +67,7 @@ function askedFor(role: InstalledRole): string[] {
     for (const kind of kinds.split(", "))
       for (const verb of ["list", "watch"]) asked.add(`${verb} ${nameOf(table, kind)}`);
   }
+  if (role === "agent") for (const kind of pluginReads()) asked.add(`get ${kind}`);
   if (/\.reviewToken\(/.test(text)) asked.add("create tokenreviews.authentication.k8s.io");
   for (const method of ["createToken", "exec", "logs", "request"]) {
     assert.doesNotMatch(
@@ -76,6 +77,14 @@ function askedFor(role: InstalledRole): string[] {
     );
   }
   return [...asked].toSorted();
+}
+
+/** What the CNI plugin asks the API for, with the agent's credentials: paths as they stand in its source. */
+function pluginReads(): string[] {
+  const source = readFileSync(resolve(import.meta.dirname, "../deploy/cni/labels.go"), "utf8");
+  const reads = [...source.matchAll(/"(?:\/api\/v1)?\/(\w+)\/"/g)].map(([, kind = ""]) => kind);
+  assert.ok(reads.length > 0);
+  return reads;
 }
 
 function granted(rules: readonly AccessRule[]): string[] {

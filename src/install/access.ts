@@ -34,8 +34,9 @@ export const CLUSTER_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]
     { apiGroups: ["authentication.k8s.io"], resources: ["tokenreviews"], verbs: ["create"] },
   ],
   agent: [
-    { apiGroups: [""], resources: ["pods"], verbs: [...FOLLOW, "patch"] },
-    { apiGroups: [""], resources: ["namespaces"], verbs: FOLLOW },
+    // The CNI plugin asks with the agent's credentials for a pod and its namespace while the agent is away.
+    { apiGroups: [""], resources: ["pods"], verbs: ["get", ...FOLLOW, "patch"] },
+    { apiGroups: [""], resources: ["namespaces"], verbs: ["get", ...FOLLOW] },
     { apiGroups: [""], resources: ["events"], verbs: ["create"] },
   ],
   proxy: [],

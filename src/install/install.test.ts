@@ -66,6 +66,7 @@ const REFUSED: readonly (readonly [GivenValues, string, RegExp])[] = [
   [{ namespace: "a\nb" }, "INSTALL_VALUE", /namespace matches/],
   [{ trustDomain: null }, "INSTALL_VALUE", /trustDomain is a string/],
   [{ proxy: { clusterRanges: ["10.0.0.0"] } }, "INSTALL_VALUE", /proxy\.clusterRanges matches/],
+  [{ cni: { enabled: false, strict: true } }, "INSTALL_CONTRADICTION", /nothing would hold pods back/],
   [{ proxy: { enabled: false } }, "INSTALL_CONTRADICTION", /nobody would carry the connections/],
   [
     { ipFamily: "dual", controller: { clusterIP: "10.96.0.9" } },

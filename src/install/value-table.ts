@@ -144,6 +144,24 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
   },
   { path: "agent.tolerations", default: ANY_TAINT, about: "Taints that agent and proxy tolerate." },
   {
+    path: "cni.enabled",
+    default: true,
+    about:
+      "Whether each agent keeps Veil's plugin in the node's CNI configuration: a pod's first process then starts only when the pod is enrolled. false: pods are enrolled within moments of their start.",
+  },
+  {
+    path: "cni.confDir",
+    default: "/etc/cni/net.d",
+    pattern: "/[^\\s:]+",
+    about: "The node's folder of CNI configurations.",
+  },
+  { path: "cni.binDir", default: "/opt/cni/bin", pattern: "/[^\\s:]+", about: "The node's folder of CNI plugins." },
+  {
+    path: "cni.strict",
+    default: false,
+    about: "While a node's agent is away no pod at all starts there, not only none that is enrolled.",
+  },
+  {
     path: "proxy.enabled",
     default: true,
     about: "Whether Veil's own proxy carries the connections. false: another ztunnel does.",
@@ -191,6 +209,10 @@ export const CONTRADICTIONS: readonly { readonly conditions: readonly Condition[
     ],
     reason:
       "proxy.enabled is false and agent.ztunnelListen is none: nobody would carry the connections of enrolled pods",
+  },
+  {
+    conditions: [{ path: "cni.enabled", not: true }, { path: "cni.strict" }],
+    reason: "cni.strict is true and cni.enabled is false: nothing would hold pods back",
   },
   {
     conditions: [{ path: "ipFamily", equals: "dual" }, { path: "controller.clusterIP" }],

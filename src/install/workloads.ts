@@ -1,5 +1,5 @@
 import type { InstalledRole } from "./access.ts";
-import { OWN_VERSION, text, value, When, when, type Tree } from "./template.ts";
+import { OWN_VERSION, text, value, When, when, type Tree, type ValueAt } from "./template.ts";
 
 /**
  * The pods of each role. The proxy's have the name by which the field's tools look for a node's proxy (`istioctl ztunnel-config`:
@@ -15,6 +15,7 @@ export const INSTALLED = {
 const SOCKETS = "/run/veil";
 /** Where the node's own kernel settings are seen: a container's /proc/sys cannot be written. */
 const KERNEL_SETTINGS = "/host/proc/sys/net";
+const withCni = { path: "cni.enabled" };
 const GRPC = 15012;
 const METRICS = 15014;
 
@@ -142,6 +143,9 @@ export function agentObjects(): Tree[] {
           // Another ztunnel looks where it always does.
           "--zds-socket": when({ path: "proxy.enabled" }, `${SOCKETS}/ztunnel.sock`),
           "--ztunnel-listen": value("agent.ztunnelListen"),
+          "--cni-conf-dir": when(withCni, value("cni.confDir")),
+          "--cni-bin-dir": when(withCni, value("cni.binDir")),
+          "--cni-strict": when([withCni, { path: "cni.strict" }], true),
           "--unenrol-deadline": text`${value("agent.unenrolDeadlineSeconds")}`,
           "--dns-capture": text`${value("dnsCapture")}`,
           "--metrics-listen": listening(readyPort),
@@ -153,6 +157,8 @@ export function agentObjects(): Tree[] {
           { name: "token", mountPath: "/var/run/secrets/tokens", readOnly: true },
           { name: "sockets", mountPath: SOCKETS },
           when({ path: "proxy.enabled", not: true }, { name: "ztunnel", mountPath: "/run/ztunnel" }),
+          when(withCni, { name: "cni-conf", mountPath: value("cni.confDir") }),
+          when(withCni, { name: "cni-bin", mountPath: value("cni.binDir") }),
         ],
       },
     ],
@@ -165,6 +171,8 @@ export function agentObjects(): Tree[] {
       },
       folder("sockets", SOCKETS),
       when({ path: "proxy.enabled", not: true }, folder("ztunnel", "/run/ztunnel")),
+      when(withCni, folder("cni-conf", value("cni.confDir"))),
+      when(withCni, folder("cni-bin", value("cni.binDir"))),
     ],
   };
   return [daemonSet("agent", { pod, metricsPort: readyPort, rollingUpdate: { maxSurge: 0, maxUnavailable: 1 } }, app)];
@@ -288,7 +296,7 @@ function fromField(name: string, fieldPath: string): Tree {
   return { name, valueFrom: { fieldRef: { fieldPath } } };
 }
 
-function folder(name: string, path: string): Tree {
+function folder(name: string, path: string | ValueAt): Tree {
   return { name, hostPath: { path, type: "DirectoryOrCreate" } };
 }
 

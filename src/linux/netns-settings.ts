@@ -11,17 +11,26 @@ import { inNetns, type Netns } from "./netns.ts";
  */
 const SETTINGS: Readonly<Record<string, string>> = { tcp_migrate_req: "1", tcp_mtu_probing: "1" };
 
+/**
+ * Where the kernel takes settings: `/proc/sys/net` shows the namespace of the thread that opens it, wherever that folder is mounted.
+ * A container's own cannot be written; its pod has the node's as well (deploy/chart).
+ */
+const FOLDERS = ["/proc/sys/net", "/host/proc/sys/net"];
+
 /** Prepares a namespace for our sockets. Answers the settings that the kernel does not have, or does not let us change. */
 export function prepareNetns(netns: Netns): readonly string[] {
-  return inNetns(netns, () => {
-    // /proc/sys/net shows the namespace of the thread that opens it.
-    return Object.entries(SETTINGS).flatMap(([name, value]) => {
-      try {
-        writeFileSync(`/proc/sys/net/ipv4/${name}`, value);
-        return [];
-      } catch {
-        return [name];
-      }
-    });
-  });
+  return inNetns(netns, () =>
+    Object.entries(SETTINGS).flatMap(([name, value]) =>
+      FOLDERS.some((folder) => isWritten(`${folder}/ipv4/${name}`, value)) ? [] : [name],
+    ),
+  );
+}
+
+function isWritten(file: string, value: string): boolean {
+  try {
+    writeFileSync(file, value);
+    return true;
+  } catch {
+    return false;
+  }
 }

@@ -62,6 +62,8 @@ function otherThan(spec: ValueSpec): unknown {
     "agent.ztunnelListen": "127.0.0.1:15012",
     "proxy.clusterRanges": ["10.0.0.0/8", "fd00::/8"],
     "proxy.threads": "50%",
+    "cni.confDir": "/var/lib/cni/conf",
+    "cni.binDir": "/home/kubernetes/bin",
     "image.repository": "registry.example:5000/a/veil",
   };
   if (path in chosen) return chosen[path];
@@ -111,6 +113,7 @@ const REFUSED: readonly (readonly [GivenValues, RegExp])[] = [
   [{ controller: { replicas: "2" } }, /replicas/],
   [{ namespace: "a\nb" }, /namespace/],
   [{ proxy: { clusterRanges: ["10.0.0.0"] } }, /clusterRanges/],
+  [{ cni: { enabled: false, strict: true } }, /nothing would hold pods back/],
   [{ proxy: { enabled: false } }, /nobody would carry the connections of enrolled pods/],
   [{ ipFamily: "dual", controller: { clusterIP: "10.96.0.9" } }, /a dual service has one of each family/],
 ];
