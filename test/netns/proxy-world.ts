@@ -1,6 +1,6 @@
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import type { Socket } from "node:net";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -43,7 +43,7 @@ import { TestAuthority } from "../../src/x509/testing.ts";
 const clock = systemClock();
 /** What has not happened by then does not happen, on however slow a machine. */
 const PATIENCE_MS = 60_000;
-/** Two runs at once do not meet: namespaces carry the run's process. */
+/** Two runs at once do not meet: namespaces and folders carry the run's process. */
 const PREFIX = `vt-proxy-${process.pid}-`;
 const root = fileURLToPath(new URL("../../", import.meta.url));
 
@@ -101,7 +101,7 @@ export class ProxyWorld implements AsyncDisposable {
   readonly plain: Pod;
   readonly server: Pod;
   readonly other: Pod;
-  readonly folder = mkdtempSync(join(tmpdir(), "vt-proxy-"));
+  readonly folder = mkdtempSync(join(tmpdir(), PREFIX));
   readonly #replaced: Pod[] = [];
 
   static async create(): Promise<ProxyWorld> {
@@ -133,6 +133,7 @@ export class ProxyWorld implements AsyncDisposable {
   private constructor(authority: TestAuthority) {
     this.authority = authority;
     removeNamespaces();
+    removeFolders();
     for (const [node, at] of [
       ["a", 1],
       ["b", 2],
@@ -235,15 +236,25 @@ export function netnsPath(place: string): string {
   return `/run/netns/${netnsOf(place)}`;
 }
 
+/** True for what is of a run that has ended. */
+function isAbandoned(name: string): boolean {
+  const pid = /^vt-proxy-(\d+)-/.exec(name)?.[1];
+  return pid !== undefined && !existsSync(`/proc/${pid}`);
+}
+
 /** Those of this run, and those of runs that have ended without. */
 function removeNamespaces(): void {
   for (const line of run("ip", "netns", "list").split("\n")) {
     const [name = ""] = line.split(" ");
-    const pid = /^vt-proxy-(\d+)-/.exec(name)?.[1];
-    if (pid === undefined || (!name.startsWith(PREFIX) && existsSync(`/proc/${pid}`))) continue;
+    if (!name.startsWith(PREFIX) && !isAbandoned(name)) continue;
     spawnSync("ip", ["netns", "del", name]); // another run may be as quick with those of a third
     rmSync(`/etc/netns/${name}`, { recursive: true, force: true }); // files of its own that a test gave it
   }
+}
+
+function removeFolders(): void {
+  for (const name of readdirSync(tmpdir()).filter(isAbandoned))
+    rmSync(join(tmpdir(), name), { recursive: true, force: true });
 }
 
 function makeNode(node: string, at: number): void {
@@ -307,6 +318,8 @@ export class Node implements AsyncDisposable {
   env: Readonly<Record<string, string>> = {};
   /** False before the proxy's start: its records go nowhere, so that reading them costs nothing. */
   readsRecords = true;
+  /** Before the proxy's start: where it writes, instead of here. */
+  output: { readonly out: number; readonly error: number | "pipe" } | undefined;
   log = "";
 
   constructor(name: string, world: ProxyWorld) {
@@ -439,7 +452,7 @@ export class Node implements AsyncDisposable {
     const cache = join(homedir(), ".cache/veil/compile");
     const env = { ...process.env, ...this.env, NODE_COMPILE_CACHE: cache }; // as the start script does
     const child = spawn("setpriv", ["--pdeathsig", "KILL", "ip", ...args], {
-      stdio: ["ignore", this.readsRecords ? "pipe" : "ignore", "pipe"],
+      stdio: ["ignore", this.output?.out ?? (this.readsRecords ? "pipe" : "ignore"), this.output?.error ?? "pipe"],
       env,
     });
     this.#proxy = child;
