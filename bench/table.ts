@@ -5,13 +5,13 @@
  * is the very same done to two other proxies of the same machine, which carry nothing: what differs is what a proxy's own
  * connections feel of its own table. All take turns, for some beats of a second each; a beat has its own p99, so that a pause of
  * the machine spoils one beat. Generators and application run at real-time priority: their waiting for the processor is no part of
- * the path.
+ * the path. All four proxies get the greatest weight that a session can have, so that other load of the machine stays outside.
  *
  *     node --conditions=veil-source bench/table.ts [--workloads 100000] [--rounds 20] [--beats 2] [--out NAME]
  *
  * Needs root, nginx. With `--out NAME` writes bench/results/NAME.{md,json}.
  */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -40,7 +40,7 @@ const RATE = 1_000;
 const CONNECTIONS = 16;
 const DIALS = 100;
 const BEAT_MS = 1_000;
-const REAL_TIME = ["chrt", "--fifo", "1"];
+const REAL_TIME = ["chrt", "--fifo", "50"];
 
 const services = Array.from({ length: Math.ceil(count / ENDPOINTS_PER_SERVICE) }, (_, i) =>
   testService(`service-${i}`, `10.96.${(i >> 8) & 255}.${i & 255}`, { namespace: `team-${i % 100}` }),
@@ -123,6 +123,12 @@ const disturbances = [
   ...comparisons.flatMap(({ control, own }) => [control, own]),
 ];
 
+/** Where the kernel weighs sessions, this one counts 88 times as much as others. */
+function favour(pid: number): void {
+  const file = `/proc/${pid}/autogroup`;
+  if (existsSync(file)) writeFileSync(file, "-19");
+}
+
 /** Prints what was found, and keeps it where the flags say. Memory in MiB. */
 function publish({ minutes, small, large }: { minutes: number; small: number; large: number }): void {
   const [command, machine] = [process.argv.slice(2).join(" "), `${cpus().length} cores (${cpus()[0]?.model.trim()})`];
@@ -163,7 +169,8 @@ try {
   const pair = startApps({ world, folder }, world.client, world.server);
   await new Promise((resolve) => setTimeout(resolve, 6_000)); // the waiting processes have loaded
   const nginx = readFileSync(join(folder, "nginx-server/pid"), "utf8").trim();
-  for (const pid of family(Number(nginx))) must(["chrt", "--fifo", "--pid", "1", String(pid)]);
+  for (const pid of family(Number(nginx))) must(["chrt", "--fifo", "--pid", "50", String(pid)]);
+  for (const pid of [...nodes, ...others].flatMap((node) => family(node.proxyPid))) favour(pid);
   const proxies = (): number => memoryBytes(nodes.map((node) => node.proxyPid)) / (1 << 20);
   const small = proxies();
   for (const node of [...nodes, ...others]) await push(node, [...services, ...tables[1]]);

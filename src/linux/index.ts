@@ -11,7 +11,7 @@ export { readMemoryUse, type MemoryUse } from "./memory.ts";
 export { collectGarbage, keepTidy } from "./tidy.ts";
 export { prepareNetns } from "./netns-settings.ts";
 export { dieWithParent } from "./parent.ts";
-export { lowerPriority } from "./priority.ts";
+export { lowerHelpers, lowerPriority } from "./priority.ts";
 export {
   connectSeqpacket,
   listenSeqpacket,

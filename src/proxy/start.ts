@@ -8,10 +8,10 @@ import { startWorker } from "./worker-port.ts";
 const LOADED_MS = [5_000, 60_000];
 
 /**
- * Niceness of the main thread beside its data threads: a push of the whole table and a dump keep a processor busy for
+ * Niceness of the main thread and of V8's helpers beside the data threads: a push of the whole table and a dump keep a processor busy for
  * seconds, and connections are not to wait for that. It still gets a tenth of what a data thread gets when all are busy.
  */
-const MAIN_THREAD_NICENESS = 10;
+const NICENESS = 10;
 
 /**
  * Puts a proxy together. The data threads begin to load first, beside the rest: after a crash every part of a second
@@ -19,11 +19,12 @@ const MAIN_THREAD_NICENESS = 10;
  */
 export async function createProxy(options: ProxyOptions): Promise<Proxy> {
   const ports = Array.from({ length: options.threads }, () => startWorker({ config: options.config }));
-  const [{ assembleProxy }, { collectGarbage, lowerPriority }] = await Promise.all([
+  const [{ assembleProxy }, { collectGarbage, lowerHelpers, lowerPriority }] = await Promise.all([
     import("./role.ts"),
     import("#linux"),
   ]);
-  lowerPriority(MAIN_THREAD_NICENESS); // the data threads have been started: they keep theirs
+  lowerPriority(NICENESS); // the data threads have been started: they keep theirs
+  lowerHelpers(NICENESS);
   const proxy = assembleProxy(options, ports);
   for (const delayMs of LOADED_MS) {
     options.clock.after(delayMs, () => {
