@@ -21,6 +21,7 @@ import { Following } from "./following.ts";
 import { LabelWarnings } from "./label-warnings.ts";
 import type { AgentOptions } from "./options.ts";
 import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
+import { stuckWarning } from "./stuck-warning.ts";
 
 /** An agent that was put together but not started: its services in the order of their start. */
 export interface Agent {
@@ -61,6 +62,7 @@ export function createAgent(options: AgentOptions): Agent {
     announcer,
     controllerReachable: () => xds.client.connected,
     prepare: (pod) => holdCertificate(certificates, pod, options),
+    onStuck: stuckWarning(options),
   });
   const { enrolment } = local;
   const pending = (): string[] => [
@@ -115,7 +117,7 @@ function createStatus(
 /** Enrolment and the socket that hands its pods to the proxy. */
 function createEnrolment(
   options: AgentOptions,
-  parts: Pick<EnrolmentTools, "cells" | "announcer" | "controllerReachable" | "prepare">,
+  parts: Pick<EnrolmentTools, "cells" | "announcer" | "controllerReachable" | "prepare" | "onStuck">,
 ): { zds: ZdsServer; enrolment: Enrolment } {
   const { clock, random, log, sockets, finder, times } = options;
   const { cells } = parts;

@@ -119,6 +119,8 @@ export interface EnrolmentTools {
   readonly announcer: Announcer;
   /** Called when a pod is to be enrolled, to get ready what it will need (its certificate); disposed when it is not any more. */
   readonly prepare?: (pod: PodFacts) => Disposable;
+  /** Called once when a pod that is to be enrolled has not been for 30 s, with what failed last; it is tried on. */
+  readonly onStuck?: (pod: PodFacts, failure: CodedError) => void;
   /** Whether the controller answers: running pods are enrolled only then. */
   readonly controllerReachable: () => boolean;
   readonly clock: Clock;

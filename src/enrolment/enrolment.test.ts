@@ -37,6 +37,8 @@ class FakeNode {
   readonly handed = new Set<string>();
   readonly announced = new Set<string>();
   rules: RedirectionState = "absent";
+  /** Pods that were reported as stuck, with the code. */
+  readonly stuck: string[] = [];
   redirected = 0;
   prepared = 0;
   reachable = true;
@@ -125,6 +127,7 @@ class FakeNode {
         },
       },
       controllerReachable: () => this.reachable,
+      onStuck: ({ name }, { code }) => this.stuck.push(`${name} ${code}`),
       prepare: () => {
         this.prepared++;
         return { [Symbol.dispose]: () => void this.prepared-- };
@@ -359,6 +362,20 @@ test("a check finds a pod whose rules are gone, or that is not enrolled yet", as
   await node.settle(100);
   const c = node.enrolment.checkStarted({ ...a, name: "c" });
   await assert.rejects(c, { code: "ENROLMENT_NOT_IN_PLACE", message: /handing/ });
+});
+
+test("a running pod that cannot be enrolled for 30 s is reported once, with the reason, and tried on", async () => {
+  const node = new FakeNode();
+  await started(node, pod("a"));
+  node.found = false;
+  node.enrolment.setNamespace("shop", LABEL);
+  await node.settle(29_000);
+  assert.deepEqual(node.stuck, []);
+  for (let second = 0; second < 40; second++) await node.settle(1_000);
+  assert.deepEqual(node.stuck, ["a ENROLMENT_NO_NETNS"]);
+  node.found = true;
+  await node.settle(6_000);
+  assert.equal(node.state("a"), "enrolled");
 });
 
 test("a pod that cannot be enrolled in time must not start, and is told why", async () => {

@@ -19,6 +19,8 @@ import { openIfNetns } from "./pod-netns.ts";
 type Act = EnrolmentState | undefined | Promise<EnrolmentState | undefined>;
 
 const RETRY = { initialMs: 50, maxMs: 5000 };
+/** A pod that is not enrolled for so long is reported where its owner looks. */
+const STUCK_MS = 30_000;
 
 /** One pod's way. Its owner calls `update` whenever the pod or the wish changes. */
 export class PodEnrolment {
@@ -37,6 +39,8 @@ export class PodEnrolment {
   #running: Promise<void> | undefined;
   #prepared: Disposable | undefined;
   #resting = false;
+  /** Whether it was reported as stuck since the wish came. */
+  #reported = false;
   /** True from `adopt` until the pod is enrolled again: that was somebody else's work. */
   #takenOver = false;
   /** Counts what might change the next step, so that nothing that comes while a step ends is missed. */
@@ -87,6 +91,7 @@ export class PodEnrolment {
       this.#prepared?.[Symbol.dispose]();
       this.#prepared = wish === "enrolled" ? this.#tools.prepare?.(pod) : undefined;
       this.#wishedAtMs = this.#tools.clock.monotonic();
+      this.#reported = false;
       this.#backoff.reset();
       this.#interrupt.abort(new Error("the wish has changed"));
     }
@@ -297,6 +302,10 @@ export class PodEnrolment {
     }
     cells.bind("veil_enrolment_failures_total", { code: failure.code }).value++;
     this.#lastFailure = failure;
+    if (this.#wish === "enrolled" && !this.#reported && this.#tookMs() >= STUCK_MS) {
+      this.#reported = true;
+      this.#tools.onStuck?.(this.#pod, failure);
+    }
     this.#resting = true;
     try {
       await sleep(clock, this.#backoff.next(), signal);
