@@ -111,7 +111,8 @@ export class Downlink implements Flushable {
   /** The peer has ended: the plain socket is told after the last byte. */
   end(): void {
     this.ended = true;
-    turn.addPlain(this);
+    if (this.#slabs.length === 0) this.flush();
+    else turn.addPlain(this);
   }
 
   flush(): void {

@@ -10,7 +10,7 @@ import type { CodedError } from "#base/errors";
 import { describeMissingCrypto } from "./aead.ts";
 import type { ByteStream, StreamOwner, WriteOutcome } from "./byte-stream.ts";
 import { linuxError, socketError } from "./libc.ts";
-import { holdForEnd } from "./socket-options.ts";
+import { endSending, holdForEnd } from "./socket-options.ts";
 
 /** A request object of libuv; `stream` is ours. */
 interface Request {
@@ -189,6 +189,8 @@ export class RawStream implements ByteStream {
   #error: CodedError | undefined;
   #reading = false;
   #ended = false;
+  /** A write is under way. */
+  #writing = false;
   closed = false;
   /** The buffer in force: the handle does not keep it alive. */
   buffer: Uint8Array | undefined;
@@ -255,11 +257,16 @@ export class RawStream implements ByteStream {
     request.stream = this;
     request.pieces = pieces;
     request.oncomplete = onWritten;
+    this.#writing = true;
     return "pending";
   }
 
   shutdown(): void {
     if (this.closed) return;
+    if (!this.#writing) {
+      endSending(this.#handle.fd); // libuv would take a turn of the loop, and two calls more
+      return;
+    }
     const request = new (internals().ShutdownWrap)();
     request.stream = this;
     request.oncomplete = ignore;
@@ -300,6 +307,7 @@ export class RawStream implements ByteStream {
 
   /** From the handle: a pending write is out, or failed. */
   sent(status: number): void {
+    this.#writing = false;
     if (status < 0) this.#broken(socketError("write", errorName(status)));
     else this.#owner?.onWritten();
   }

@@ -307,6 +307,14 @@ export function holdForEnd(fd: number): void {
   setOption(fd, level, option, one, 4);
 }
 
+const shutdownCall = libc.func("int shutdown(int fd, int how)");
+const SHUT_WR = 1;
+
+/** Ends our direction after all that was written. That the other end is gone already shows when it is read from. */
+export function endSending(fd: number): void {
+  shutdownCall(fd, SHUT_WR);
+}
+
 /** Whether the close of a socket, by whomever, is a reset. */
 export function setResetOnClose(fd: number, reset: boolean): void {
   const [level, option] = OPTIONS.SO_LINGER;
