@@ -36,6 +36,7 @@ export async function makeImage(tag: string, file: string): Promise<string> {
       User: `${NOBODY}:${NOBODY}`,
       Env: ["PATH=/usr/local/bin:/usr/sbin:/usr/bin"],
     };
+    await run("chmod", ["-R", "a+rX,go-w", root]); // the image is for all its users, whatever this machine's umask
     return await writeOciImage({ root, name: `docker.io/local/veil:${tag}`, config }, file);
   } finally {
     await rm(root, { recursive: true, force: true });

@@ -15,6 +15,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
+import { readValues, renderInstallation } from "#install";
 import { ENTRYPOINT, makeImage } from "../../tools/image.ts";
 import { writeOciImage } from "../../tools/oci.ts";
 
@@ -97,9 +98,12 @@ test("the same files give the same image to the byte, whenever and by whom it is
   assert.deepEqual(readFileSync(join(folder, "same-1.tar")), readFileSync(join(folder, "same-2.tar")));
 });
 
-/** Gives a role what a container has: a network and mounts of its own, a root that cannot be written, and a folder for sockets. */
+/**
+ * Gives a role what a container has: a network and mounts of its own, a root that cannot be written, a folder for sockets, and the
+ * user and the rights that the chart gives it.
+ */
 const CONTAINER = `set -e
-root=$1; kubeconfig=$2; shift 2
+root=$1; kubeconfig=$2; user=$3; rights=$4; shift 4
 mount --make-rprivate /
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
@@ -109,7 +113,34 @@ mkdir "$root/run/veil" "$root/run/ztunnel"
 cp "$kubeconfig" "$root/run/kubeconfig"
 mount -o remount,ro,bind "$root"
 ip link set lo up
-exec chroot "$root" "$@"`;
+[ "$user" = 0 ] || exec chroot --userspec="$user:$user" "$root" "$@"
+exec setpriv --bounding-set="-all,+sys_chroot,$rights" --inh-caps=-all chroot "$root" "$@"`;
+
+/** User and capabilities (`+net_admin,+sys_admin`) of a role's container. */
+function rightsOf(role: string): [user: string, rights: string] {
+  const specs = renderInstallation(readValues(), "test").map((object) => (object as Installed).spec?.template?.spec);
+  const pod = specs.find((spec) => spec?.containers?.[0]?.name === role);
+  const { securityContext } = pod?.containers?.[0] ?? {};
+  const user = securityContext?.runAsUser ?? pod?.securityContext?.runAsUser;
+  assert.notEqual(user, undefined, role);
+  const rights = (securityContext?.capabilities?.add ?? []).map((name) => `+${name.toLowerCase()}`);
+  return [String(user), rights.join(",")];
+}
+
+interface Installed {
+  readonly spec?: { readonly template?: { readonly spec: PodSpec } };
+}
+
+interface PodSpec {
+  readonly securityContext?: { readonly runAsUser?: number };
+  readonly containers?: readonly {
+    readonly name: string;
+    readonly securityContext?: {
+      readonly runAsUser?: number;
+      readonly capabilities?: { readonly add?: readonly string[] };
+    };
+  }[];
+}
 
 /** No API is there: a role that has come so far has started, and waits for it. */
 const ROLES = [
@@ -120,7 +151,7 @@ const ROLES = [
 
 for (const { role, flags, says } of ROLES) {
   test(
-    `the ${role} starts from the image with a read-only root, in less than 1.5 s of processor time`,
+    `the ${role} starts from the image with the rights of the chart and a read-only root, in less than 1.5 s of processor time`,
     { timeout: 120_000 },
     async () => {
       const kubeconfig = join(folder, "kubeconfig");
@@ -134,7 +165,20 @@ for (const { role, flags, says } of ROLES) {
           "current-context": "x",
         }),
       );
-      const args = ["--net", "--mount", "sh", "-c", CONTAINER, "sh", root, kubeconfig, ...ENTRYPOINT, role, ...flags];
+      const args = [
+        "--net",
+        "--mount",
+        "sh",
+        "-c",
+        CONTAINER,
+        "sh",
+        root,
+        kubeconfig,
+        ...rightsOf(role),
+        ...ENTRYPOINT,
+        role,
+        ...flags,
+      ];
       const child = spawn("unshare", args, {
         stdio: ["ignore", "ignore", "pipe"],
         env: { PATH: "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" },
