@@ -90,6 +90,7 @@ const LAST_WORDS_MS = 2_000;
 
 /** Waits for the reader of the access log, for a while, or until somebody is in a hurry. */
 async function lastWords(output: LineOutput, records: ProxyFlags["records"], hurry: AbortSignal): Promise<void> {
+  if (output.isAbandoned) return;
   const clock = systemClock(); // one that keeps the process alive
   const enough = new AbortController();
   const signal = AbortSignal.any([enough.signal, hurry]);

@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, constants, mkdtempSync, openSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { FakeClock } from "#base/clock";
 import { LineOutput } from "./line-output.ts";
@@ -50,6 +52,33 @@ test("a reader that stalls holds neither the program nor its end, and gets every
       await once(child, "close");
     }
   }
+});
+
+/** A pipe whose reader has gone. */
+function brokenPipe(): { output: LineOutput; clock: FakeClock; close: () => void } {
+  const folder = mkdtempSync(join(tmpdir(), "vt-lines-"));
+  const pipe = join(folder, "pipe");
+  assert.equal(spawnSync("mkfifo", [pipe]).status, 0);
+  const reader = openSync(pipe, constants.O_RDONLY | constants.O_NONBLOCK);
+  const writer = openSync(pipe, "w");
+  const clock = new FakeClock();
+  const output = new LineOutput(writer, clock);
+  closeSync(reader);
+  const close = (): void => {
+    closeSync(writer);
+    rmSync(folder, { recursive: true });
+  };
+  return { output, clock, close };
+}
+
+test("a reader that has gone is one that stalls, and nobody waits for it at the end", async () => {
+  const { output, clock, close } = brokenPipe();
+  output.write(Buffer.from("a line\n"));
+  for (let tries = 0; tries < 500 && !output.isAbandoned; tries++)
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  await clock.advance(1000);
+  assert.deepEqual([output.waitingBytes, output.isAbandoned], [7, true]);
+  close();
 });
 
 test("a full disk takes nothing: lines wait, so that whoever gives them can tell", async () => {

@@ -10,16 +10,16 @@ export interface RecordOutput {
   whenEmpty(): Promise<void>;
 }
 
-/** A pipe that nobody reads, a disk that is full: nothing is taken now. */
-const NO_ROOM: ReadonlySet<string | undefined> = new Set(["EAGAIN", "ENOSPC", "EDQUOT"]);
+/** A pipe that nobody reads, or has open for it any more, a disk that is full: nothing is taken now. */
+const NO_ROOM: ReadonlySet<string | undefined> = new Set(["EAGAIN", "EPIPE", "ENOSPC", "EDQUOT"]);
 /** What takes nothing now is tried again after this, doubled up to the second. */
 const FIRST_RETRY_MS = 1;
 const LAST_RETRY_MS = 64;
 
 /**
  * Writes to a descriptor without ever waiting for its reader, as a write to standard output would: one that stalls would hold
- * the event loop, or a thread of the pool, and then also the end of the process. A full disk is a reader that stalls. What
- * nobody can read any more (EPIPE) is gone. Bounded by whoever gives: see {@link waitingBytes}.
+ * the event loop, or a thread of the pool, and then also the end of the process. A full disk is a reader that stalls, and so
+ * is a reader that has gone. Bounded by whoever gives: see {@link waitingBytes}.
  */
 export class LineOutput implements RecordOutput {
   readonly #fd: number;
@@ -28,6 +28,8 @@ export class LineOutput implements RecordOutput {
   #waitingBytes = 0;
   #isWriting = false;
   #onEmpty: (() => void)[] = [];
+  /** The reader has gone: it is of no use to wait for it. */
+  isAbandoned = false;
 
   /** Pipes and files are opened anew; a socket, which cannot be, is used as it is. */
   constructor(fd: number, clock: Clock) {
@@ -60,6 +62,7 @@ export class LineOutput implements RecordOutput {
 
   #writeAll(bytes: Buffer, retryMs = FIRST_RETRY_MS): void {
     write(this.#fd, bytes, (error, written) => {
+      this.isAbandoned = error?.code === "EPIPE";
       if (error !== null && NO_ROOM.has(error.code)) {
         this.#clock.after(retryMs, () => this.#writeAll(bytes, Math.min(2 * retryMs, LAST_RETRY_MS)));
         return;
