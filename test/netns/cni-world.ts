@@ -1,11 +1,11 @@
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { systemClock } from "#base/clock";
 import { parseIp } from "#base/ip";
 import { silentLog } from "#base/log";
 import { CellSet } from "#base/metrics";
 import { systemRandom } from "#base/random";
-import { cniMetrics, CniServer } from "#cni";
+import { CniInstaller, cniMetrics, CniServer } from "#cni";
 import { DEFAULT_TIMES, Enrolment, enrolmentMetrics, nftRedirector } from "#enrolment";
 import { openNetns } from "#linux";
 import { formatSpiffeId } from "#model/spiffe-id";
@@ -17,11 +17,12 @@ import { listen, netnsPath, ProxyWorld, run, type Pod } from "./proxy-world.ts";
 
 const ADDRESS = "10.201.1.50";
 const POD = "a-starting";
+const NETWORK = "pods";
 /** Path of the namespace of the pod that starts. */
 export const STARTING = netnsPath(POD);
 const ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=starting;K8S_POD_UID=uid-starting";
 
-/** A list of plugins: Debian's bridge and host-local, with Veil's plugin behind them or without. */
+/** A configuration of Debian's bridge and host-local, into which the installer has chained Veil's plugin, or not. */
 export type Chain = "with" | "without";
 
 /** A world whose node `a` starts pods as a container runtime does: with the CNI project's own tool, one pod at a time. */
@@ -30,26 +31,28 @@ export class CniWorld implements AsyncDisposable {
   readonly #cnitool: string;
   readonly #enrolment: Enrolment;
   readonly #server: CniServer;
+  readonly #installer: CniInstaller;
   #starting: Pod | undefined;
 
   /** `server` of the world answers on port 8080 with `heard` and what it heard. */
   static async create(): Promise<CniWorld> {
     const [cnitool, plugin] = await Promise.all([ensureCnitool(), ensureCniPlugin()]);
-    const world = new CniWorld(await ProxyWorld.createEnrolled(), cnitool);
+    const world = new CniWorld(await ProxyWorld.createEnrolled(), { cnitool, plugin });
     listen(world.proxies.server, 8080, (socket) => {
       let heard = "";
       socket.on("data", (part) => (heard += part.toString()));
       socket.on("end", () => socket.end(`heard ${heard}`));
     });
-    writeChains(world.proxies.folder, plugin);
+    writeNetworks(world.proxies.folder);
+    await world.#installer.start(new AbortController().signal);
     await world.#enrolment.synced();
     await world.startAgent();
     return world;
   }
 
-  private constructor(proxies: ProxyWorld, cnitool: string) {
+  private constructor(proxies: ProxyWorld, programs: { readonly cnitool: string; readonly plugin: string }) {
     this.proxies = proxies;
-    this.#cnitool = cnitool;
+    this.#cnitool = programs.cnitool;
     const handed = (): Pod => this.#starting ?? proxies.plain;
     const enrolment = new Enrolment({
       zds: {
@@ -76,7 +79,17 @@ export class CniWorld implements AsyncDisposable {
       pending: () => [],
     };
     const path = join(proxies.folder, "cni.sock");
-    this.#server = new CniServer({ path, log: silentLog(), cells: new CellSet(cniMetrics), host });
+    const shared = { log: silentLog(), cells: new CellSet(cniMetrics) };
+    this.#server = new CniServer({ path, host, ...shared });
+    this.#installer = new CniInstaller({
+      confDir: join(proxies.folder, "with"),
+      binDir: join(proxies.folder, "bin"),
+      plugin: programs.plugin,
+      entry: { socket: path, namespace: "veil-system", strict: false, credentials: undefined },
+      credentials: () => Promise.resolve(""),
+      clock: systemClock(),
+      ...shared,
+    });
   }
 
   async startAgent(): Promise<void> {
@@ -115,7 +128,7 @@ export class CniWorld implements AsyncDisposable {
   async removeStarting(): Promise<void> {
     this.#enrolment.removePod("uid-starting");
     if (this.#starting === undefined) return;
-    for (const chain of ["with", "without"] as const) await this.cni("del", chain); // gives the address back
+    await this.cni("del", "without"); // gives the address back
     await this.proxies.a.takeBack(this.#starting);
     this.#starting.netns[Symbol.dispose]();
     this.#starting = undefined;
@@ -126,30 +139,31 @@ export class CniWorld implements AsyncDisposable {
   async cni(command: "add" | "check" | "del", chain: Chain): Promise<Outcome> {
     const { folder } = this.proxies;
     const env = {
-      NETCONFPATH: join(folder, "net.d"),
+      NETCONFPATH: join(folder, chain),
       CNI_PATH: `/usr/lib/cni:${join(folder, "bin")}`,
       CNI_ARGS: ARGS,
       CNI_IFNAME: "eth0",
     };
-    return execute(["nsenter", `--net=${netnsPath("a")}`, this.#cnitool, command, chain, STARTING], { env });
+    return execute(["nsenter", `--net=${netnsPath("a")}`, this.#cnitool, command, NETWORK, STARTING], { env });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.removeStarting();
     await this.stopAgent();
+    await this.#installer.drain(0);
     await this.#enrolment.drain(0);
     await this.proxies[Symbol.asyncDispose]();
   }
 }
 
-/** Two lists, which differ in Veil's plugin alone. */
-function writeChains(folder: string, plugin: string): void {
-  for (const name of ["net.d", "bin"]) mkdirSync(join(folder, name));
-  symlinkSync(plugin, join(folder, "bin/veil-cni"));
+/** The same network in two folders. */
+function writeNetworks(folder: string): void {
   const ranges = [[{ subnet: "10.201.1.0/24", rangeStart: ADDRESS, rangeEnd: ADDRESS, gateway: "10.201.1.1" }]];
   const ipam = { type: "host-local", dataDir: join(folder, "ipam"), ranges, routes: [{ dst: "0.0.0.0/0" }] };
-  const bridge = { type: "bridge", bridge: "pods", ipam };
-  const veil = { type: "veil-cni", socket: join(folder, "cni.sock"), namespace: "veil-system" };
-  for (const [name, plugins] of Object.entries({ with: [bridge, veil], without: [bridge] }))
-    writeFileSync(join(folder, `net.d/${name}.conflist`), JSON.stringify({ cniVersion: "1.0.0", name, plugins }));
+  const network = { cniVersion: "1.0.0", name: NETWORK, plugins: [{ type: "bridge", bridge: "pods", ipam }] };
+  mkdirSync(join(folder, "bin"));
+  for (const chain of ["with", "without"] satisfies Chain[]) {
+    mkdirSync(join(folder, chain));
+    writeFileSync(join(folder, chain, "10-pods.conflist"), JSON.stringify(network));
+  }
 }
