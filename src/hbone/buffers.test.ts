@@ -19,16 +19,21 @@ test("blocks are powers of two, and what is given back serves the next who asks,
   assert.ok(kept > 0 && kept <= 8, `${kept} were kept`);
 });
 
-test("blocks of copied bytes of either size are used again, empty", () => {
-  for (const more of [false, true]) {
-    const block = takeLoose(100, more);
+test("blocks of copied bytes grow with what a tunnel has, and are used again, empty", () => {
+  const blocks = [takeLoose(40), takeLoose(600), takeLoose(40, 512), takeLoose(40, 4096), takeLoose(100_000)];
+  assert.deepEqual(
+    blocks.map(({ bytes }) => bytes.length),
+    [512, 4096, 4096, 65_536, 100_000],
+  );
+  for (const after of [0, 512, 4096]) {
+    const block = takeLoose(100, after);
     block.refs++;
     block.used = 100;
     releaseSlab(block);
-    const next = takeLoose(100, more);
+    const next = takeLoose(100, after);
     assert.equal(next, block);
     assert.equal(next.used, 0);
-    assert.notEqual(takeLoose(100, more), block, "somebody has it");
+    assert.notEqual(takeLoose(100, after), block, "somebody has it");
   }
 });
 

@@ -134,14 +134,18 @@ export const bulkBuffers = new BulkBuffers();
 /** What sessions read into; tunnels point into it until their bytes are with the kernel. */
 export const SLAB_BYTES = 256 * 1024;
 const SLABS_KEPT = 16;
-/** A block of copied bytes for a tunnel whose socket takes nothing: the first one, and those that follow. */
-const LOOSE_BYTES = 4 * 1024;
-const LARGE_LOOSE_BYTES = 64 * 1024;
-/** Blocks that are kept. First ones: each new connection that sends at once needs one while its application is dialled. */
-const LOOSE_KEPT = 64;
-const LARGE_LOOSE_KEPT = 16;
+/**
+ * Blocks of copied bytes for a tunnel whose socket takes nothing: each next one is of the next size.
+ * The first is small: each new connection that sends at once needs one while its application is dialled, and where many come at a
+ * time, blocks leave holes.
+ */
+const LOOSE_SIZES = [
+  { bytes: 512, kept: 256 },
+  { bytes: 4 * 1024, kept: 64 },
+  { bytes: 64 * 1024, kept: 16 },
+].map((size) => ({ ...size, free: [] as Slab[] }));
 
-/** A read of a TLS session that holds a full record, or more: the peer sends much. */
+/** A full record: a peer that sends as much at a time sends much. */
 export const RECORD_BYTES = 16 * 1024;
 /** What is asked for at the end of a slab: a record with its type and some padding. */
 export const RECORD_ROOM_BYTES = RECORD_BYTES + 256;
@@ -153,8 +157,10 @@ export class Slab {
   refs = 0;
   /** The session that reads into it (or read last), for its count of pinned slabs. */
   pinner: { pinnedSlabs: number } | undefined;
-  /** Copied bytes: filled up to here. */
+  /** A block of copied bytes: filled up to here. */
   used = 0;
+  /** How many bytes tunnels have copied out of it instead of pointing into it. */
+  copied = 0;
   readonly loose: boolean;
   retired = false;
 
@@ -165,8 +171,6 @@ export class Slab {
 }
 
 const freeSlabs: Slab[] = [];
-const freeLoose: Slab[] = [];
-const freeLargeLoose: Slab[] = [];
 
 /**
  * What all sessions of the thread read into that are not busy: nobody may point into it, bytes that stay are copied out
@@ -182,11 +186,10 @@ export function takeSlab(pinner: { pinnedSlabs: number }): Slab {
   return slab;
 }
 
-/** A block for copied bytes: at least `byteCount`. `more`: the tunnel has one already. */
-export function takeLoose(byteCount: number, more = false): Slab {
-  if (!more && byteCount <= LOOSE_BYTES) return freeLoose.pop() ?? new Slab(allocate(LOOSE_BYTES), true);
-  if (byteCount > LARGE_LOOSE_BYTES) return new Slab(allocate(byteCount), true);
-  return freeLargeLoose.pop() ?? new Slab(allocate(LARGE_LOOSE_BYTES), true);
+/** A block for copied bytes: at least `byteCount`. `after`: how large the tunnel's last one was. */
+export function takeLoose(byteCount: number, after = 0): Slab {
+  const size = LOOSE_SIZES.find(({ bytes }) => bytes > after && bytes >= byteCount) ?? LOOSE_SIZES.at(-1);
+  return size?.free.pop() ?? new Slab(allocate(Math.max(size?.bytes ?? 0, byteCount)), true);
 }
 
 /** The session reads elsewhere from now on. */
@@ -209,9 +212,8 @@ export function releaseSlab(slab: Slab): void {
 /** Nobody points into the block, so nobody will append to it either. */
 function recycleLoose(slab: Slab): void {
   slab.used = 0;
-  const { length } = slab.bytes;
-  if (length === LOOSE_BYTES && freeLoose.length < LOOSE_KEPT) freeLoose.push(slab);
-  else if (length === LARGE_LOOSE_BYTES && freeLargeLoose.length < LARGE_LOOSE_KEPT) freeLargeLoose.push(slab);
+  const size = LOOSE_SIZES.find(({ bytes }) => bytes === slab.bytes.length);
+  if (size !== undefined && size.free.length < size.kept) size.free.push(slab);
 }
 
 function recycle(slab: Slab): void {

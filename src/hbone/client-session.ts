@@ -118,6 +118,8 @@ export class ClientSession implements SessionRole {
     tunnel.onAnswer = (status, headers) => {
       if (status !== 200) return;
       opened.attach(request);
+      tunnel.onAnswer = undefined;
+      tunnel.onFinished = onEnd; // the socket is the tunnel's, and the request of no use any more
       request.onOpen?.({ peer: this.#options.secure.peer, responseBaggage: headers.get("baggage") });
     };
     const fields = this.#fieldsOf(request);

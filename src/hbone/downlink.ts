@@ -10,6 +10,8 @@ const INLINE_BYTES = 4096;
 /** From so many slabs on that only stalled sockets hold, bytes for stalled sockets are copied out of the slabs. */
 const MOST_PINNED_SLABS = 16;
 
+const NONE: readonly Slab[] = [];
+
 /** What a downlink needs of its tunnel. */
 export interface DownlinkHost {
   /** `count` bytes are with the kernel: the peer may send as many again. */
@@ -38,7 +40,7 @@ export class Downlink implements Flushable {
   /** Ranges that wait: slab i holds `#ranges[2i]` (offset) and `#ranges[2i + 1]` (count). */
   #slabs: Slab[] = [];
   #ranges: number[] = [];
-  #inFlight: readonly Slab[] = [];
+  #inFlight: readonly Slab[] = NONE;
   #inFlightCount = 0;
   #dropped = false;
 
@@ -101,8 +103,9 @@ export class Downlink implements Flushable {
   /** Into blocks of our own, so that a slab is free again. */
   #copy(slab: Slab, offset: number, count: number): void {
     let block = this.#slabs.at(-1);
-    const own = block?.loose === true;
-    if (block === undefined || !own || block.bytes.length - block.used < count) block = takeLoose(count, own);
+    if (block?.loose !== true) block = takeLoose(count);
+    else if (block.bytes.length - block.used < count) block = takeLoose(count, block.bytes.length);
+    slab.copied += count;
     block.bytes.set(slab.bytes.subarray(offset, offset + count), block.used);
     this.#append(block, block.used, count);
     block.used += count;
@@ -155,7 +158,7 @@ export class Downlink implements Flushable {
   written(): void {
     const count = this.#inFlightCount;
     for (const slab of this.#inFlight) releaseSlab(slab);
-    this.#inFlight = [];
+    this.#inFlight = NONE;
     this.#inFlightCount = 0;
     if (this.#dropped) return;
     this.#host.onDelivered(count);
@@ -173,7 +176,7 @@ export class Downlink implements Flushable {
     for (const slab of this.#inFlight) releaseSlab(slab);
     for (const slab of this.#slabs) releaseSlab(slab);
     for (let index = 1; index < this.#ranges.length; index += 2) count += this.#ranges[index] ?? 0;
-    this.#inFlight = [];
+    this.#inFlight = NONE;
     this.#inFlightCount = 0;
     this.#slabs = [];
     this.#ranges = [];

@@ -90,13 +90,15 @@ export class HbonePool {
   }
 
   #open(request: TunnelRequest): TunnelHandle {
-    const opening = new Opening(request, (retried) => {
-      this.#place(retried);
-    });
+    const opening = new Opening(request, this.#placeAgain);
     if (this.#draining) opening.failSoon(hboneError("HBONE_DRAINING", "the proxy shuts down"));
     else this.#place(opening);
     return opening;
   }
+
+  readonly #placeAgain = (opening: Opening): void => {
+    this.#place(opening);
+  };
 
   #place(opening: Opening): void {
     const peer = this.#peerOf(opening.request);
@@ -272,16 +274,19 @@ class Opening implements TunnelHandle {
   readonly #retry: (opening: Opening) => void;
   #tunnel: ClientTunnel | undefined;
   #tries = 0;
-  readonly #onAbort = (): void => {
-    const cause: unknown = this.request.signal?.reason;
-    this.abort(hboneError("HBONE_ABORTED", "whoever asked for the tunnel gave up", { cause }));
-  };
+  /** Only where the request has a signal. */
+  readonly #onAbort: (() => void) | undefined;
 
   constructor(request: TunnelRequest, retry: (opening: Opening) => void) {
     this.request = request;
     this.#retry = retry;
-    request.signal?.addEventListener("abort", this.#onAbort, { once: true });
-    if (request.signal?.aborted === true) setImmediate(this.#onAbort);
+    const { signal } = request;
+    if (signal === undefined) return;
+    this.#onAbort = () => {
+      this.abort(hboneError("HBONE_ABORTED", "whoever asked for the tunnel gave up", { cause: signal.reason }));
+    };
+    signal.addEventListener("abort", this.#onAbort, { once: true });
+    if (signal.aborted) setImmediate(this.#onAbort);
   }
 
   get bytes(): { readonly sent: number; readonly received: number } {
@@ -326,7 +331,7 @@ class Opening implements TunnelHandle {
   #end(result: TunnelResult): void {
     if (this.over) return;
     this.over = true;
-    this.request.signal?.removeEventListener("abort", this.#onAbort);
+    if (this.#onAbort !== undefined) this.request.signal?.removeEventListener("abort", this.#onAbort);
     this.request.onEnd(result);
   }
 }

@@ -197,7 +197,6 @@ class ServerTunnel implements InboundTunnel {
   readonly #session: ServerSession;
   readonly #tunnel: Tunnel;
   #over: TunnelResult | undefined;
-  #onEnd: ((result: TunnelResult) => void) | undefined;
 
   constructor(session: ServerSession, { tunnel, head, options }: ServerTunnelParts) {
     this.peer = options.secure.peer;
@@ -210,7 +209,6 @@ class ServerTunnel implements InboundTunnel {
     tunnel.onFinished = (result) => {
       this.#over = result;
       this.signal.abort(result.error);
-      this.#onEnd?.(result);
     };
   }
 
@@ -227,7 +225,7 @@ class ServerTunnel implements InboundTunnel {
       options.onEnd(this.#over);
       return this.#tunnel;
     }
-    this.#onEnd = options.onEnd;
+    this.#tunnel.onFinished = options.onEnd; // this, and the request's headers, are of no use any more
     this.#session.answer(this.#tunnel, options.baggage);
     this.#tunnel.attach(socket);
     return this.#tunnel;

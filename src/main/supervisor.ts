@@ -12,9 +12,14 @@ import { writeError } from "./standard-error.ts";
  * For all threads: V8 would let the heap of a main thread's short-lived objects grow to 3 x 16 MiB while it loads, and keep it; and
  * what connections need for a moment is collected with less work while it fits the processor's cache. So little is collected best
  * by the thread whose it is: helpers would take the processor from the data threads, at whose priority they run, whenever the main
- * thread collects.
+ * thread collects. One helper compiles: what each has needed for that stays with it.
  */
-const SMALL_HEAP = ["--max-semi-space-size=2", "--no-parallel-scavenge", "--heap-growing-percent=50"];
+const SMALL_HEAP = [
+  "--max-semi-space-size=2",
+  "--no-parallel-scavenge",
+  "--heap-growing-percent=50",
+  "--v8-pool-size=1",
+];
 
 /**
  * For the C library: buffers have mappings of their own, which go back to the kernel when they are freed. Left to itself it takes

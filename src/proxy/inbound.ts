@@ -32,6 +32,7 @@ import { encodeProxyHeader } from "./proxy-protocol.ts";
 import type { PodSocket, PodTunnel } from "./network.ts";
 import { ownWorkload, podParty, type PodContext } from "./pod-context.ts";
 import type { Facts, Party } from "./pairs.ts";
+import type { ConnectionRecord } from "./record.ts";
 import type { SocketAddress } from "./route.ts";
 import {
   decideInbound,
@@ -84,6 +85,20 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
     record.refuse(known(verdict, GAVE_UP));
     return;
   }
+  forward(context, { tunnel, record, application, admission, facts: known(verdict, FORWARDED) });
+}
+
+/** Stages 6 and 7. A function of its own: what decided is not held for as long as the connection lives. */
+function forward(
+  context: PodContext,
+  {
+    tunnel,
+    record,
+    application,
+    admission,
+    facts,
+  }: Dialled & { tunnel: PodTunnel; record: ConnectionRecord; facts: Facts },
+): void {
   const own = ownWorkload(context);
   const handle = tunnel.accept(application, {
     baggage: own === undefined || !context.config.baggage ? undefined : formatBaggage(own),
@@ -92,7 +107,7 @@ export async function carryTunnel(context: PodContext, tunnel: PodTunnel): Promi
       record.close({ sent, received }, error && endCause(error));
     },
   });
-  record.open({ ...known(verdict, FORWARDED), dryRun: dryRunDetail(verdict.dryRun) }, () => handle.bytes);
+  record.open(facts, () => handle.bytes);
   admission.onDenied = (decision) => {
     handle.abort(policyChanged(decision));
   };
@@ -121,8 +136,9 @@ function tunnelFacts(
     encryption: "mutual_tls",
     reason,
     detail,
+    dryRun: reason === "ok" && verdict?.kind === "connect" ? dryRunDetail(verdict.dryRun) : undefined,
     traceId,
-    ...(verdict?.kind === "connect" && { application: verdict.target }),
+    application: verdict?.kind === "connect" ? verdict.target : undefined,
   });
 }
 

@@ -36,7 +36,7 @@ export interface Facts {
   /** Outbound: where the application wanted to go, before a route was chosen. */
   readonly asked?: SocketAddress;
   /** Inbound: where the application of the pod listens. */
-  readonly application?: SocketAddress;
+  readonly application?: SocketAddress | undefined;
 }
 
 /** What connections between the same two ends have in common. */
