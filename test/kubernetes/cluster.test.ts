@@ -124,7 +124,7 @@ describe("the test cluster", () => {
     assert.equal((await annotate("node1")).code, 0);
     const refused = await annotate("node2");
     assert.equal(refused.code, 1);
-    assert.match(refused.stderr, /node "node1" is not allowed to modify node "node2"/);
+    assert.match(refused.stderr, /node 'node1' cannot read 'node2', only its own Node object/);
   });
 
   it("starts its API server again with everything in it, and pods go on", async () => {
