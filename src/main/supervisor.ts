@@ -17,7 +17,7 @@ import { writeError } from "./standard-error.ts";
 const SMALL_HEAP = [
   "--max-semi-space-size=2",
   "--no-parallel-scavenge",
-  "--heap-growing-percent=50",
+  "--heap-growing-percent=200",
   "--v8-pool-size=1",
 ];
 
