@@ -165,7 +165,7 @@ function wrkRow(title: string, connections: number, words: readonly string[] = [
 
 /** The same beside processes that would take all there is of the machine: the kernel shares it among all. */
 function busyMachineRow(title: string, connections: number): Row {
-  const { measure } = wrkRow(title, connections);
+  const requests = wrkRow(title, connections);
   return {
     title,
     figures: { p99: "p99 µs", p50: "p50 µs", perSecond: "per second", cpu: "CPU µs each", ...CPU_FIGURES },
@@ -173,7 +173,7 @@ function busyMachineRow(title: string, connections: number): Row {
     measure: async (place, seconds) => {
       const others = Array.from({ length: OTHER_PROCESSES }, () => start([process.execPath, "-e", "for (;;);"]));
       try {
-        return await measure(place, seconds);
+        return await requests.measure(place, seconds);
       } finally {
         for (const { pid = 0 } of others) process.kill(-pid, "SIGKILL");
       }
