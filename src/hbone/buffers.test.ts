@@ -37,6 +37,16 @@ test("blocks of copied bytes grow with what a tunnel has, and are used again, em
   }
 });
 
+test("more than the largest size gets a block that holds it, also while others lie ready", () => {
+  const blocks = Array.from({ length: 20 }, () => takeLoose(40, 4096));
+  for (const block of blocks) {
+    block.refs++;
+    releaseSlab(block);
+  }
+  for (const after of [0, 65_536]) assert.ok(takeLoose(100_000, after).bytes.length >= 100_000);
+  assert.equal(takeLoose(40, 65_536).bytes.length, 65_536);
+});
+
 test("a socket that moves much in portions finds the buffers that it gave back", () => {
   const clock = new FakeClock();
   const holder = { bulkBusy: true, onBulkIdle: () => {} };

@@ -188,8 +188,9 @@ export function takeSlab(pinner: { pinnedSlabs: number }): Slab {
 
 /** A block for copied bytes: at least `byteCount`. `after`: how large the tunnel's last one was. */
 export function takeLoose(byteCount: number, after = 0): Slab {
-  const size = LOOSE_SIZES.find(({ bytes }) => bytes > after && bytes >= byteCount) ?? LOOSE_SIZES.at(-1);
-  return size?.free.pop() ?? new Slab(allocate(Math.max(size?.bytes ?? 0, byteCount)), true);
+  const fits = ({ bytes }: { bytes: number }): boolean => bytes >= byteCount; // none does: a block that is not kept
+  const size = LOOSE_SIZES.find((one) => one.bytes > after && fits(one)) ?? LOOSE_SIZES.findLast(fits);
+  return size?.free.pop() ?? new Slab(allocate(size?.bytes ?? byteCount), true);
 }
 
 /** The session reads elsewhere from now on. */

@@ -114,8 +114,7 @@ export class Downlink implements Flushable {
   /** The peer has ended: the plain socket is told after the last byte. */
   end(): void {
     this.ended = true;
-    if (this.#slabs.length === 0) this.flush();
-    else turn.addPlain(this);
+    turn.addPlain(this); // not at once: a reset right behind the end makes it none
   }
 
   flush(): void {
