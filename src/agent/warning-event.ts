@@ -1,7 +1,7 @@
 import type { Clock } from "#base/clock";
 import { messageOf } from "#base/errors";
 import type { Log } from "#base/log";
-import { resources, type KubeClient } from "#kube";
+import { resources, warningEvent, type KubeClient } from "#kube";
 
 /** The API takes no longer message. */
 const MAX_MESSAGE_CHARACTERS = 1024;
@@ -28,20 +28,13 @@ export interface WarningEvent {
 export async function writeWarning({ client, node, clock, log }: EventTools, warning: WarningEvent): Promise<void> {
   const { name, kind, object, reason, text } = warning;
   const namespace = object.namespace ?? "default"; // where Kubernetes keeps the events of objects without one
-  const time = new Date(clock.now()).toISOString().replace(/\.\d+Z$/, "Z");
   const involved = { apiVersion: "v1", kind, name: object.name ?? "", uid: object.uid ?? "" };
+  const about = { ...involved, ...(kind === "Pod" && { namespace }) };
+  const message = text.slice(0, MAX_MESSAGE_CHARACTERS);
+  const source = { component: "veil-agent", host: node };
+  const event = warningEvent({ name, namespace, about, reason, message, source, timeMs: clock.now() });
   try {
-    await client.create(resources.events, {
-      metadata: { name, namespace },
-      involvedObject: { ...involved, ...(kind === "Pod" && { namespace }) },
-      type: "Warning",
-      reason,
-      message: text.slice(0, MAX_MESSAGE_CHARACTERS),
-      count: 1,
-      firstTimestamp: time,
-      lastTimestamp: time,
-      source: { component: "veil-agent", host: node },
-    });
+    await client.create(resources.events, event);
   } catch (error) {
     log.debug({ error: messageOf(error) }, "event not written: another agent has, or the api is away");
   }

@@ -1,5 +1,5 @@
 import { cniError } from "./errors.ts";
-import { CNI_VERSIONS } from "./request.ts";
+import { CNI_VERSIONS, parseFields, type Fields } from "./request.ts";
 
 /** Name of the plugin: of its file, and of its entry's `type`. */
 export const PLUGIN_NAME = "veil-cni";
@@ -17,7 +17,6 @@ export interface PluginEntry {
   readonly credentials: string | undefined;
 }
 
-type Fields = Readonly<Record<string, unknown>>;
 type Plugin = Fields & { readonly type: string };
 
 /** The file that the container runtime would read if we were not there: the first by name. Undefined when there is none. */
@@ -88,13 +87,4 @@ function readSource({ name, text }: { name: string; text: string }): Fields & { 
 
 function isPlugin(value: unknown): value is Plugin {
   return typeof value === "object" && value !== null && "type" in value && typeof value.type === "string";
-}
-
-function parseFields(text: string): Fields | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    return typeof value === "object" && value !== null && !Array.isArray(value) ? { ...value } : undefined;
-  } catch {
-    return undefined;
-  }
 }

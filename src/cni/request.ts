@@ -30,7 +30,8 @@ export interface PluginRequest {
   readonly prevResult: Readonly<Record<string, unknown>>;
 }
 
-type Fields = Readonly<Record<string, unknown>>;
+/** A JSON object. */
+export type Fields = Readonly<Record<string, unknown>>;
 
 /** CNI specification 1.1, section 2: what each command needs, and what it looks like. */
 const VARIABLES: Readonly<Record<string, { readonly form: RegExp; readonly needed: readonly CniCommand[] }>> = {
@@ -38,8 +39,9 @@ const VARIABLES: Readonly<Record<string, { readonly form: RegExp; readonly neede
   CNI_NETNS: { form: /^\/[^\0]*$/, needed: ["ADD", "CHECK"] },
   CNI_IFNAME: { form: /^[^/:\s\0]{1,15}$/, needed: ["ADD", "CHECK", "DEL"] },
 };
-const MAX_VARIABLE_CHARACTERS = 4096;
-const OBJECT_NAME = /^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/;
+const MAX_TEXT_CHARACTERS = 4096;
+/** Names of pods and of their namespaces. */
+export const OBJECT_NAME = /^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/;
 const UID = /^[\w-]{1,64}$/;
 
 /**
@@ -103,8 +105,9 @@ function decodePod(args: unknown): CniPod | undefined {
   return { namespace, name, uid: isText(uid, UID) ? uid : undefined };
 }
 
-function isText(value: unknown, form: RegExp): value is string {
-  return typeof value === "string" && value.length <= MAX_VARIABLE_CHARACTERS && form.test(value);
+/** Whether a value from outside is a text of this form, and no longer than any that is meant. */
+export function isText(value: unknown, form: RegExp): value is string {
+  return typeof value === "string" && value.length <= MAX_TEXT_CHARACTERS && form.test(value);
 }
 
 function wrongVariable(variable: string): Error {
@@ -115,7 +118,8 @@ function wrongField(field: string): Error {
   return cniError("CNI_INPUT", `the configuration's field ${field} is malformed`, { details: { field } });
 }
 
-function parseFields(text: string): Fields | undefined {
+/** The JSON object that a text is; undefined for any other text. */
+export function parseFields(text: string): Fields | undefined {
   try {
     return asFields(JSON.parse(text));
   } catch {

@@ -8,6 +8,7 @@ import type { CellSet } from "#base/metrics";
 import type { Service } from "#base/service";
 import { cniError } from "./errors.ts";
 import { answerPlugin, failureText, type PluginHost } from "./plugin.ts";
+import { isText, OBJECT_NAME } from "./request.ts";
 
 /** Longest body of an event. */
 export const MAX_CNI_EVENT_BYTES = 64 * 1024;
@@ -31,13 +32,13 @@ export function parseCniAdd(body: string): CniAddEvent {
   }
   const text = (field: string, allowed: RegExp): string => {
     const found: unknown = typeof value === "object" && value !== null ? Reflect.get(value, field) : undefined;
-    if (typeof found === "string" && found.length <= 4096 && allowed.test(found)) return found;
+    if (isText(found, allowed)) return found;
     throw cniError("CNI_REQUEST", `the event's field ${field} is missing or malformed`, {
       details: { field },
     });
   };
-  const name = /^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/;
-  return { netnsPath: text("Netns", /^\/[^\0]*$/), name: text("PodName", name), namespace: text("PodNamespace", name) };
+  const netnsPath = text("Netns", /^\/[^\0]*$/);
+  return { netnsPath, name: text("PodName", OBJECT_NAME), namespace: text("PodNamespace", OBJECT_NAME) };
 }
 
 interface Answer {

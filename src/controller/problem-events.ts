@@ -3,7 +3,7 @@ import type { Clock } from "#base/clock";
 import { messageOf } from "#base/errors";
 import type { Log } from "#base/log";
 import type { Problem } from "#discovery";
-import { resources, type KubeClient } from "#kube";
+import { resources, warningEvent, type KubeClient } from "#kube";
 
 /** Problems that were told are remembered up to this many; a repetition costs one refused write. */
 const MAX_REMEMBERED = 10_000;
@@ -42,19 +42,17 @@ export class ProblemEvents {
   ): Promise<void> {
     const { apiVersion, kind, metadata } = about;
     const { name = "", namespace = "default", uid = "" } = metadata;
-    const time = new Date(this.#clock.now()).toISOString().replace(/\.\d+Z$/, "Z");
+    const event = warningEvent({
+      name: `veil-problem.${key}`,
+      namespace,
+      about: { apiVersion, kind, name, namespace, uid },
+      reason: "VeilNotCarried",
+      message,
+      source: { component: "veil-controller" },
+      timeMs: this.#clock.now(),
+    });
     try {
-      await this.#client.create(resources.events, {
-        metadata: { name: `veil-problem.${key}`, namespace },
-        involvedObject: { apiVersion, kind, name, namespace, uid },
-        type: "Warning",
-        reason: "VeilNotCarried",
-        message,
-        count: 1,
-        firstTimestamp: time,
-        lastTimestamp: time,
-        source: { component: "veil-controller" },
-      });
+      await this.#client.create(resources.events, event);
     } catch (error) {
       this.#log.debug({ error: messageOf(error) }, "event not written: another replica has, or the api is away");
     }

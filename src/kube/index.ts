@@ -61,4 +61,5 @@ export {
 } from "./resources.ts";
 export type { ServiceAccountToken, TokenOptions, TokenVerdict } from "./tokens.ts";
 export type { RawRequest } from "./transport.ts";
+export { warningEvent } from "./warning-event.ts";
 export type { WatchEvent, WatchOptions } from "./watch.ts";
