@@ -48,17 +48,8 @@ describe("the test cluster", () => {
     return found;
   };
   const fetchFrom = async (pod: Pod, address: string): Promise<string> => {
-    const { code, stdout, stderr } = await cluster.execPod(
-      "default",
-      nameOf(pod),
-      "wget",
-      "-q",
-      "-T",
-      "5",
-      "-O",
-      "-",
-      address,
-    );
+    const wget = ["timeout", "5", "wget", "-q", "-O", "-", address];
+    const { code, stdout, stderr } = await cluster.execPod("default", nameOf(pod), ...wget);
     assert.equal(code, 0, `${nameOf(pod)} got nothing from ${address}: ${stderr}`);
     return stdout.trim();
   };
@@ -82,7 +73,7 @@ describe("the test cluster", () => {
       assert.equal(answer, nameOf(target));
     }
     const log = await cluster.kubectl("logs", nameOf(podOn("node2")));
-    assert.ok(log.includes(`${podOn("node1").status?.podIP}:`), `the server has seen the client's address: ${log}`);
+    assert.ok(log.includes(`:${podOn("node1").status?.podIP}]:`), `the server has seen the client's address: ${log}`);
   });
 
   it("answers at a ClusterIP from every node, with all pods in turn", async () => {

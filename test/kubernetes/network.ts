@@ -1,4 +1,4 @@
-import { must } from "../netns/harness.ts";
+import { must, run } from "../netns/harness.ts";
 import {
   CONTROL_ADDRESS,
   CONTROL_NETNS,
@@ -30,6 +30,15 @@ export async function makeNodeNetwork({ netns, address, name }: NodeLayout): Pro
   await attach({ netns, address, port: name });
   // What has no better way goes to the control namespace, and no further: nothing leaves this machine.
   await ip(netns, [`route add default via ${CONTROL_ADDRESS}`]);
+}
+
+/**
+ * Removes a node's network namespace, and its link at once: the kernel would remove that with the namespace, which processes that
+ * are still ending hold for a while.
+ */
+export async function unplugNode({ netns, name }: NodeLayout): Promise<void> {
+  await run(["ip", "-netns", SWITCH_NETNS, "link", "delete", name]);
+  await run(["ip", "netns", "delete", netns]);
 }
 
 async function attach({ netns, address, port }: { netns: string; address: string; port: string }): Promise<void> {

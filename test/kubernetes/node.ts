@@ -7,11 +7,20 @@ import { writeKubeconfig } from "./control-plane.ts";
 import { startDaemon, type Daemon } from "./daemons.ts";
 import { killProcesses } from "./leftovers.ts";
 import { CGROUP, enterNetns, enterNode, FOLDER, PKI_FOLDER, POD_RANGE, type NodeLayout } from "./layout.ts";
-import { makeNodeNetwork } from "./network.ts";
+import { makeNodeNetwork, unplugNode } from "./network.ts";
+
+type DaemonName = "containerd" | "kubelet" | "kube-proxy";
 
 const CONTAINERD_SOCKET = "/run/containerd/containerd.sock";
 /** The image that keeps a pod's namespaces: see images.ts. */
 export const PAUSE_IMAGE = "docker.io/local/pause:1";
+/** Commands that succeed on a node when the daemon answers. */
+const QUESTIONS: Readonly<Record<DaemonName, readonly string[]>> = {
+  containerd: ["ctr", "--address", CONTAINERD_SOCKET, "version"],
+  kubelet: ["curl", "--silent", "--fail", "http://127.0.0.1:10248/healthz"],
+  "kube-proxy": ["curl", "--silent", "--fail", "http://127.0.0.1:10256/livez"],
+};
+const ANSWER_DEADLINE_MS = 120_000;
 /** Where Debian has the plugins, and those that a node gets into /opt/cni/bin. */
 const CNI_PLUGINS = "/usr/lib/cni";
 const WANTED_PLUGINS = ["bridge", "host-local", "loopback"];
@@ -87,10 +96,7 @@ export class ClusterNode {
     await this.#makeNamespaces();
     await this.#writeFiles();
     this.#start("containerd");
-    await eventually("containerd to answer", async () => {
-      const { code } = await run([...this.enter, "ctr", "--address", CONTAINERD_SOCKET, "version"]);
-      return code === 0 || undefined;
-    });
+    await this.#answers("containerd");
   }
 
   /** Starts the kubelet and kube-proxy; {@link boot} has been, and the images are there. */
@@ -104,22 +110,23 @@ export class ClusterNode {
     return [...this.#daemons.values()].map((daemon) => daemon.findEnd()).find((end) => end !== undefined);
   }
 
-  /** Kills one of the node's daemons and starts it again. Pods live on. */
-  async restart(daemon: "containerd" | "kubelet" | "kube-proxy"): Promise<void> {
+  /** Kills one of the node's daemons and starts it again; resolves when it answers. Pods live on. */
+  async restart(daemon: DaemonName): Promise<void> {
     await this.#daemons.get(daemon)?.kill();
     this.#start(daemon);
+    await this.#answers(daemon);
   }
 
   /** Ends everything on the node at once, as a power cut does: pods, daemons, /run, network. Its disk stays. */
   async halt(): Promise<void> {
-    const { daemonsCgroup, podsCgroup, netns, mountNamespace, utsNamespace } = this.layout;
+    const { daemonsCgroup, podsCgroup, mountNamespace, utsNamespace } = this.layout;
     await killProcesses(() => [...clusterProcesses(daemonsCgroup), ...clusterProcesses(podsCgroup)]);
     this.#daemons.clear();
     for (const file of [mountNamespace, utsNamespace]) {
       await run(["umount", "-l", file]);
       rmSync(file, { force: true });
     }
-    await run(["ip", "netns", "delete", netns]);
+    await unplugNode(this.layout);
   }
 
   /** Brings an image (an OCI layout in a tar) to the node. */
@@ -152,7 +159,15 @@ export class ClusterNode {
     await must([...this.enter, "sh", "-c", script], { input: JSON.stringify(list) });
   }
 
-  #start(name: "containerd" | "kubelet" | "kube-proxy"): void {
+  async #answers(daemon: DaemonName): Promise<void> {
+    await eventually(
+      `${daemon} of ${this.name} to answer`,
+      async () => (await run([...this.enter, ...QUESTIONS[daemon]])).code === 0 || undefined,
+      ANSWER_DEADLINE_MS,
+    );
+  }
+
+  #start(name: DaemonName): void {
     const { folder, daemonsCgroup } = this.layout;
     const programs = kubernetesFolder();
     const commands = {
