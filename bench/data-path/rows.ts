@@ -144,15 +144,20 @@ async function wrk(
   };
 }
 
-function wrkRow(title: string, connections: number, words: readonly string[] = []): Row {
-  /** Places that have had this load: their sessions are open, their code is compiled. */
+interface WrkOptions {
+  readonly words?: readonly string[];
+  /** How long a place has the load before it is measured for the first time: its sessions are open then, its code is compiled. */
+  readonly warmUpSeconds?: number;
+}
+
+function wrkRow(title: string, connections: number, { words = [], warmUpSeconds = 2 }: WrkOptions = {}): Row {
   const warm = new WeakSet<Place>();
   return {
     title,
     figures: { perSecond: "per second", p50: "p50 µs", p99: "p99 µs", cpu: "CPU µs each", ...CPU_FIGURES },
     moreIsBetter: true,
     measure: async (place, seconds) => {
-      if (!warm.has(place)) await wrk(place, connections, { seconds: 2, words });
+      if (!warm.has(place)) await wrk(place, connections, { seconds: warmUpSeconds, words });
       warm.add(place);
       return withCpu(
         place,
@@ -362,6 +367,8 @@ async function slowly({ pairs }: Place): ReturnType<typeof background> {
   return background(program(clientNetns, "load.ts", ["trickle", serverIp, APP_PORTS.http, TRICKLE_BYTES_PER_SECOND]));
 }
 
+const SHORT: WrkOptions = { words: ["-H", "Connection: close"], warmUpSeconds: 10 };
+
 /** All rows, in the order of the table. */
 export const rows: Readonly<Record<string, Row>> = {
   send1: bytesRow("1 stream, client sends", 1, []),
@@ -373,8 +380,8 @@ export const rows: Readonly<Record<string, Row>> = {
   crowded64: busyMachineRow(`requests, 64 kept connections, beside ${OTHER_PROCESSES} busy processes`, 64),
   latency: latencyRow(`latency at ${LATENCY_RATE} requests a second`, LATENCY_CONNECTIONS, LATENCY_RATE),
   latency64: latencyRow(`latency at ${LOADED_RATE} requests a second, 64 connections`, 64, LOADED_RATE),
-  connections1: wrkRow("new connections, 1 at a time", 1, ["-H", "Connection: close"]),
-  connections16: wrkRow("new connections, 16 at a time", 16, ["-H", "Connection: close"]),
+  connections1: wrkRow("new connections, 1 at a time", 1, SHORT),
+  connections16: wrkRow("new connections, 16 at a time", 16, SHORT),
   handshakes,
   slow: slowReader,
   idle,
