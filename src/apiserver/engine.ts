@@ -4,7 +4,7 @@ import type { ServerConfig } from "./config.ts";
 import type { FieldValidation } from "./decode.ts";
 import { resourceOf, subjectOf, type Kind, type WriteContext } from "./kinds.ts";
 import { copyOf, formatTime, isRecord, sameJson, type JsonObject, type KubeObject } from "./object.ts";
-import { alreadyExists, badRequest, conflict, forbidden, invalid, notFound } from "./status.ts";
+import { alreadyExists, badRequest, conflict, forbidden, invalid, invalidValue, notFound } from "./status.ts";
 import {
   asVersion,
   isFree,
@@ -131,6 +131,7 @@ export class Engine {
     const old = found.object;
     const object = request.change(asVersion(found.copy(), kind));
     this.#checkIdentity(kind, object, { old, options });
+    this.#checkLife(kind, object, old);
     const context = this.#context(transaction, options);
     keepMeta(object, old);
     if (request.managed !== true) keepManagedFields(object, old);
@@ -261,6 +262,14 @@ export class Engine {
     if (resourceVersion !== undefined && resourceVersion !== "" && resourceVersion !== old.metadata.resourceVersion) {
       throw conflict(subjectOf(kind, old.metadata.name));
     }
+  }
+
+  /** Only a deletion begins an object's end. */
+  #checkLife(kind: Kind, object: KubeObject, old: Readonly<KubeObject>): void {
+    const { deletionTimestamp } = object.metadata;
+    if (deletionTimestamp === undefined || old.metadata.deletionTimestamp !== undefined) return;
+    const cause = invalidValue("metadata.deletionTimestamp", deletionTimestamp, "field is immutable");
+    throw invalid(subjectOf(kind, old.metadata.name), [cause]);
   }
 
   /** The object and its status are written apart: each write keeps the other part as it was. */

@@ -1,7 +1,7 @@
 import type { Attributes } from "./authorizer.ts";
 import type { Admission } from "./engine.ts";
 import { resourceOf } from "./kinds.ts";
-import { listAt, recordAt, sameJson, textAt, valueAt, type KubeObject } from "./object.ts";
+import { isRecord, listAt, recordAt, sameJson, textAt, textsAt, valueAt, type KubeObject } from "./object.ts";
 import { forbidden } from "./status.ts";
 import type { Store } from "./store.ts";
 import { nodeOf, type User } from "./user.ts";
@@ -65,7 +65,7 @@ export class NodeAuthorizer {
     );
   };
 
-  /** A token that a node asks for must be bound to a pod that runs there under that account. */
+  /** A token that a node asks for must be bound to a pod that runs there under that account, and for whom a volume of it says. */
   allowsToken(user: User, namespace: string, review: Readonly<Record<string, unknown>>): boolean {
     const node = nodeOf(user);
     if (node === undefined) return true;
@@ -75,7 +75,8 @@ export class NodeAuthorizer {
     return (
       pod !== undefined &&
       textAt(reference, "uid") === pod.object.metadata.uid &&
-      textAt(pod.object, "spec", "nodeName") === node
+      textAt(pod.object, "spec", "nodeName") === node &&
+      hasAudience(pod.object, textsAt(review, "spec", "audiences"))
     );
   }
 
@@ -166,6 +167,13 @@ function selects(wanted: Attributes, field: string, value: string): boolean {
 function restrictedLabels(object: Readonly<KubeObject>): string {
   const labels = Object.entries(object.metadata.labels ?? {}).filter(([key]) => key.includes(RESTRICTED_LABEL));
   return JSON.stringify(Object.fromEntries(labels.toSorted(([a], [b]) => (a < b ? -1 : 1))));
+}
+
+/** A token for these audiences (none: the API itself) is in a volume of the pod. */
+function hasAudience(pod: Readonly<KubeObject>, [audience = "", ...more]: readonly string[]): boolean {
+  const sources = listAt(pod, "spec", "volumes").flatMap((volume) => listAt(volume, "projected", "sources"));
+  const tokens = sources.map((source) => valueAt(source, "serviceAccountToken")).filter(isRecord);
+  return more.length === 0 && tokens.some((token) => textAt(token, "audience") === audience);
 }
 
 /** The Secrets or ConfigMaps that a pod names: volumes, projections, environment, image pull secrets. */

@@ -13,6 +13,8 @@ export const INSTALLED = {
 
 /** Folder of the node that agent and proxy share: their sockets. */
 const SOCKETS = "/run/veil";
+/** Where container runtimes keep the network namespaces of pods, and name them to CNI plugins. */
+const POD_NAMESPACES = "/run/netns";
 /** Where the node's own kernel settings are seen: a container's /proc/sys cannot be written. */
 const KERNEL_SETTINGS = "/host/proc/sys/net";
 const withCni = { path: "cni.enabled" };
@@ -156,6 +158,8 @@ export function agentObjects(): Tree[] {
         volumeMounts: [
           { name: "token", mountPath: "/var/run/secrets/tokens", readOnly: true },
           { name: "sockets", mountPath: SOCKETS },
+          // Those of pods that start later, too.
+          { name: "pod-namespaces", mountPath: POD_NAMESPACES, mountPropagation: "HostToContainer" },
           when({ path: "proxy.enabled", not: true }, { name: "ztunnel", mountPath: "/run/ztunnel" }),
           when(withCni, { name: "cni-conf", mountPath: value("cni.confDir") }),
           when(withCni, { name: "cni-bin", mountPath: value("cni.binDir") }),
@@ -170,6 +174,7 @@ export function agentObjects(): Tree[] {
         },
       },
       folder("sockets", SOCKETS),
+      folder("pod-namespaces", POD_NAMESPACES),
       when({ path: "proxy.enabled", not: true }, folder("ztunnel", "/run/ztunnel")),
       when(withCni, folder("cni-conf", value("cni.confDir"))),
       when(withCni, folder("cni-bin", value("cni.binDir"))),

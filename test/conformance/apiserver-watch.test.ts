@@ -75,12 +75,18 @@ describe("watch and list", () => {
     assert.deepEqual(names, ["r1", "r2", "r3"]);
   });
 
-  it("begins with what there is, and says where that ends", async () => {
+  it("begins with what there is, and says where that ends", async (t) => {
     await create("initial");
     const query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
     const watch = api.client.watch(`${maps}?${query}`);
     const names: string[] = [];
     for (let event = await watch.next(); ; event = await watch.next()) {
+      if (!api.own && event.type === "ERROR") {
+        assert.match(event.object.message, /RequestWatchProgress is disabled/);
+        t.diagnostic("a real server can with etcd 3.4.25 and newer only");
+        watch.close();
+        return;
+      }
       if (event.type === "BOOKMARK") {
         assert.equal(event.object.metadata.annotations["k8s.io/initial-events-end"], "true");
         break;
@@ -98,7 +104,7 @@ describe("watch and list", () => {
 
   it("refuses a revision that nobody gave out", async () => {
     const { code, body } = await api.client.call("GET", `${maps}?watch=true&resourceVersion=abc`);
-    assert.equal(code, 400, JSON.stringify(body));
+    assert.equal(code, api.own ? 400 : 500, JSON.stringify(body));
   });
 
   it("answers 410 for a revision that is too old", async (t) => {
