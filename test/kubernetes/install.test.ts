@@ -1,0 +1,190 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import { findWords, readTls, tcpStreams } from "#capture";
+import { resources, type Pod } from "#kube";
+import { eventually } from "../netns/harness.ts";
+import { startCluster, type TestCluster } from "./cluster.ts";
+import { BUSYBOX_IMAGE } from "./images.ts";
+import { helm, installVeil, rolledOut, VEIL_NAMESPACE } from "./veil.ts";
+
+/** Words that only the test's own pods say. */
+const QUESTION = "a-question-about-green-umbrellas";
+const ANSWER = "an-answer-about-green-umbrellas";
+const REDIRECTION = "ambient.istio.io/redirection";
+const TUNNEL = 15_008;
+
+interface Place {
+  readonly namespace: string;
+  readonly name: string;
+  readonly node: string;
+}
+
+/** A pod that answers HTTP; with `first` its first process asks that URL before anything else, and keeps what it got in /www/first. */
+function podOf({ namespace, name, node }: Place, first?: string): object {
+  const ask = first === undefined ? "" : `timeout 20 wget -q -O /www/first '${first}' || echo refused >/www/first;`;
+  const command = ["sh", "-c", `mkdir /www; echo ${ANSWER} >/www/index.html; ${ask} exec httpd -f -p 8080 -h /www`];
+  return {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { namespace, name, labels: { app: name } },
+    spec: {
+      nodeName: node,
+      terminationGracePeriodSeconds: 0,
+      containers: [
+        {
+          name: "main",
+          image: BUSYBOX_IMAGE,
+          command,
+          readinessProbe: { httpGet: { path: "/", port: 8080 }, periodSeconds: 1 },
+        },
+      ],
+    },
+  };
+}
+
+function namespaceOf(name: string, labels: Record<string, string> = {}): object {
+  return { apiVersion: "v1", kind: "Namespace", metadata: { name, labels } };
+}
+
+describe("Veil on a cluster", () => {
+  let cluster: TestCluster;
+  before(async () => {
+    cluster = await startCluster();
+    await installVeil(cluster);
+    await cluster.apply([
+      namespaceOf("shop"),
+      namespaceOf("plain"),
+      podOf({ namespace: "shop", name: "ledger", node: "node1" }),
+      podOf({ namespace: "shop", name: "customer", node: "node2" }),
+      podOf({ namespace: "plain", name: "board", node: "node1" }),
+      podOf({ namespace: "plain", name: "reader", node: "node2" }),
+    ]);
+    for (const name of ["ledger", "customer"]) await cluster.readyPod("shop", name);
+    for (const name of ["board", "reader"]) await cluster.readyPod("plain", name);
+  });
+  after(() => cluster?.[Symbol.asyncDispose]());
+
+  const addressOf = async (namespace: string, name: string): Promise<string> =>
+    (await cluster.readyPod(namespace, name)).status?.podIP ?? "";
+  const urlOf = async (namespace: string, name: string): Promise<string> =>
+    `http://${await addressOf(namespace, name)}:8080/?${QUESTION}`;
+  const ask = async (namespace: string, name: string, url: string): Promise<string> => {
+    const { code, stdout, stderr } = await cluster.execPod(namespace, name, "timeout", "20", "wget", "-qO-", url);
+    assert.equal(code, 0, `${namespace}/${name} got nothing from ${url}: ${stderr}`);
+    return stdout.trim();
+  };
+  const enrolled = (namespace: string, name: string): Promise<Pod> =>
+    eventually(`${namespace}/${name} to be enrolled`, async () => {
+      const pod = await cluster.readyPod(namespace, name);
+      return pod.metadata?.annotations?.[REDIRECTION] === "enabled" ? pod : undefined;
+    });
+
+  it("passes its own test, and its policies of admission are understood", async () => {
+    const said = await helm(cluster, "test", "veil");
+    assert.match(said, /Phase: +Succeeded/);
+    const { items } = JSON.parse(await cluster.kubectl("get", "validatingadmissionpolicies", "-o", "json")) as {
+      items: { metadata: { name: string }; status?: { typeChecking?: { expressionWarnings?: unknown } } }[];
+    };
+    const warnings = items.map(({ metadata, status }) => [metadata.name, status?.typeChecking?.expressionWarnings]);
+    assert.deepEqual(warnings, [
+      ["veil-agent-own-node", undefined],
+      ["veil-redirection", undefined],
+    ]);
+  });
+
+  it("enrols by a label pods that run, and what they say is read by nobody between the nodes", async () => {
+    await cluster.kubectl("label", "namespace", "shop", "istio.io/dataplane-mode=ambient");
+    for (const name of ["ledger", "customer"]) await enrolled("shop", name);
+    await using capture = await cluster.captureNode("node1", { filter: "tcp" });
+    for (let round = 0; round < 5; round++) {
+      assert.equal(await ask("shop", "customer", await urlOf("shop", "ledger")), ANSWER);
+      assert.equal(await ask("plain", "reader", await urlOf("plain", "board")), ANSWER);
+    }
+    const packets = await capture.stop();
+    const [ledger, board] = [await addressOf("shop", "ledger"), await addressOf("plain", "board")];
+    const shown = (ip: string) =>
+      findWords(packets, [QUESTION, ANSWER]).filter(({ packet }) =>
+        [packet.source, packet.destination].map(String).includes(ip),
+      );
+    assert.ok(shown(board).length > 0, "the capture finds the words of the pair that is in clear");
+    assert.deepEqual(shown(ledger), []);
+    const streams = tcpStreams(packets);
+    const tunnels = streams.filter(({ from }) => from === `${ledger}:${TUNNEL}`);
+    assert.ok(tunnels.some((stream) => readTls(stream).version === "TLS 1.3"));
+    const others = streams.filter(({ to }) => to.startsWith(`${ledger}:`) && to !== `${ledger}:${TUNNEL}`);
+    assert.deepEqual(
+      others.map(({ to }) => to),
+      [],
+    );
+  });
+
+  it("lets the first process of a pod start when its first packet is protected", async () => {
+    await using capture = await cluster.captureNode("node1", { filter: "tcp" });
+    const names = ["early1", "early2", "early3"];
+    const places = names.map((name) => ({ namespace: "shop", name, node: "node2" }));
+    const url = await urlOf("shop", "ledger");
+    const twin = { namespace: "plain", name: "early", node: "node2" };
+    await cluster.apply([...places.map((place) => podOf(place, url)), podOf(twin, await urlOf("plain", "board"))]);
+    for (const { namespace, name } of [...places, twin]) {
+      await cluster.readyPod(namespace, name);
+      const { stdout } = await cluster.execPod(namespace, name, "cat", "/www/first");
+      assert.equal(stdout.trim(), ANSWER, `${namespace}/${name}`);
+    }
+    const packets = await capture.stop();
+    const plain = await addressOf(twin.namespace, twin.name);
+    const sources = new Set(findWords(packets, [QUESTION]).map(({ packet }) => String(packet.source)));
+    assert.deepEqual([...sources], [plain], "the capture finds the twin's question, and no other");
+  });
+
+  it("holds enrolled pods while its agent is away, and no others", async () => {
+    const nowhere = { spec: { template: { spec: { nodeSelector: { "veil.test/nowhere": "true" } } } } };
+    const patch = (value: object): Promise<string> =>
+      cluster.kubectl("-n", VEIL_NAMESPACE, "patch", "daemonset/veil-agent", "-p", JSON.stringify(value));
+    await patch(nowhere);
+    await cluster.readyPods(VEIL_NAMESPACE, "app=veil-agent", 0);
+    await cluster.apply([
+      podOf({ namespace: "shop", name: "held", node: "node2" }),
+      podOf({ namespace: "plain", name: "free", node: "node2" }),
+    ]);
+    await cluster.readyPod("plain", "free");
+    const reason = await eventually("the reason why the pod is held", async () => {
+      const { items } = await cluster.client.list(resources.events, { namespace: "shop" });
+      return items.find((event) => event.involvedObject.name === "held" && event.reason === "FailedCreatePodSandBox")
+        ?.message;
+    });
+    assert.match(reason, /type="veil-cni" failed \(add\)/);
+    const held = await cluster.client.find(resources.pods, { namespace: "shop", name: "held" });
+    assert.equal(held?.status?.phase, "Pending");
+    await patch({ spec: { template: { spec: { nodeSelector: { "veil.test/nowhere": null } } } } });
+    await rolledOut(cluster);
+    await enrolled("shop", "held");
+    assert.equal(await ask("shop", "held", await urlOf("shop", "ledger")), ANSWER);
+  });
+
+  it("lets an agent mark pods of its own node alone, and nobody else mark any", async () => {
+    const agents = await cluster.readyPods(VEIL_NAMESPACE, "app=veil-agent", 2);
+    const agent = agents.find((pod) => pod.spec?.nodeName === "node2");
+    const bound = ["--bound-object-kind=Pod", `--bound-object-name=${agent?.metadata?.name}`];
+    const account = ["-n", VEIL_NAMESPACE, "create", "token", "veil-agent", ...bound];
+    const token = (await cluster.kubectl(...account, `--bound-object-uid=${agent?.metadata?.uid}`)).trim();
+    const server = /server: (\S+)/.exec(await cluster.kubectl("config", "view", "--minify"))?.[1] ?? "";
+    const asAgent = ["--kubeconfig=/dev/null", `--certificate-authority=${cluster.pki}/pki/ca.crt`];
+    asAgent.push("--server", server, "--token", token);
+    const mark = (as: readonly string[], ...change: string[]) =>
+      cluster.tryKubectl(...as, "-n", "shop", ...change, "--overwrite");
+    for (const change of [`${REDIRECTION}=seen`, `${REDIRECTION}=enabled`]) {
+      const { code, stderr } = await mark(asAgent, "annotate", "pod", "customer", change);
+      assert.equal(code, 0, stderr);
+    }
+    for (const [as, change] of [
+      [asAgent, ["annotate", "pod", "ledger", `${REDIRECTION}-`]],
+      [asAgent, ["annotate", "pod", "customer", "other=1"]],
+      [asAgent, ["label", "pod", "customer", "istio.io/dataplane-mode=none"]],
+      [[], ["annotate", "pod", "customer", `${REDIRECTION}-`]],
+    ] as const) {
+      const { code, stderr } = await mark(as, ...change);
+      assert.equal(code, 1, change.join(" "));
+      assert.match(stderr, /ValidatingAdmissionPolicy 'veil-[a-z-]+'/);
+    }
+  });
+});
