@@ -3,7 +3,7 @@ import { globSync, readFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { test } from "node:test";
 import { securityKinds } from "#discovery";
-import { CLUSTER_RULES, INSIDE_RULES, type AccessRule, type InstalledRole } from "#install";
+import { CLUSTER_RULES, INSIDE_RULES, PLUGIN_RULES, type AccessRule, type InstalledRole } from "#install";
 import { gatewayResources, istioNetworkingResources, resources, type ResourceRef } from "#kube";
 
 const source = resolve(import.meta.dirname, "../src");
@@ -67,9 +67,9 @@ function askedFor(role: InstalledRole): string[] {
     for (const kind of kinds.split(", "))
       for (const verb of ["list", "watch"]) asked.add(`${verb} ${nameOf(table, kind)}`);
   }
-  if (role === "agent") for (const kind of pluginReads()) asked.add(`get ${kind}`);
+  if (/\bclient\.createToken\(/.test(text)) asked.add("create serviceaccounts/token");
   if (/\.reviewToken\(/.test(text)) asked.add("create tokenreviews.authentication.k8s.io");
-  for (const method of ["createToken", "exec", "logs", "request"]) {
+  for (const method of ["exec", "logs", "request"]) {
     assert.doesNotMatch(
       text,
       new RegExp(`\\bclient\\.${method}\\(`),
@@ -79,7 +79,7 @@ function askedFor(role: InstalledRole): string[] {
   return [...asked].toSorted();
 }
 
-/** What the CNI plugin asks the API for, with the agent's credentials: paths as they stand in its source. */
+/** What the CNI plugin asks the API for: paths as they stand in its source. */
 function pluginReads(): string[] {
   const source = readFileSync(resolve(import.meta.dirname, "../deploy/cni/labels.go"), "utf8");
   const reads = [...source.matchAll(/"(?:\/api\/v1)?\/(\w+)\/"/g)].map(([, kind = ""]) => kind);
@@ -99,6 +99,15 @@ function granted(rules: readonly AccessRule[]): string[] {
   );
   return [...new Set(all)].toSorted();
 }
+
+test("the CNI plugin may do what it asks for, and nothing else", () => {
+  assert.deepEqual(
+    granted(PLUGIN_RULES),
+    pluginReads()
+      .map((kind) => `get ${kind}`)
+      .toSorted(),
+  );
+});
 
 for (const role of ["controller", "agent", "proxy"] as const) {
   test(`the ${role} may do what its code asks for, and nothing else`, () => {

@@ -2,8 +2,8 @@ import { CellSet } from "#base/metrics";
 import type { Service } from "#base/service";
 import { CniInstaller, cniMetrics, CniServer, type InstallStatus } from "#cni";
 import type { Enrolment } from "#enrolment";
-import type { KubeConfig } from "#kube";
 import type { AgentOptions } from "./options.ts";
+import { PluginCredentials } from "./plugin-credentials.ts";
 
 /** The agent's part of the CNI plugin: its socket, and its place on the node where the agent keeps that. */
 export interface Cni {
@@ -35,21 +35,15 @@ export function createCni(
   });
   const { cniInstall, sockets, namespace, client, clock } = options;
   if (cniInstall === undefined) return { services: [server], cells, status: () => null };
-  const { strict, credentials, ...places } = cniInstall;
+  const { strict, credentials, account, ...places } = cniInstall;
+  const api = new PluginCredentials({ client, namespace, account, clock });
   const installer = new CniInstaller({
     ...places,
     entry: { socket: sockets.cni, namespace, strict, credentials },
-    credentials: () => pluginCredentials(client.config),
+    credentials: () => api.text(),
     clock,
     log,
     cells,
   });
   return { services: [server, installer], cells, status: () => installer.status };
-}
-
-/** What the plugin needs to ask the API: as `credentials` in deploy/cni/labels.go reads it. */
-async function pluginCredentials(config: KubeConfig): Promise<string> {
-  const { server, caPem, tlsServerName } = config;
-  const { token, certPem, keyPem } = await config.credentials();
-  return JSON.stringify({ server, ca: caPem, serverName: tlsServerName, token, cert: certPem, key: keyPem });
 }

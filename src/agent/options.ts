@@ -7,6 +7,12 @@ import type { KubeClient } from "#kube";
 
 type CniPlaces = Pick<InstallerOptions, "confDir" | "binDir" | "plugin">;
 
+/** How the CNI plugin is kept on the node. */
+interface CniInstall extends Omit<PluginEntry, "socket" | "namespace">, CniPlaces {
+  /** Service account in Veil's namespace with whose token the plugin asks the API; undefined: the agent's own credentials. */
+  readonly account: string | undefined;
+}
+
 /** What an agent is made of. */
 export interface AgentOptions {
   readonly client: KubeClient;
@@ -22,7 +28,7 @@ export interface AgentOptions {
   readonly clusterId: string;
   readonly sockets: { readonly agent: string; readonly zds: string; readonly cni: string };
   /** Where the CNI plugin is kept in place; undefined: somebody else does that, or nobody. */
-  readonly cniInstall: (Omit<PluginEntry, "socket" | "namespace"> & CniPlaces) | undefined;
+  readonly cniInstall: CniInstall | undefined;
   readonly finder: NetnsFinder;
   readonly status: { readonly host: string; readonly port: number };
   /** TLS port for another ztunnel, and where its root is written; undefined: none. */

@@ -28,6 +28,7 @@ interface AgentFlags {
   readonly cniBinDir: string;
   readonly cniPlugin: string;
   readonly cniCredentials: string;
+  readonly cniAccount?: string;
   readonly cniStrict: boolean;
   readonly podNetnsDir?: string;
   readonly tokenFile: string;
@@ -57,6 +58,7 @@ export function agentCommand(context: CliContext): Command {
     .option("--cni-bin-dir <folder>", "the node's CNI plugins", "/opt/cni/bin")
     .option("--cni-plugin <file>", "the plugin that is copied there", resolve(context.program, "../../cni/veil-cni"))
     .option("--cni-credentials <file>", "with it the plugin asks the API while the agent is away", CNI_CREDENTIALS)
+    .option("--cni-account <name>", "service account whose token they are (default: the agent's own, while it lives)")
     .option("--cni-strict", "no pod at all starts while the agent is away", false)
     .option("--pod-netns-dir <folder>", "files named by pod UID that hold pods' namespaces (default: search /proc)")
     .option("--token-file <file>", "own token for the controller", "/var/run/secrets/tokens/istio-token")
@@ -118,9 +120,9 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
 }
 
 function cniInstall(flags: AgentFlags): AgentOptions["cniInstall"] {
-  const { cniConfDir: confDir, cniBinDir: binDir, cniPlugin: plugin } = flags;
+  const { cniConfDir: confDir, cniBinDir: binDir, cniPlugin: plugin, cniAccount: account } = flags;
   if (confDir === undefined) return undefined;
-  return { confDir, binDir, plugin, strict: flags.cniStrict, credentials: flags.cniCredentials };
+  return { confDir, binDir, plugin, strict: flags.cniStrict, credentials: flags.cniCredentials, account };
 }
 
 function hostPort(text: string): HostPort {

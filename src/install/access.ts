@@ -13,6 +13,8 @@ const FOLLOW = ["list", "watch"];
 /** The ConfigMap with the roots, in each namespace. Listing by the field `metadata.name` counts as asking for that name. */
 const TRUST_BUNDLE = "istio-ca-root-cert";
 const AUTHORITY = "veil-ca";
+/** Whose token the CNI plugin has: a pod's own token ends with the pod, and the plugin asks when the agent's pod is gone. */
+export const PLUGIN_ACCOUNT = "veil-cni";
 
 /**
  * What each role may do in the whole cluster: what its code asks for and nothing else (test/rbac.test.ts compares the two).
@@ -34,20 +36,27 @@ export const CLUSTER_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]
     { apiGroups: ["authentication.k8s.io"], resources: ["tokenreviews"], verbs: ["create"] },
   ],
   agent: [
-    // The CNI plugin asks with the agent's credentials for a pod and its namespace while the agent is away.
-    { apiGroups: [""], resources: ["pods"], verbs: ["get", ...FOLLOW, "patch"] },
-    { apiGroups: [""], resources: ["namespaces"], verbs: ["get", ...FOLLOW] },
+    { apiGroups: [""], resources: ["pods"], verbs: [...FOLLOW, "patch"] },
+    { apiGroups: [""], resources: ["namespaces"], verbs: FOLLOW },
     { apiGroups: [""], resources: ["events"], verbs: ["create"] },
   ],
   proxy: [],
 };
 
-/** Only in Veil's own namespace: the authority's keys, and the roots by which agents know the controller. */
+/** What the CNI plugin asks the API for while its node's agent is away. */
+export const PLUGIN_RULES: readonly AccessRule[] = [
+  { apiGroups: [""], resources: ["pods", "namespaces"], verbs: ["get"] },
+];
+
+/** Only in Veil's own namespace: the authority's keys, the roots by which agents know the controller, and tokens for the CNI plugin. */
 export const INSIDE_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]>> = {
   controller: [
     { apiGroups: [""], resources: ["secrets"], resourceNames: [AUTHORITY], verbs: ["get", "update"] },
     { apiGroups: [""], resources: ["secrets"], verbs: ["create"] },
   ],
-  agent: [{ apiGroups: [""], resources: ["configmaps"], resourceNames: [TRUST_BUNDLE], verbs: FOLLOW }],
+  agent: [
+    { apiGroups: [""], resources: ["configmaps"], resourceNames: [TRUST_BUNDLE], verbs: FOLLOW },
+    { apiGroups: [""], resources: ["serviceaccounts/token"], resourceNames: [PLUGIN_ACCOUNT], verbs: ["create"] },
+  ],
   proxy: [],
 };

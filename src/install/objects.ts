@@ -1,9 +1,16 @@
 import type { CustomResourceDefinition } from "#kube";
-import { CLUSTER_RULES, INSIDE_RULES, type AccessRule, type InstalledRole } from "./access.ts";
+import {
+  CLUSTER_RULES,
+  INSIDE_RULES,
+  PLUGIN_ACCOUNT,
+  PLUGIN_RULES,
+  type AccessRule,
+  type InstalledRole,
+} from "./access.ts";
 import { admissionPolicies } from "./admission.ts";
 import { NETWORKING_KINDS, POLICY_KINDS } from "./kinds.ts";
 import { resolveTree, value, when, type Tree, type Values } from "./template.ts";
-import { agentObjects, controllerObjects, INSTALLED, proxyObjects } from "./workloads.ts";
+import { agentObjects, controllerObjects, INSTALLED, proxyObjects, withCni } from "./workloads.ts";
 
 const RBAC = "rbac.authorization.k8s.io";
 const ROLES: readonly InstalledRole[] = ["controller", "agent", "proxy"];
@@ -12,7 +19,7 @@ const ROLES: readonly InstalledRole[] = ["controller", "agent", "proxy"];
 export function installationTrees(): ReadonlyMap<string, readonly Tree[]> {
   return new Map([
     ["namespace", [namespace()]],
-    ["access", ROLES.flatMap(accessOf)],
+    ["access", [...ROLES.flatMap(accessOfRole), ...accessOfPlugin()]],
     ["admission", admissionPolicies()],
     ["controller", controllerObjects()],
     ["agent", agentObjects()],
@@ -51,14 +58,21 @@ function namespace(): Tree {
   };
 }
 
-function accessOf(role: InstalledRole): Tree[] {
-  const name = INSTALLED[role].account;
+function accessOfRole(role: InstalledRole): Tree[] {
+  return accessOf(INSTALLED[role].account, CLUSTER_RULES[role], INSIDE_RULES[role]);
+}
+
+function accessOfPlugin(): Tree[] {
+  return accessOf(PLUGIN_ACCOUNT, PLUGIN_RULES, []).map((tree) => when(withCni, tree));
+}
+
+function accessOf(name: string, cluster: readonly AccessRule[], own: readonly AccessRule[]): Tree[] {
   const inside = { name, namespace: value("namespace") };
   const subjects = [{ kind: "ServiceAccount", name, namespace: value("namespace") }];
   return [
     { apiVersion: "v1", kind: "ServiceAccount", metadata: inside },
-    ...granted(CLUSTER_RULES[role], { kind: "ClusterRole", metadata: { name }, subjects }),
-    ...granted(INSIDE_RULES[role], { kind: "Role", metadata: inside, subjects }),
+    ...granted(cluster, { kind: "ClusterRole", metadata: { name }, subjects }),
+    ...granted(own, { kind: "Role", metadata: inside, subjects }),
   ];
 }
 

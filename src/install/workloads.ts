@@ -1,4 +1,4 @@
-import type { InstalledRole } from "./access.ts";
+import { PLUGIN_ACCOUNT, type InstalledRole } from "./access.ts";
 import { OWN_VERSION, text, value, When, when, type Tree, type ValueAt } from "./template.ts";
 
 /**
@@ -17,7 +17,8 @@ const SOCKETS = "/run/veil";
 const POD_NAMESPACES = "/run/netns";
 /** Where the node's own kernel settings are seen: a container's /proc/sys cannot be written. */
 const KERNEL_SETTINGS = "/host/proc/sys/net";
-const withCni = { path: "cni.enabled" };
+/** Where the agent keeps the CNI plugin on its node. */
+export const withCni = { path: "cni.enabled" };
 const GRPC = 15012;
 const METRICS = 15014;
 
@@ -147,6 +148,7 @@ export function agentObjects(): Tree[] {
           "--ztunnel-listen": value("agent.ztunnelListen"),
           "--cni-conf-dir": when(withCni, value("cni.confDir")),
           "--cni-bin-dir": when(withCni, value("cni.binDir")),
+          "--cni-account": when(withCni, PLUGIN_ACCOUNT),
           "--cni-strict": when([withCni, { path: "cni.strict" }], true),
           "--unenrol-deadline": text`${value("agent.unenrolDeadlineSeconds")}`,
           "--dns-capture": text`${value("dnsCapture")}`,

@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
 import { findWords, readTls, tcpStreams } from "#capture";
 import { resources, type Pod } from "#kube";
+import { RawClient } from "../conformance/apiserver-world.ts";
 import { eventually } from "../netns/harness.ts";
 import { startCluster, type TestCluster } from "./cluster.ts";
 import { BUSYBOX_IMAGE } from "./images.ts";
@@ -167,24 +169,23 @@ describe("Veil on a cluster", () => {
     const bound = ["--bound-object-kind=Pod", `--bound-object-name=${agent?.metadata?.name}`];
     const account = ["-n", VEIL_NAMESPACE, "create", "token", "veil-agent", ...bound];
     const token = (await cluster.kubectl(...account, `--bound-object-uid=${agent?.metadata?.uid}`)).trim();
-    const server = /server: (\S+)/.exec(await cluster.kubectl("config", "view", "--minify"))?.[1] ?? "";
-    const asAgent = ["--kubeconfig=/dev/null", `--certificate-authority=${cluster.pki}/pki/ca.crt`];
-    asAgent.push("--server", server, "--token", token);
-    const mark = (as: readonly string[], ...change: string[]) =>
-      cluster.tryKubectl(...as, "-n", "shop", ...change, "--overwrite");
-    for (const change of [`${REDIRECTION}=seen`, `${REDIRECTION}=enabled`]) {
-      const { code, stderr } = await mark(asAgent, "annotate", "pod", "customer", change);
-      assert.equal(code, 0, stderr);
-    }
-    for (const [as, change] of [
-      [asAgent, ["annotate", "pod", "ledger", `${REDIRECTION}-`]],
-      [asAgent, ["annotate", "pod", "customer", "other=1"]],
-      [asAgent, ["label", "pod", "customer", "istio.io/dataplane-mode=none"]],
-      [[], ["annotate", "pod", "customer", `${REDIRECTION}-`]],
-    ] as const) {
-      const { code, stderr } = await mark(as, ...change);
-      assert.equal(code, 1, change.join(" "));
-      assert.match(stderr, /ValidatingAdmissionPolicy 'veil-[a-z-]+'/);
-    }
+    const kubeconfig = readFileSync(cluster.kubeconfig, "utf8");
+    const asAgent = new RawClient(kubeconfig, { token });
+    const asAdministrator = new RawClient(kubeconfig);
+    const marked = (value: string | null): object => ({ annotations: { [REDIRECTION]: value } });
+    const change = async (as: RawClient, pod: string, metadata: object): Promise<unknown[]> => {
+      const request = { type: "application/merge-patch+json", body: { metadata } };
+      const { code, body } = await as.call("PATCH", `/api/v1/namespaces/shop/pods/${pod}`, request);
+      return [code, /ValidatingAdmissionPolicy '([a-z-]+)'/.exec(body.message)?.[1]];
+    };
+    assert.deepEqual(await change(asAgent, "customer", marked("seen")), [200, undefined]);
+    assert.deepEqual(await change(asAgent, "customer", marked("enabled")), [200, undefined]);
+    const refused = [403, "veil-agent-own-node"];
+    assert.deepEqual(await change(asAgent, "ledger", marked(null)), refused);
+    assert.deepEqual(await change(asAgent, "customer", { annotations: { other: "1" } }), refused);
+    assert.deepEqual(await change(asAgent, "customer", { labels: { "istio.io/dataplane-mode": "none" } }), refused);
+    assert.deepEqual(await change(asAdministrator, "customer", marked(null)), [403, "veil-redirection"]);
+    asAgent.close();
+    asAdministrator.close();
   });
 });
