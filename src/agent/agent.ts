@@ -12,12 +12,14 @@ import {
 import { cniMetrics } from "#cni";
 import { CertificateManager, identityMetrics, istioIssuer } from "#identity";
 import { Informer, resources } from "#kube";
+import { AGENTS } from "#model/leaving";
 import { PageServer, statusPages } from "#rpc";
 import { xdsMetrics, type XdsServer } from "#xds";
 import { kubeAnnouncer } from "./announcer.ts";
 import { createCni } from "./cni.ts";
 import { controllerTransports, createRelay, followTrustBundle } from "./controller-link.ts";
 import { Following } from "./following.ts";
+import { Leaving, type LeavingParts } from "./leaving.ts";
 import { LabelWarnings } from "./label-warnings.ts";
 import type { AgentOptions } from "./options.ts";
 import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
@@ -77,18 +79,41 @@ export function createAgent(options: AgentOptions): Agent {
     enrolment,
     warnings: new LabelWarnings({ client, node, clock, log }),
   });
+  const leaving = createLeaving(options, { enrolment, installer: cni.installer, knowsPods: () => following.started });
   const status = createStatus(options, {
     cells: { ...cells, cni: cni.cells },
-    pending: () => [...pending(), ...(cni.status()?.chained === false ? ["cni"] : [])],
+    pending: () => [...pending(), ...(cni.status()?.chained === false && !leaving.asked ? ["cni"] : [])],
     more: { "/pods": () => enrolment.list(), "/cni": cni.status },
   });
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
-  const fromCluster = [patient(bundle.informer), xds.client, ...cni.services, following];
+  const fromCluster = [
+    patient(bundle.informer),
+    xds.client,
+    cni.server,
+    leaving,
+    ...(cni.installer === undefined ? [] : [cni.installer]),
+    following,
+  ];
   return {
     services: [preflight(options), status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
     enrolment,
     ports: () => ({ status: status.port, ztunnel: ztunnel.port() }),
   };
+}
+
+function createLeaving(
+  { client, namespace, instance, clock, random, log }: AgentOptions,
+  parts: Pick<LeavingParts, "enrolment" | "installer" | "knowsPods">,
+): Leaving {
+  const fieldSelector = `metadata.name=${AGENTS}`;
+  return new Leaving({
+    ...parts,
+    client,
+    agents: new Informer({ client, clock, random, log, ref: resources.daemonSets, namespace, fieldSelector }),
+    own: { name: instance.pod, namespace },
+    clock,
+    log: log.child({ component: "leaving" }),
+  });
 }
 
 /** The port of metrics and health. */

@@ -7,7 +7,9 @@ import { PluginCredentials } from "./plugin-credentials.ts";
 
 /** The agent's part of the CNI plugin: its socket, and its place on the node where the agent keeps that. */
 export interface Cni {
-  readonly services: readonly Service[];
+  readonly server: Service;
+  /** Undefined where the agent does not install the plugin. */
+  readonly installer: CniInstaller | undefined;
   readonly cells: CellSet;
   /** Null where the agent does not install the plugin. */
   readonly status: () => InstallStatus | null;
@@ -34,7 +36,7 @@ export function createCni(
     },
   });
   const { cniInstall, sockets, namespace, client, clock } = options;
-  if (cniInstall === undefined) return { services: [server], cells, status: () => null };
+  if (cniInstall === undefined) return { server, installer: undefined, cells, status: () => null };
   const { strict, credentials, account, ...places } = cniInstall;
   const api = new PluginCredentials({ client, namespace, account, clock });
   const installer = new CniInstaller({
@@ -45,5 +47,5 @@ export function createCni(
     log,
     cells,
   });
-  return { services: [server, installer], cells, status: () => installer.status };
+  return { server, installer, cells, status: () => installer.status };
 }

@@ -35,7 +35,7 @@ interface AgentFlags {
   readonly trustDomain: string;
   readonly clusterId: string;
   readonly metricsListen: HostPort;
-  readonly ztunnelListen: HostPort | undefined;
+  readonly ztunnelListen: HostPort | "none";
   readonly rootFile: string;
   readonly unenrolDeadline: number;
   readonly dnsCapture: boolean;
@@ -93,7 +93,7 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
   const log = context.log("agent", flags.logLevel);
   const { kubeconfig, namespace, node, controller, tokenFile, trustDomain, clusterId, podNetnsDir, rootFile } = flags;
   const config = kubeconfig === undefined ? await inClusterConfig(env) : await loadKubeConfig(kubeconfig);
-  const ztunnel = flags.ztunnelListen === undefined ? undefined : { ...flags.ztunnelListen, rootFile };
+  const ztunnel = flags.ztunnelListen === "none" ? undefined : { ...flags.ztunnelListen, rootFile };
   const agent = createAgent({
     client: new KubeClient({ config, log, clock, random: systemRandom }),
     namespace,
@@ -131,8 +131,8 @@ function hostPort(text: string): HostPort {
   return found;
 }
 
-function hostPortOrNone(text: string): HostPort | undefined {
-  return text === "none" ? undefined : hostPort(text);
+function hostPortOrNone(text: string): HostPort | "none" {
+  return text === "none" ? text : hostPort(text);
 }
 
 function seconds(text: string): number {

@@ -7,6 +7,7 @@ import { cniCommand } from "./cni.ts";
 import type { CliContext } from "./context.ts";
 import { controllerCommand } from "./controller.ts";
 import { labCommand } from "./lab.ts";
+import { leaveCommand } from "./leave.ts";
 import { demoCommand } from "./demo.ts";
 import { kubectlCommand } from "./kubectl.ts";
 import { manifestsCommand } from "./manifests.ts";
@@ -36,6 +37,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     controllerCommand(context),
     agentCommand(context),
     cniCommand(context),
+    leaveCommand(context),
     proxyCommand(context, version),
     apiserverCommand(context),
     podProgramsCommand(context),

@@ -50,6 +50,7 @@ export interface WhyAnswer {
 const WORDS: Readonly<Record<WhyEnd["labels"], string>> = {
   pod_label: "is enrolled by its own label",
   namespace_label: "is enrolled by its namespace's label",
+  leaving: "is not enrolled any more: Veil leaves the cluster",
   not_labelled: "has no label that enrols it, and neither has its namespace",
   pod_opts_out: "opts out by its own label",
   host_network: "uses its node's network and cannot be enrolled",

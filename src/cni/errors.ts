@@ -38,6 +38,10 @@ export const cniError = defineErrors("cni", {
     when: "there is no CNI configuration on the node",
     hint: "install a network plugin (or wait until it has written its configuration), or check --cni-conf-dir",
   },
+  CNI_REMOVED: {
+    when: "Veil leaves the cluster: its plugin was taken off the node",
+    hint: "none; where it is to stay: kubectl annotate daemonset veil-agent veil.dev/leave-",
+  },
   CNI_CONFIG_INVALID: {
     when: "the node's first CNI configuration is not one",
     hint: "mend the named file: the container runtime cannot use it either; nothing is changed until then",

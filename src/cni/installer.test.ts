@@ -91,6 +91,25 @@ test("the plugin comes, stays when the installer stops, and goes without a trace
   assert.deepEqual(await uninstall({ confDir, binDir, credentials }), []);
 });
 
+test("the plugin goes when it is not to be kept, and comes back when it is", async (t) => {
+  const { confDir, binDir, credentials, make } = setUp(t);
+  writeFileSync(join(confDir, "10-net.conflist"), BRIDGE);
+  const installer = make();
+  installer.keep(false);
+  await installer.start(never);
+  t.after(() => installer.drain(0));
+  assert.ok(installer.removed, "it was never there");
+  installer.keep(true);
+  await until("the plugin", () => installer.status.chained);
+  assert.deepEqual([chain(confDir), installer.removed], [["bridge", "veil-cni"], false]);
+  installer.keep(false);
+  await until("the end of the plugin", () => installer.removed);
+  assert.deepEqual(
+    [readdirSync(confDir), readdirSync(binDir), existsSync(credentials)],
+    [["10-net.conflist"], [], false],
+  );
+});
+
 test("what is removed, rewritten or replaced is put right", async (t) => {
   const { confDir, binDir, make } = setUp(t);
   const [source, own, program] = [

@@ -49,6 +49,7 @@ export class CniInstaller implements Service {
   #running: Promise<void> = Promise.resolve();
   /** The plugin's file on the node, as it was when its content was compared. */
   #compared = "";
+  #kept = true;
   #changed = Promise.withResolvers<void>();
 
   constructor(options: InstallerOptions) {
@@ -57,6 +58,17 @@ export class CniInstaller implements Service {
 
   get status(): InstallStatus {
     return this.#status;
+  }
+
+  /** True: as at the start. False: the plugin is taken off the node, and kept off. */
+  keep(kept: boolean): void {
+    this.#kept = kept;
+    this.#changed.resolve();
+  }
+
+  /** True once the plugin was taken off the node. */
+  get removed(): boolean {
+    return !this.#status.chained && this.#status.code === "CNI_REMOVED";
   }
 
   /** Resolves when it was tried once; a node where it is not possible (yet) is reported by `status`, and tried again. */
@@ -107,6 +119,7 @@ export class CniInstaller implements Service {
     const { log, cells } = this.#options;
     const before = this.#status;
     try {
+      if (!this.#kept) await this.#remove();
       await this.#copyPlugin();
       const { file, wrote } = await install(this.#options);
       this.#status = { chained: true, file };
@@ -120,6 +133,14 @@ export class CniInstaller implements Service {
       if (before.chained || before.reason !== this.#status.reason) log.warn(this.#status, "cni plugin is not chained");
     }
     cells.bind("veil_cni_chained", {}).value = this.#status.chained ? 1 : 0;
+  }
+
+  /** Rejects, as the plugin is not chained then. */
+  async #remove(): Promise<never> {
+    const { confDir, binDir, entry } = this.#options;
+    await uninstall({ confDir, binDir, credentials: entry.credentials });
+    this.#compared = "";
+    throw cniError("CNI_REMOVED", "the plugin was taken off the node");
   }
 
   async #copyPlugin(): Promise<void> {
@@ -170,14 +191,14 @@ async function writeList(
 export async function uninstall(from: {
   readonly confDir: string;
   readonly binDir: string;
-  readonly credentials: string;
+  readonly credentials: string | undefined;
 }): Promise<readonly string[]> {
   const { confDir, binDir, credentials } = from;
   const names = await inDirectory(confDir, () => readdir(confDir));
   const lists = names.filter(isOwn).map((name) => join(confDir, name));
   const removed: string[] = [];
   for (const path of [...lists, join(binDir, PLUGIN_NAME), credentials]) {
-    if ((await mark(path)) === "not there") continue;
+    if (path === undefined || (await mark(path)) === "not there") continue;
     await inDirectory(dirname(path), () => rm(path));
     removed.push(path);
   }

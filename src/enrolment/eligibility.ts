@@ -23,6 +23,7 @@ export interface Eligibility {
     | "host_network"
     | "sidecar"
     | "namespace_excluded"
+    | "leaving"
     | "ended";
 }
 

@@ -172,6 +172,27 @@ test("a label enrols in order, its removal un-enrols backwards", async () => {
   assert.deepEqual(node.violations, []);
 });
 
+test("who leaves un-enrols every pod as if no label were there, and lets new ones start", async () => {
+  const node = new FakeNode();
+  await started(node, pod("a", { labels: LABEL }));
+  assert.equal(node.state("a"), "enrolled");
+  node.enrolment.leave(true);
+  await node.settle(1000);
+  assert.deepEqual(node.done, ["retract", "confirm", "keep", "take uid-a", "remove"]);
+  node.enrolment.upsertPod(pod("b", { labels: LABEL, phase: "Pending" }));
+  const starting = { namespace: "shop", name: "b", uid: "uid-b", netnsPath: join(folder, "netns") };
+  assert.equal(await node.enrolment.enrolStarting(starting, forever), "not-eligible");
+  const standing = node.enrolment.list().map(({ name, state, eligible, reason }) => [name, state, eligible, reason]);
+  assert.deepEqual(standing, [
+    ["a", "plain", false, "leaving"],
+    ["b", "plain", false, "leaving"],
+  ]);
+  node.enrolment.leave(false);
+  await node.settle();
+  assert.equal(node.state("a"), "enrolled");
+  assert.deepEqual(node.violations, []);
+});
+
 test("connections that do not end are cut at the deadline, not before", async () => {
   const node = new FakeNode({ drainMs: 10_000 });
   await started(node, pod("a", { labels: LABEL }));

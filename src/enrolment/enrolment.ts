@@ -53,6 +53,7 @@ export class Enrolment implements Service {
   readonly #namespaces = new Map<string, Readonly<Record<string, string>>>();
   #phase: "collecting" | "following" | "stopped" = "collecting";
   #changed = Promise.withResolvers<void>();
+  #leaving = false;
 
   constructor(options: EnrolmentOptions) {
     const slots = new Slots(MAX_RULE_CHANGES);
@@ -111,10 +112,13 @@ export class Enrolment implements Service {
   setNamespace(name: string, labels: Readonly<Record<string, string>> | undefined): void {
     if (labels === undefined) this.#namespaces.delete(name);
     else this.#namespaces.set(name, labels);
-    if (this.#phase !== "following") return;
-    for (const enrolment of this.#pods.values()) {
-      if (enrolment.pod.namespace === name) enrolment.update(enrolment.pod, this.#wishFor(enrolment.pod));
-    }
+    this.#wishAgain((pod) => pod.namespace === name);
+  }
+
+  /** True: no pod is to be enrolled any more, whatever its labels say. False: labels count again. */
+  leave(leaving: boolean): void {
+    this.#leaving = leaving;
+    this.#wishAgain(() => true);
   }
 
   /** The controller can be reached again: pods that wait for it go on. */
@@ -169,7 +173,7 @@ export class Enrolment implements Service {
       uid: pod.uid,
       name: pod.name,
       namespace: pod.namespace,
-      ...decideEligibility(pod, this.#namespaces.get(pod.namespace) ?? {}),
+      ...this.#decide(pod),
       state: state.name,
       failure: lastFailure === undefined ? undefined : { code: lastFailure.code, message: messageOf(lastFailure) },
     }));
@@ -213,8 +217,20 @@ export class Enrolment implements Service {
     this.#changed = Promise.withResolvers();
   }
 
+  #wishAgain(concerns: (pod: PodFacts) => boolean): void {
+    if (this.#phase !== "following") return;
+    for (const enrolment of this.#pods.values()) {
+      if (concerns(enrolment.pod)) enrolment.update(enrolment.pod, this.#wishFor(enrolment.pod));
+    }
+  }
+
+  #decide(pod: PodFacts): Eligibility {
+    const decided = decideEligibility(pod, this.#namespaces.get(pod.namespace) ?? {});
+    return this.#leaving && decided.eligible ? { eligible: false, reason: "leaving" } : decided;
+  }
+
   #wishFor(pod: PodFacts): EnrolmentWish {
-    const { eligible, reason } = decideEligibility(pod, this.#namespaces.get(pod.namespace) ?? {});
+    const { eligible, reason } = this.#decide(pod);
     if (reason === "ended") return "gone";
     return eligible ? "enrolled" : "plain";
   }

@@ -1,3 +1,5 @@
+import { AGENTS } from "#model/leaving";
+
 /** The roles of an installation that run as pods. */
 export type InstalledRole = "controller" | "agent" | "proxy";
 
@@ -56,6 +58,7 @@ export const INSIDE_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]>
   ],
   agent: [
     { apiGroups: [""], resources: ["configmaps"], resourceNames: [TRUST_BUNDLE], verbs: FOLLOW },
+    { apiGroups: ["apps"], resources: ["daemonsets"], resourceNames: [AGENTS], verbs: FOLLOW },
     { apiGroups: [""], resources: ["serviceaccounts/token"], resourceNames: [PLUGIN_ACCOUNT], verbs: ["create"] },
   ],
   proxy: [],

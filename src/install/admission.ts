@@ -1,3 +1,4 @@
+import { LEFT_ANNOTATION } from "#model/leaving";
 import { text, value, type Tree } from "./template.ts";
 
 const API = "admissionregistration.k8s.io/v1";
@@ -7,12 +8,14 @@ const NODE = "authentication.kubernetes.io/node-name";
 
 const ofAgent = text`request.userInfo.username == 'system:serviceaccount:${value("namespace")}:veil-agent'`;
 const notOfAgent = text`request.userInfo.username != 'system:serviceaccount:${value("namespace")}:veil-agent'`;
+/** Annotations that agents change: the pods' that they are enrolled, their own pod's that they have left their node. */
+const written = `k in ['${ANNOTATION}', '${LEFT_ANNOTATION}']`;
 const annotations = (object: string): string =>
   `(has(${object}.metadata.annotations) ? ${object}.metadata.annotations : {})`;
 const enrolled = (object: string): string =>
   `(has(${object}.metadata.annotations) && '${ANNOTATION}' in ${object}.metadata.annotations ? ${object}.metadata.annotations['${ANNOTATION}'] : '')`;
 const others = (object: string): string =>
-  `${annotations(object)}.all(k, k == '${ANNOTATION}' || (k in ${annotations(other(object))} && ${annotations(object)}[k] == ${annotations(other(object))}[k]))`;
+  `${annotations(object)}.all(k, ${written} || (k in ${annotations(other(object))} && ${annotations(object)}[k] == ${annotations(other(object))}[k]))`;
 
 function other(object: string): string {
   return object === "object" ? "oldObject" : "object";
@@ -37,7 +40,7 @@ export function admissionPolicies(): Tree[] {
         },
         {
           expression: `object.spec == oldObject.spec && (has(object.metadata.labels) ? object.metadata.labels : {}) == (has(oldObject.metadata.labels) ? oldObject.metadata.labels : {}) && ${same("ownerReferences")} && ${same("finalizers")} && ${others("object")} && ${others("oldObject")}`,
-          message: `an agent may change nothing of a pod but its annotation ${ANNOTATION}`,
+          message: `an agent may change nothing of a pod but its annotations ${ANNOTATION} and ${LEFT_ANNOTATION}`,
         },
       ],
     }),

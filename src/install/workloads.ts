@@ -1,3 +1,4 @@
+import { AGENTS } from "#model/leaving";
 import { PLUGIN_ACCOUNT, type InstalledRole } from "./access.ts";
 import { OWN_VERSION, text, value, When, when, type Tree, type ValueAt } from "./template.ts";
 
@@ -7,7 +8,7 @@ import { OWN_VERSION, text, value, When, when, type Tree, type ValueAt } from ".
  */
 export const INSTALLED = {
   controller: { app: "veil-controller", account: "veil-controller", readyPort: 15014 },
-  agent: { app: "veil-agent", account: "veil-agent", readyPort: 9965 },
+  agent: { app: AGENTS, account: "veil-agent", readyPort: 9965 },
   proxy: { app: "ztunnel", account: "veil-proxy", readyPort: 15021 },
 } as const;
 

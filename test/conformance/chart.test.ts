@@ -36,7 +36,7 @@ function run(
 
 /** What Helm makes of the chart, by kind and name. */
 function templated(values: GivenValues): Map<string, unknown> {
-  const { status, stdout, stderr } = run(["template", "any", chart, "--include-crds", "--skip-tests"], values);
+  const { status, stdout, stderr } = run(["template", "any", chart, "--include-crds", "--no-hooks"], values);
   assert.equal(status, 0, stderr);
   return byName(parseAllDocuments(stdout).map((document): unknown => document.toJS()));
 }

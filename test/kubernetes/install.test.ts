@@ -188,4 +188,81 @@ describe("Veil on a cluster", () => {
     asAgent.close();
     asAdministrator.close();
   });
+
+  it("goes by helm uninstall when the last connection has ended, and leaves pods in clear and nothing on the nodes", async () => {
+    const ledger = await addressOf("shop", "ledger");
+    const listen = "nc -ll -p 9000 -e cat </dev/null >/dev/null 2>&1 &";
+    assert.equal((await cluster.execPod("shop", "ledger", "sh", "-c", listen)).code, 0);
+    const talk = `(echo first; until [ -e /www/enough ]; do sleep 0.2; done; echo last) | nc ${ledger} 9000 >/www/echo`;
+    const talking = cluster.execPod("shop", "customer", "sh", "-c", talk);
+    const heard = async (): Promise<string> =>
+      (await cluster.execPod("shop", "customer", "cat", "/www/echo")).stdout.replaceAll("\n", " ");
+    await eventually("the long connection", async () => (await heard()) === "first " || undefined);
+
+    let done = false;
+    const uninstalling = helm(cluster, "uninstall", "veil", "--timeout", "15m").finally(() => (done = true));
+    await eventually("the pods to be plain", async () => {
+      const pods = await cluster.readyPods("shop", "app in (ledger, customer)", 2);
+      return pods.every((pod) => pod.metadata?.annotations?.[REDIRECTION] === undefined) || undefined;
+    });
+    assert.equal(done, false, "it waits for the connection");
+    await cluster.execPod("shop", "customer", "touch", "/www/enough");
+    assert.equal((await talking).code, 0);
+    assert.equal(await heard(), "first last ");
+    await uninstalling;
+
+    await using capture = await cluster.captureNode("node1", { filter: "tcp" });
+    await cluster.apply([podOf({ namespace: "shop", name: "after", node: "node2" })]);
+    await cluster.readyPod("shop", "after");
+    for (const name of ["customer", "after"]) {
+      assert.equal(await ask("shop", name, await urlOf("shop", "ledger")), ANSWER);
+    }
+    const words = findWords(await capture.stop(), [QUESTION]);
+    assert.equal(words.length, 2, "two questions in clear");
+    await cluster.kubectl("-n", VEIL_NAMESPACE, "wait", "--for=delete", "pods", "--all", "--timeout=180s");
+    for (const node of ["node1", "node2"]) assert.deepEqual(await leftOn(cluster, node), [], node);
+    assert.deepEqual(await objectsLeft(cluster), [
+      "ConfigMap istio-ca-root-cert",
+      "ConfigMap kube-root-ca.crt",
+      "Secret veil-ca",
+      "ServiceAccount default",
+    ]);
+  });
 });
+
+/** What is not as it was before Veil: files of the node, and the rules in the namespaces of its pods. */
+async function leftOn(cluster: TestCluster, node: string): Promise<string[]> {
+  const script = `
+    ls /etc/cni/net.d | grep -v '^10-pods.conflist$'
+    ls /opt/cni/bin | grep veil
+    find /run/veil -mindepth 1
+    for netns in /run/netns/*; do
+      nsenter --net=$netns nft list ruleset
+      nsenter --net=$netns ip rule | grep -vE '^(0|32766|32767):'
+      nsenter --net=$netns ip route show table all | grep -v 'dev eth0\\|dev lo'
+    done`;
+  const { stdout } = await cluster.execNode(node, "sh", "-c", script);
+  return stdout.split("\n").filter(Boolean);
+}
+
+/** What is left of the installation in the API: whatever is in its namespace, and what belongs to no namespace. */
+async function objectsLeft(cluster: TestCluster): Promise<string[]> {
+  const kinds =
+    "pods,services,deployments,daemonsets,jobs,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets";
+  const inside = await cluster.kubectl("-n", VEIL_NAMESPACE, "get", kinds, "-o", "json");
+  const wide = await cluster.kubectl(
+    "get",
+    "clusterroles,clusterrolebindings,validatingadmissionpolicies",
+    "-o",
+    "json",
+  );
+  const objects = [inside, wide].flatMap(
+    (text) => (JSON.parse(text) as { items: { kind: string; metadata: { name: string } }[] }).items,
+  );
+  const isOurs = ({ kind, metadata }: (typeof objects)[number]): boolean =>
+    !/^(ClusterRole|ValidatingAdmission)/.test(kind) || metadata.name.startsWith("veil");
+  return objects
+    .filter(isOurs)
+    .map(({ kind, metadata }) => `${kind} ${metadata.name}`)
+    .toSorted();
+}
