@@ -55,6 +55,8 @@ const OPEN_TRIES = 5;
 export interface AuthorityOptions {
   readonly backend: AuthorityBackend;
   readonly trustDomain: string;
+  /** Whether this process may store something now. False: it takes what another stores. Default: always. */
+  readonly mayWrite?: () => boolean;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -95,7 +97,7 @@ export class Authority implements Service {
     this.#cells = options.cells ?? new CellSet(caMetrics);
   }
 
-  /** Rejects with `CA_UNREADABLE`, `CA_STORE`, `CA_CLOCK_BEHIND`, `CA_ROOT_EXPIRED`, `CA_PREFLIGHT`, `X509_EXPIRED`. */
+  /** Rejects with `CA_UNREADABLE`, `CA_STORE`, `CA_NOT_MADE`, `CA_CLOCK_BEHIND`, `CA_ROOT_EXPIRED`, `CA_PREFLIGHT`, `X509_EXPIRED`. */
   async start(signal: AbortSignal): Promise<void> {
     await this.#open(signal);
     await this.#maintainQuietly(signal);
@@ -155,6 +157,10 @@ export class Authority implements Service {
     return { certPem, keyPem: formatPrivateKey(keyPair), notAfterMs: leaf.notAfterMs };
   }
 
+  #mayWrite(): boolean {
+    return this.#options.mayWrite?.() ?? true;
+  }
+
   #ready(): AuthorityState {
     if (this.#current === undefined) throw caError("CA_NOT_READY", "the authority is not open");
     return this.#current.state;
@@ -192,6 +198,7 @@ export class Authority implements Service {
         this.#adopt(stored);
         return;
       }
+      if (!this.#mayWrite()) throw caError("CA_NOT_MADE", `there is no authority in ${backend.place} yet`);
       const created = await this.#createState();
       await this.#preflight(created);
       if (await backend.create(created, signal)) log.info({ place: backend.place }, "made a new certificate authority");
@@ -302,7 +309,7 @@ export class Authority implements Service {
         checkNoSwap(this.#current.state.roots, stored.state.roots, backend.place);
         this.#adopt(stored);
       }
-      if (clock.now() < this.#current.renewAtMs) return;
+      if (clock.now() < this.#current.renewAtMs || !this.#mayWrite()) return;
       const next = { ...stored.state, intermediate: await this.#createIntermediate(stored.state.root) };
       await this.#preflight(next);
       if (await backend.replace(next, stored.version, signal))

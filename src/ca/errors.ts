@@ -10,6 +10,10 @@ export const caError = defineErrors("ca", {
     when: "the place of the authority's keys could not be read or written",
     hint: "the cause names the file or the API's answer: check permissions, disk and the connection to the API server",
   },
+  CA_NOT_MADE: {
+    when: "no authority is stored yet, and this replica of the controller is not the one that makes it",
+    hint: "nothing, when it passes; otherwise see the log of the replica that holds the Lease veil-controller",
+  },
   CA_CONTENDED: {
     when: "the authority's keys changed again and again while they were being written",
     hint: "something else writes to the same place; let only controllers of this cluster do so",

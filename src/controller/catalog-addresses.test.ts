@@ -8,6 +8,7 @@ import { decodeAddress } from "#proto";
 import { ResourceCache, TYPE_ADDRESS } from "#xds";
 import { FakeApi } from "../kube/testing.ts";
 import { Catalog } from "./catalog.ts";
+import { aloneInLead } from "./testing.ts";
 
 const clock = systemClock();
 const cluster = { clusterId: "Kubernetes", network: "", trustDomain: "cluster.local", clusterDomain: "cluster.local" };
@@ -18,7 +19,9 @@ test("two replicas give a ServiceEntry its addresses, once, and publish them", a
   const shared = { clock, random: systemRandom, log: silentLog() };
   const client = new KubeClient({ config: api.config, ...shared });
   const caches = [new ResourceCache(), new ResourceCache()];
-  const catalogs = caches.map((cache) => new Catalog({ client, cluster, cache, ...shared }));
+  const catalogs = caches.map(
+    (cache) => new Catalog({ client, leader: aloneInLead(client), cluster, cache, ...shared }),
+  );
   try {
     await Promise.all(catalogs.map((catalog) => catalog.start(AbortSignal.timeout(20_000))));
     const spec = { hosts: ["api.example.com"], resolution: "DNS", ports: [{ number: 443, name: "tls" }] };

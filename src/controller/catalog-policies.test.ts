@@ -9,6 +9,7 @@ import { decodeAddress } from "#proto";
 import { ResourceCache, TYPE_ADDRESS, TYPE_AUTHORIZATION } from "#xds";
 import { FakeApi } from "../kube/testing.ts";
 import { Catalog } from "./catalog.ts";
+import { aloneInLead } from "./testing.ts";
 
 const GROUP = "security.istio.io";
 const POLICIES = `/apis/${GROUP}/v1/namespaces/shop/authorizationpolicies`;
@@ -56,7 +57,7 @@ describe("a catalog of an API", () => {
       trustDomain: "cluster.local",
       clusterDomain: "cluster.local",
     };
-    catalog = new Catalog({ client, cluster: names, cache, ...shared });
+    catalog = new Catalog({ client, leader: aloneInLead(client), cluster: names, cache, ...shared });
     api.put("/api/v1/namespaces/shop/pods", {
       metadata: { name: "cart", namespace: "shop", labels: { app: "cart" } },
       spec: { containers: [] },

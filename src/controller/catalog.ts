@@ -24,6 +24,7 @@ import {
   type ServiceEntry,
 } from "#kube";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION, type ResourceCache } from "#xds";
+import type { LeaderClient } from "./leader-client.ts";
 import { controllerMetrics } from "./metrics.ts";
 import { PolicyStatuses } from "./policy-statuses.ts";
 import { ProblemEvents } from "./problem-events.ts";
@@ -37,6 +38,8 @@ const MAX_LOGGED_PROBLEMS = 20;
 /** What a catalog reads from and writes to. */
 export interface CatalogOptions {
   readonly client: KubeClient;
+  /** Writes statuses. */
+  readonly leader: LeaderClient;
   readonly cluster: Cluster;
   readonly cache: ResourceCache;
   readonly clock: Clock;
@@ -187,7 +190,10 @@ export class Catalog implements Service {
       follow(
         authorizationPolicies,
         (one) => policies.upsertAuthorizationPolicy(one),
-        (one) => policies.removeAuthorizationPolicy(one),
+        (one) => {
+          policies.removeAuthorizationPolicy(one);
+          this.#statuses.forget(one);
+        },
       ),
       follow(
         peerAuthentications,
@@ -197,7 +203,10 @@ export class Catalog implements Service {
       follow(
         serviceEntries,
         (one) => setEntry(objectKey(one), one),
-        (one) => setEntry(objectKey(one), undefined),
+        (one) => {
+          setEntry(objectKey(one), undefined);
+          this.#given.forget(`ServiceEntry ${objectKey(one)}`);
+        },
       ),
       follow(
         workloadEntries,
@@ -273,7 +282,7 @@ export class Catalog implements Service {
 
   #writeAddresses({ entry, addresses }: AddressVerdict): Promise<unknown> {
     const { name = "", namespace, resourceVersion } = entry.metadata ?? {};
-    return this.#options.client.patch(
+    return this.#options.leader.patch(
       istioNetworkingResources.serviceEntries,
       { name, namespace },
       { type: "merge", subresource: "status", body: { metadata: { resourceVersion }, status: { addresses } } },

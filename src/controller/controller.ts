@@ -20,11 +20,16 @@ import type { KubeClient } from "#kube";
 import { PageServer, RpcServer, statusPages } from "#rpc";
 import { ResourceCache, xdsMetrics, XdsServer } from "#xds";
 import { Catalog } from "./catalog.ts";
+import { Election, type ElectionTimes } from "./election.ts";
+import { LeaderClient } from "./leader-client.ts";
 import { controllerMetrics } from "./metrics.ts";
 import { Peers, type Peer } from "./peers.ts";
 import { LivePods } from "./pod-directory.ts";
 import { PropagationService } from "./propagation.ts";
 import { TrustBundles } from "./trust-bundles.ts";
+
+/** What is under way when the controller is told to stop may take so long before the lease is let go. */
+const RELEASE_MS = 2_000;
 
 /** What a controller is made of. */
 export interface ControllerOptions {
@@ -38,6 +43,8 @@ export interface ControllerOptions {
   readonly status: { readonly host: string; readonly port: number };
   /** `namespace/name` of the service accounts that act for nodes. Default: those of Veil's agent and of ztunnel. */
   readonly nodeAccounts?: readonly string[];
+  /** Of the election among the replicas; for tests. */
+  readonly electionTimes?: ElectionTimes;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -54,23 +61,28 @@ export interface Controller {
  * Puts the controller together. While it runs, the API may go away and come back: what is known is served meanwhile, and
  * the absence of a name is told only while the watches are alive.
  *
- *     status ─▶ authority ─▶ catalog (informers) ─▶ serving certificate ─▶ trust bundles ─▶ gRPC
+ *     status ─▶ election ─▶ authority ─▶ catalog (informers) ─▶ serving certificate ─▶ trust bundles ─▶ gRPC
+ *
+ * Every replica serves; the one that was elected also writes.
  */
 export function createController(options: ControllerOptions): Controller {
   const { client, cluster, clock, random, log } = options;
   const cells = { xds: new CellSet(xdsMetrics), ca: new CellSet(caMetrics), own: new CellSet(controllerMetrics) };
   const shared = { client, clock, random, metrics: cells.own };
+  const election = createElection(options, cells.own);
+  const leader = new LeaderClient(client, election);
   const cache = new ResourceCache();
-  const catalog = new Catalog({ ...shared, cluster, cache, log: log.child({ component: "catalog" }) });
+  const catalog = new Catalog({ ...shared, leader, cluster, cache, log: log.child({ component: "catalog" }) });
   const authority = new Authority({
-    backend: new SecretBackend({ client, namespace: options.namespace }),
+    backend: new SecretBackend({ client: leader, namespace: options.namespace }),
+    mayWrite: () => leader.leading,
     trustDomain: cluster.trustDomain,
     clock,
     random,
     log: log.child({ component: "authority" }),
     cells: cells.ca,
   });
-  const bundles = new TrustBundles({ ...shared, authority, log: log.child({ component: "trust bundles" }) });
+  const bundles = new TrustBundles({ ...shared, leader, authority, log: log.child({ component: "trust bundles" }) });
   const { serving, rpc } = createServing(options, { cells, cache, catalog, authority });
   const started = new Started();
   const pages = statusPages({
@@ -85,13 +97,38 @@ export function createController(options: ControllerOptions): Controller {
   return {
     services: [
       status,
+      election,
       started.watch(patient(authority, { clock, random, log })),
       started.watch(catalog),
       started.watch(serving),
       started.watch(bundles),
       started.watch(rpc),
+      lettingGo(election),
     ],
     ports: () => ({ rpc: rpc.port, status: status.port }),
+  };
+}
+
+function createElection(options: ControllerOptions, metrics: CellSet): Election {
+  const { client, namespace, podName, electionTimes: times, clock, random, log } = options;
+  return new Election({
+    client,
+    namespace,
+    identity: `${podName}_${random.hex(8)}`,
+    ...(times !== undefined && { times }),
+    clock,
+    random,
+    log: log.child({ component: "election" }),
+    metrics,
+  });
+}
+
+/** Lets the lease go before anything else ends: another replica leads while this one says good-bye to its clients. */
+function lettingGo(election: Election): Service {
+  return {
+    name: "lease",
+    start: async () => {},
+    drain: (deadlineMs) => election.drain(Math.min(deadlineMs, RELEASE_MS)),
   };
 }
 
@@ -170,6 +207,9 @@ function nodeAuthentication(
   };
 }
 
+/** The API is away, or the replica that leads has not made the authority yet. */
+const WAITED_FOR: ReadonlySet<string> = new Set(["CA_STORE", "CA_NOT_MADE"]);
+
 /** Starts the authority as soon as the API answers: an API that is away is waited for, everything else is a failure. */
 function patient(authority: Authority, tools: { clock: Clock; random: Random; log: Log }): Service {
   const { clock, random, log } = tools;
@@ -182,7 +222,7 @@ function patient(authority: Authority, tools: { clock: Clock; random: Random; lo
         try {
           return await authority.start(signal);
         } catch (error) {
-          if (!(error instanceof CodedError && error.code === "CA_STORE") || signal.aborted) throw error;
+          if (!(error instanceof CodedError && WAITED_FOR.has(error.code)) || signal.aborted) throw error;
           log.warn({ error: messageOf(error) }, "the authority cannot be read yet, trying again");
         }
         await sleep(clock, backoff.next(), signal);

@@ -32,6 +32,11 @@ export const controllerMetrics = defineMetrics("controller", {
     help: "1 while all watches of the Kubernetes API are alive.",
     labels: [],
   },
+  veil_controller_leading: {
+    kind: "gauge",
+    help: "1 while this replica holds the Lease and writes what one replica alone writes.",
+    labels: [],
+  },
   veil_controller_trust_bundles_written_total: {
     kind: "counter",
     help: "ConfigMaps with the trust bundle that were created or corrected.",

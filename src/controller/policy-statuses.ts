@@ -2,7 +2,8 @@ import type { Clock } from "#base/clock";
 import type { Log } from "#base/log";
 import type { PolicyCondition, PolicyVerdict } from "#discovery";
 import { securityKinds } from "#discovery";
-import { objectKey, type KubeClient } from "#kube";
+import { objectKey, type KubeObject } from "#kube";
+import type { LeaderClient } from "./leader-client.ts";
 import { StatusWrites } from "./status-writes.ts";
 
 /** The condition's type, as istiod names it. */
@@ -12,12 +13,12 @@ const CONDITION = "ZtunnelAccepted";
  * Writes into the status of AuthorizationPolicies what the nodes enforce of them; what is there already is not written again.
  */
 export class PolicyStatuses {
-  readonly #client: KubeClient;
+  readonly #client: Pick<LeaderClient, "patch">;
   readonly #clock: Clock;
   readonly #writes: StatusWrites<PolicyVerdict>;
 
-  constructor(parts: { client: KubeClient; clock: Clock; log: Log }) {
-    this.#client = parts.client;
+  constructor(parts: { leader: Pick<LeaderClient, "leading" | "onLeading" | "patch">; clock: Clock; log: Log }) {
+    this.#client = parts.leader;
     this.#clock = parts.clock;
     this.#writes = new StatusWrites({ ...parts, write: (verdict) => this.#writeOne(verdict) });
   }
@@ -25,6 +26,11 @@ export class PolicyStatuses {
   /** Takes verdicts; they are written soon. */
   take(verdicts: readonly PolicyVerdict[]): void {
     for (const verdict of verdicts) this.#writes.take(`AuthorizationPolicy ${objectKey(verdict.object)}`, verdict);
+  }
+
+  /** A policy is gone. */
+  forget(policy: KubeObject): void {
+    this.#writes.forget(`AuthorizationPolicy ${objectKey(policy)}`);
   }
 
   /** Writes nothing more. */

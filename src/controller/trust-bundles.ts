@@ -7,6 +7,7 @@ import type { Random } from "#base/random";
 import type { Service } from "#base/service";
 import type { Authority } from "#ca";
 import { Informer, isKubeError, resources, type ConfigMap, type KubeClient, type Namespace } from "#kube";
+import type { LeaderClient } from "./leader-client.ts";
 import { controllerMetrics } from "./metrics.ts";
 
 /** The ConfigMap's name and key, as workloads and agents expect them. */
@@ -21,6 +22,7 @@ const WRITERS = 8;
 /** What trust bundles are made of. */
 export interface TrustBundlesOptions {
   readonly client: KubeClient;
+  readonly leader: Pick<LeaderClient, "leading" | "onLeading" | "create" | "patch">;
   readonly authority: Pick<Authority, "trustBundlePem" | "onTrustBundle">;
   readonly clock: Clock;
   readonly random: Random;
@@ -30,8 +32,8 @@ export interface TrustBundlesOptions {
 
 /**
  * Keeps the trust bundle in a ConfigMap of every namespace: made for a new namespace, corrected when somebody changes
- * it, written anew when the bundle changes. All replicas of the controller do the same and write the same, so that none
- * has to lead. A ConfigMap of that name that somebody else made is left as it is, and reported.
+ * it, written anew when the bundle changes. The replica that leads writes, and looks at all of them when it begins to lead.
+ * A ConfigMap of that name that somebody else made is left as it is, and reported.
  */
 export class TrustBundles implements Service {
   readonly name = "trust bundles";
@@ -72,7 +74,9 @@ export class TrustBundles implements Service {
   /** Resolves when it watches; the ConfigMaps follow within moments. */
   async start(signal: AbortSignal): Promise<void> {
     await Promise.all([this.#namespaces.start(signal), this.#configMaps.start(signal)]);
-    this.#unlisten = this.#options.authority.onTrustBundle(() => this.#markAll());
+    const { authority, leader } = this.#options;
+    const ends = [authority.onTrustBundle(() => this.#markAll()), leader.onLeading(() => this.#markAll())];
+    this.#unlisten = () => ends.forEach((end) => end());
     this.#markAll();
     this.#running = Promise.all(Array.from({ length: WRITERS }, () => this.#write()));
   }
@@ -101,7 +105,7 @@ export class TrustBundles implements Service {
 
   /** One of the writers: takes marked namespaces until it is told to stop. */
   async #write(): Promise<void> {
-    const { clock, random, log } = this.#options;
+    const { clock, random, log, leader } = this.#options;
     const { signal } = this.#stop;
     const backoff = new Backoff({ initialMs: 100, maxMs: 10_000 }, random);
     while (!signal.aborted) {
@@ -113,11 +117,13 @@ export class TrustBundles implements Service {
         continue;
       }
       this.#dirty.delete(namespace);
+      if (!leader.leading) continue; // all are marked when it begins
       try {
         await this.#settle(namespace, signal);
         backoff.reset();
       } catch (error) {
         if (signal.aborted) return;
+        if (!leader.leading) continue;
         this.#metrics.bind("veil_controller_trust_bundle_failures_total", {}).value++;
         log.warn({ namespace, error: messageOf(error) }, "cannot write a trust bundle, trying again");
         await sleep(clock, backoff.next(), signal).catch(() => undefined); // aborted: the loop ends
@@ -138,19 +144,22 @@ export class TrustBundles implements Service {
       this.#leaveAlone(namespace);
       return;
     }
-    await this.#put(namespace, { data, exists: current !== undefined, signal });
+    await this.#put(namespace, { data, current, signal });
   }
 
   async #put(
     namespace: string,
-    { data, exists, signal }: { data: Record<string, string>; exists: boolean; signal: AbortSignal },
+    { data, current, signal }: { data: Record<string, string>; current: ConfigMap | undefined; signal: AbortSignal },
   ): Promise<void> {
-    const { client } = this.#options;
+    const { leader } = this.#options;
     const at = { name: TRUST_BUNDLE_NAME, namespace };
     const metadata = { ...at, labels: { [MANAGED_LABEL]: MANAGED_VALUE } };
     try {
-      if (exists) await client.patch(resources.configMaps, at, { type: "merge", body: { data }, signal });
-      else await client.create(resources.configMaps, { metadata, data }, { signal });
+      if (current === undefined) await leader.create(resources.configMaps, { metadata, data }, { signal });
+      else {
+        const body = { metadata: { resourceVersion: current.metadata?.resourceVersion }, data };
+        await leader.patch(resources.configMaps, at, { type: "merge", body, signal });
+      }
       this.#metrics.bind("veil_controller_trust_bundles_written_total", {}).value++;
     } catch (error) {
       if (!SETTLED_ELSEWHERE.some((code) => isKubeError(error, code))) throw error;
@@ -164,5 +173,5 @@ export class TrustBundles implements Service {
   }
 }
 
-/** Another replica was first, or the object or its namespace has just gone: the watch tells. */
+/** Somebody else was first, or the object or its namespace has just gone: the watch tells. */
 const SETTLED_ELSEWHERE = ["KUBE_ALREADY_EXISTS", "KUBE_CONFLICT", "KUBE_NOT_FOUND"] as const;

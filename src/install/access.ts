@@ -15,6 +15,9 @@ const FOLLOW = ["list", "watch"];
 /** The ConfigMap with the roots, in each namespace. Listing by the field `metadata.name` counts as asking for that name. */
 const TRUST_BUNDLE = "istio-ca-root-cert";
 const AUTHORITY = "veil-ca";
+/** By which the controller's replicas elect the one that writes. */
+const LEASES = "coordination.k8s.io";
+const LEASE = "veil-controller";
 /** Whose token the CNI plugin has: a pod's own token ends with the pod, and the plugin asks when the agent's pod is gone. */
 export const PLUGIN_ACCOUNT = "veil-cni";
 
@@ -50,11 +53,13 @@ export const PLUGIN_RULES: readonly AccessRule[] = [
   { apiGroups: [""], resources: ["pods", "namespaces"], verbs: ["get"] },
 ];
 
-/** Only in Veil's own namespace: the authority's keys, the roots by which agents know the controller, and tokens for the CNI plugin. */
+/** Only in Veil's own namespace: the authority's keys, the controller's Lease, the roots by which agents know the controller, and tokens for the CNI plugin. */
 export const INSIDE_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]>> = {
   controller: [
     { apiGroups: [""], resources: ["secrets"], resourceNames: [AUTHORITY], verbs: ["get", "update"] },
     { apiGroups: [""], resources: ["secrets"], verbs: ["create"] },
+    { apiGroups: [LEASES], resources: ["leases"], resourceNames: [LEASE], verbs: ["get", "update"] },
+    { apiGroups: [LEASES], resources: ["leases"], verbs: ["create"] },
   ],
   agent: [
     { apiGroups: [""], resources: ["configmaps"], resourceNames: [TRUST_BUNDLE], verbs: FOLLOW },

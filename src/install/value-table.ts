@@ -99,7 +99,7 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
     default: 2,
     range: [1, 20],
     about:
-      "Replicas of the controller. All do the same work: none leads. With more than one, a PodDisruptionBudget lets one go at a time.",
+      "Replicas of the controller. All serve the nodes; one, elected by a Lease, also writes. With more than one, a PodDisruptionBudget lets one go at a time.",
   },
   {
     path: "controller.clusterIP",

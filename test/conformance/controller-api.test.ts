@@ -396,7 +396,10 @@ test("propagation speaks for the nodes of all replicas, and for none that cannot
   opened.resolve();
   assert.deepEqual(await await_(world, { ...ask, timeoutMs: 20_000 }), []);
   await client.drain(500);
-  await drainAll(second.services.slice(-1), 1000);
+  await drainAll(
+    second.services.filter(({ name }) => name === "gRPC"),
+    1000,
+  );
   await settlesAt(["controller-b"], async () => await_(world, { ...ask, timeoutMs: 1_000 }));
   world.api.remove(`${REPLICAS}/controller-b`);
   assert.deepEqual(await await_(world, { ...ask, timeoutMs: 20_000 }), []);
