@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { FakeClock } from "#base/clock";
+import { FakeClock, systemClock } from "#base/clock";
 import { LogScopes, silentLog } from "#base/log";
 import { textPage, type Page } from "#rpc";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
@@ -19,7 +19,7 @@ function parts(pending: readonly string[] = []): AdminParts & { quits: number } 
     pending: () => pending,
     samples: () => Promise.resolve([{ name: "workload_manager_active_proxy_count", labels: {}, value: 3 }]),
     profiles: new ProfilePages({ clock: new FakeClock(), record: () => Promise.resolve([]) }),
-    dump: () => Promise.resolve(streamJson([["version", { value: "x" }]])),
+    dump: () => Promise.resolve(streamJson([["version", { value: "x" }]], systemClock())),
     connections: () => Promise.resolve([]),
     pool: () => Promise.resolve([{ podUid: "uid", inboundSessions: 1, peer: undefined }]),
     why: {

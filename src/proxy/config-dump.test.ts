@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { systemClock } from "#base/clock";
 import { parseCidr, parseIp } from "#base/ip";
 import { EMPTY_MATCH, type Authorization } from "#model/authorization";
 import type { GatewayAddress } from "#model/workload";
@@ -13,6 +14,7 @@ type Dump = Record<string, unknown>;
 
 async function dumpOf(state: Partial<DumpedState> = {}): Promise<{ dump: Dump; text: string }> {
   const all: DumpedState = {
+    clock: systemClock(),
     version: "0.1.0",
     config: proxyConfig({ node: "node1" }),
     table: testView([]).table,

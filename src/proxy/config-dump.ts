@@ -3,6 +3,7 @@
  * (`istioctl ztunnel-config`; ztunnel's src/admin.rs and src/state). Pure functions from what is known to plain JSON
  * values; private keys are in none of them.
  */
+import type { Clock } from "#base/clock";
 import { messageOf } from "#base/errors";
 import type { Authorization, AuthorizationMatch } from "#model/authorization";
 import type { SpiffeId } from "#model/spiffe-id";
@@ -20,6 +21,7 @@ type Json = Readonly<Record<string, unknown>>;
 
 /** What a dump is made of. */
 export interface DumpedState {
+  readonly clock: Clock;
   readonly version: string;
   readonly config: ProxyConfig;
   readonly table: WorkloadTable;
@@ -36,12 +38,12 @@ export interface DumpedState {
 
 /** The whole state as one JSON object, in parts: see {@link streamJson}. What is walked may change meanwhile. */
 export function dumpState({ table, policies, pods, certificates, ...state }: DumpedState): AsyncIterable<string> {
-  const { version, config, more } = state;
+  const { version, config, more, clock } = state;
   const { workloads, services, staged } = table.all();
   const identities = [...new Set(pods.map(({ pod }) => pod.identity))].toSorted();
   const connections = Map.groupBy(state.connections, ({ podUid }) => podUid);
   const { node, openssl } = process.versions;
-  return streamJson([
+  const members: Parameters<typeof streamJson>[0] = [
     ["workloads", { list: mapped(workloads, dumpWorkload) }],
     ["services", { list: mapped(services, (service) => dumpService(service, table.walkEndpoints(service))) }],
     ["policies", { list: mapped(policies, dumpPolicy) }],
@@ -63,7 +65,8 @@ export function dumpState({ table, policies, pods, certificates, ...state }: Dum
     ["version", { value: { version, runtime: `node ${node}`, cryptoProvider: `openssl ${openssl}` } }],
     ["config", { value: config }],
     ["veil", { value: more }],
-  ]);
+  ];
+  return streamJson(members, clock);
 }
 
 function* mapped<T, R>(items: Iterable<T>, map: (item: T) => R): Generator<R> {

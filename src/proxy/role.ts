@@ -315,11 +315,12 @@ async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadS
   ];
 }
 
-async function dump({ config, version }: ProxyOptions, parts: Parts): Promise<AsyncIterable<string>> {
+async function dump({ config, version, clock }: ProxyOptions, parts: Parts): Promise<AsyncIterable<string>> {
   const { threads, addresses, pods, xds, certificates } = parts;
   const { table, synced } = addresses;
   const { policies, unusable } = parts.policies.index.all();
   return dumpState({
+    clock,
     version,
     config,
     table,
