@@ -7,7 +7,7 @@ import { RawClient } from "../conformance/apiserver-world.ts";
 import { eventually } from "../netns/harness.ts";
 import { startCluster, type TestCluster } from "./cluster.ts";
 import { BUSYBOX_IMAGE } from "./images.ts";
-import { helm, installVeil, rolledOut, VEIL_NAMESPACE } from "./veil.ts";
+import { helm, readmeLines, rolledOut, VEIL_NAMESPACE, type ReadmeLines } from "./veil.ts";
 
 /** Words that only the test's own pods say. */
 const QUESTION = "a-question-about-green-umbrellas";
@@ -50,9 +50,12 @@ function namespaceOf(name: string, labels: Record<string, string> = {}): object 
 
 describe("Veil on a cluster", () => {
   let cluster: TestCluster;
+  let readme: ReadmeLines;
   before(async () => {
     cluster = await startCluster();
-    await installVeil(cluster);
+    readme = await readmeLines(cluster);
+    await readme.run("helm install");
+    await readme.run("kubectl -n veil-system rollout status");
     await cluster.apply([
       namespaceOf("shop"),
       namespaceOf("plain"),
@@ -95,8 +98,9 @@ describe("Veil on a cluster", () => {
   });
 
   it("enrols by a label pods that run, and what they say is read by nobody between the nodes", async () => {
-    await cluster.kubectl("label", "namespace", "shop", "istio.io/dataplane-mode=ambient");
+    await readme.run("kubectl label namespace");
     for (const name of ["ledger", "customer"]) await enrolled("shop", name);
+    assert.match(await readme.run("kubectl get pods"), /^customer +enabled\nledger +enabled$/m);
     await using capture = await cluster.captureNode("node1", { filter: "tcp" });
     for (let round = 0; round < 5; round++) {
       assert.equal(await ask("shop", "customer", await urlOf("shop", "ledger")), ANSWER);
@@ -200,7 +204,7 @@ describe("Veil on a cluster", () => {
     await eventually("the long connection", async () => (await heard()) === "first " || undefined);
 
     let done = false;
-    const uninstalling = helm(cluster, "uninstall", "veil", "--timeout", "15m").finally(() => (done = true));
+    const uninstalling = readme.run("helm uninstall").finally(() => (done = true));
     await eventually("the pods to be plain", async () => {
       const pods = await cluster.readyPods("shop", "app in (ledger, customer)", 2);
       return pods.every((pod) => pod.metadata?.annotations?.[REDIRECTION] === undefined) || undefined;

@@ -1,5 +1,7 @@
-import { join, resolve } from "node:path";
-import { ensureHelm } from "#apiserver";
+import assert from "node:assert/strict";
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { delimiter, dirname, join, resolve } from "node:path";
+import { ensureHelm, ensureKubectl } from "#apiserver";
 import { makeImage } from "../../tools/image.ts";
 import { must } from "../netns/harness.ts";
 import type { TestCluster } from "./cluster.ts";
@@ -8,7 +10,8 @@ import { FOLDER } from "./layout.ts";
 export const VEIL_NAMESPACE = "veil-system";
 /** Where agents find the controller: the cluster has no DNS. */
 const CONTROLLER_ADDRESS = "10.96.0.50";
-const CHART = resolve(import.meta.dirname, "../../deploy/chart");
+const CHECKOUT = resolve(import.meta.dirname, "../..");
+const CHART = join(CHECKOUT, "deploy/chart");
 const TAG = "test";
 /** What runs on each node and before it, as `kubectl rollout status` takes them. */
 const WORKLOADS = ["deployment/veil-controller", "daemonset/veil-agent", "daemonset/ztunnel"];
@@ -16,18 +19,58 @@ const WORKLOADS = ["deployment/veil-controller", "daemonset/veil-agent", "daemon
 /** Runs helm for the cluster; fails the test when it fails. */
 export async function helm(cluster: TestCluster, ...words: string[]): Promise<string> {
   const program = await ensureHelm({ env: process.env });
-  const home = join(FOLDER, "helm"); // its own files go with the cluster
-  const env = { KUBECONFIG: cluster.kubeconfig, HELM_CACHE_HOME: home, HELM_CONFIG_HOME: home, HELM_DATA_HOME: home };
-  return must([program, ...words], { env });
+  return must([program, ...words], { env: environment(cluster) });
 }
 
-/** Brings this checkout's image to the nodes and installs the chart of this checkout, with these values besides; ready on return. */
-export async function installVeil(cluster: TestCluster, values: Readonly<Record<string, string>> = {}): Promise<void> {
+/** Helm's own files go with the cluster. */
+function environment(cluster: TestCluster): Record<string, string> {
+  const home = join(FOLDER, "helm");
+  return { KUBECONFIG: cluster.kubeconfig, HELM_CACHE_HOME: home, HELM_CONFIG_HOME: home, HELM_DATA_HOME: home };
+}
+
+/** Makes this checkout's image and brings it to all nodes. */
+async function bringImage(cluster: TestCluster): Promise<void> {
   const tar = join(FOLDER, "images", "veil.tar");
   await makeImage(TAG, tar);
   await cluster.importImage(tar);
+}
+
+/** Installs the chart of this checkout, with these values besides; ready on return. */
+export async function installVeil(cluster: TestCluster, values: Readonly<Record<string, string>> = {}): Promise<void> {
+  await bringImage(cluster);
   await helm(cluster, "install", "veil", CHART, ...valuesOf(values));
   await rolledOut(cluster);
+}
+
+/** The lines of a section of the README. */
+export interface ReadmeLines {
+  /** Runs the line that begins with these words, as it is written; fails the test when it fails, or is not there. */
+  run(beginning: string): Promise<string>;
+}
+
+/**
+ * The lines under "On a cluster", with what a reader has done before: the image is where nodes find it, and values.yaml names it.
+ * `kubectl` and `helm` are on the path and talk to the cluster.
+ */
+export async function readmeLines(cluster: TestCluster): Promise<ReadmeLines> {
+  await bringImage(cluster);
+  const home = join(FOLDER, "reader");
+  mkdirSync(home);
+  symlinkSync(join(CHECKOUT, "deploy"), join(home, "deploy"));
+  writeFileSync(join(home, "values.yaml"), `image: {tag: ${TAG}}\ncontroller: {clusterIP: ${CONTROLLER_ADDRESS}}\n`);
+  const programs = [await ensureKubectl({ env: process.env }), await ensureHelm({ env: process.env })];
+  const path = [...programs.map((program) => dirname(program)), process.env["PATH"]].join(delimiter);
+  const section = readFileSync(join(CHECKOUT, "README.md"), "utf8")
+    .split("\n## ")
+    .find((text) => text.startsWith("On a cluster\n"));
+  const lines = /```sh\n(.*?)```/s.exec(section ?? "")?.[1]?.split("\n") ?? [];
+  return {
+    run(beginning) {
+      const line = lines.find((one) => one.startsWith(beginning));
+      assert.ok(line, `the README has no line ${beginning} …`);
+      return must(["sh", "-c", `cd ${home} && ${line}`], { env: { ...environment(cluster), PATH: path } });
+    },
+  };
 }
 
 /** Waits until all of Veil runs as it was asked for last. */
