@@ -76,15 +76,15 @@ function asText(at: ValueAt): string {
 }
 
 function allOf(conditions: readonly Condition[]): string {
-  const each = conditions.map(({ path, equals, above, not }) => {
-    const found = `.Values.${path}`;
-    const test =
-      equals !== undefined
-        ? `eq ${found} ${JSON.stringify(equals)}`
-        : above !== undefined
-          ? `gt (int64 ${found}) ${above}`
-          : found;
-    return not === true ? `not (${test})` : test;
-  });
+  const each = conditions.map((condition) =>
+    condition.not === true ? `not (${testOf(condition)})` : testOf(condition),
+  );
   return each.length === 1 ? (each[0] ?? "") : `and ${each.map((test) => `(${test})`).join(" ")}`;
+}
+
+function testOf({ path, equals, above, matches }: Condition): string {
+  const found = `.Values.${path}`;
+  if (equals !== undefined) return `eq ${found} ${JSON.stringify(equals)}`;
+  if (above !== undefined) return `gt (int64 ${found}) ${above}`;
+  return matches === undefined ? found : `regexMatch ${JSON.stringify(matches)} ${found}`;
 }

@@ -45,7 +45,7 @@ export function controllerTransports(
   options: AgentOptions,
   roots: () => string | undefined,
 ): { own: Transport; passThrough: Transport } {
-  const { controller: target, tokenFile, clusterId } = options;
+  const { controller: target, controllerName: serverName, tokenFile, clusterId } = options;
   const token = async (): Promise<string> => {
     if (roots() === undefined) throw agentError("AGENT_NO_ROOTS", "the controller has not published its roots yet");
     try {
@@ -54,7 +54,7 @@ export function controllerTransports(
       throw agentError("AGENT_NO_TOKEN", `cannot read the token in ${tokenFile}`, { cause, details: { tokenFile } });
     }
   };
-  const base = { target, roots: () => roots() ?? "" };
+  const base = { target, ...(serverName !== undefined && { serverName }), roots: () => roots() ?? "" };
   return { own: rpcTransport({ ...base, token, headers: { clusterid: clusterId } }), passThrough: rpcTransport(base) };
 }
 

@@ -12,6 +12,7 @@ interface Flags {
   readonly kubeconfig?: string;
   readonly namespace: string;
   readonly podName: string;
+  readonly replicaApp: string;
   readonly listen: { host: string; port: number };
   readonly metricsListen: { host: string; port: number };
   readonly trustDomain: string;
@@ -33,6 +34,7 @@ export function controllerCommand(context: CliContext): Command {
     .addOption(
       new Option("--pod-name <name>", "own pod, to tell it from other replicas").default(hostname(), "the host's name"),
     )
+    .option("--replica-app <name>", "label app of the pods in which the replicas run", "veil-controller")
     .addOption(listenOption("--listen <host:port>", "gRPC for agents (TLS)", 15012))
     .addOption(listenOption("--metrics-listen <host:port>", "metrics and health", 15014))
     .option("--trust-domain <name>", "trust domain of all identities", "cluster.local")
@@ -59,12 +61,13 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
   const config =
     flags.kubeconfig === undefined ? await inClusterConfig(context.env) : await loadKubeConfig(flags.kubeconfig);
   const { trustDomain, clusterId, network, clusterDomain, rootNamespace, enforceWaypoints } = flags;
-  const { namespace, podName, listen, metricsListen } = flags;
+  const { namespace, podName, replicaApp, listen, metricsListen } = flags;
   const controller = createController({
     client: new KubeClient({ config, log, clock, random }),
     cluster: { trustDomain, clusterId, network, clusterDomain, rootNamespace, enforceWaypoints },
     namespace,
     podName,
+    replicaApp,
     listen,
     status: metricsListen,
     ...(flags.nodeAccount !== undefined && { nodeAccounts: flags.nodeAccount }),

@@ -37,8 +37,10 @@ export interface ControllerOptions {
   readonly cluster: Cluster;
   /** Namespace of Veil itself, where the authority's Secret is. */
   readonly namespace: string;
-  /** Name of the controller's own pod: pods beside it with the label `app=veil-controller` are its other replicas. */
+  /** Name of the controller's own pod. */
   readonly podName: string;
+  /** Pods in the same namespace whose label `app` says this are the other replicas. Default `veil-controller`. */
+  readonly replicaApp?: string;
   readonly listen: { readonly host: string; readonly port: number };
   readonly status: { readonly host: string; readonly port: number };
   /** `namespace/name` of the service accounts that act for nodes. Default: those of Veil's agent and of ztunnel. */
@@ -160,6 +162,7 @@ function createServing(
   const peers = new Peers({
     pods: catalog.pods,
     namespace,
+    app: options.replicaApp ?? "veil-controller",
     self: options.podName,
     port: options.listen.port,
     serverName: dnsNames[1],

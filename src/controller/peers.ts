@@ -4,9 +4,6 @@ import { isLive } from "#discovery";
 import type { Informer, Pod } from "#kube";
 import { rpcTransport } from "#rpc";
 
-/** The label that all replicas carry. */
-const REPLICA_LABEL = { name: "app", value: "veil-controller" } as const;
-
 /** Another replica of the controller. */
 export interface Peer {
   /** Its pod's name. */
@@ -19,6 +16,8 @@ export interface PeersOptions {
   readonly pods: Pick<Informer<Pod>, "on">;
   /** Namespace of Veil. */
   readonly namespace: string;
+  /** What the label `app` of all replicas' pods says. */
+  readonly app: string;
   /** Name of this replica's own pod. */
   readonly self: string;
   /** The port of gRPC, the same for all replicas. */
@@ -66,8 +65,8 @@ export class Peers {
   }
 
   #isReplica({ metadata }: Pod): boolean {
-    const { namespace, self } = this.#options;
+    const { namespace, app, self } = this.#options;
     if (metadata?.namespace !== namespace || metadata.name === self) return false;
-    return metadata.labels?.[REPLICA_LABEL.name] === REPLICA_LABEL.value;
+    return metadata.labels?.["app"] === app;
   }
 }

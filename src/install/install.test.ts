@@ -9,6 +9,7 @@ import { readValues, type GivenValues } from "./values.ts";
 interface Rendered {
   kind: string;
   metadata: { name: string; namespace?: string };
+  subjects?: { name: string }[];
   spec?: { template?: { spec: { hostNetwork?: boolean; containers: { args: string[]; image: string }[] } } };
 }
 
@@ -55,6 +56,25 @@ test("only what is wanted is there: one replica needs no budget, another ztunnel
   assert.ok(find(render({ mode: "strict" }), "PeerAuthentication", "veil-mode"));
 });
 
+test("in the agents' pods the controller is a container, and its rights are the agents'", () => {
+  const objects = render({ namespace: "mesh", controller: { mode: "agents" } });
+  const { containers = [] } = find(objects, "DaemonSet", "veil-agent")?.spec?.template?.spec ?? {};
+  const [agent, controller] = containers.map(({ args }) => args.join(" "));
+  assert.equal(containers.length, 2);
+  assert.match(agent ?? "", /--controller https:\/\/127\.0\.0\.1:15012 --controller-name veil-controller\.mesh\.svc /);
+  assert.match(controller ?? "", /^controller --pod-name \$\(POD_NAME\) --replica-app veil-agent --namespace mesh /);
+  for (const kind of ["Deployment", "Service", "PodDisruptionBudget", "ServiceAccount"]) {
+    assert.ok(!find(objects, kind, "veil-controller"), kind);
+  }
+  const holders = (all: Rendered[], kind: string): unknown =>
+    find(all, kind, "veil-controller")?.subjects?.map(({ name }) => name);
+  for (const kind of ["ClusterRoleBinding", "RoleBinding"]) {
+    assert.deepEqual(holders(objects, kind), ["veil-agent"]);
+    assert.deepEqual(holders(render(), kind), ["veil-controller"]);
+  }
+  assert.equal(find(render(), "DaemonSet", "veil-agent")?.spec?.template?.spec.containers.length, 1);
+});
+
 /** What is wrong, and what is said about it. */
 const REFUSED: readonly (readonly [GivenValues, string, RegExp])[] = [
   [{ nonsense: 1 }, "INSTALL_VALUE", /there is no value nonsense/],
@@ -68,6 +88,14 @@ const REFUSED: readonly (readonly [GivenValues, string, RegExp])[] = [
   [{ proxy: { clusterRanges: ["10.0.0.0"] } }, "INSTALL_VALUE", /proxy\.clusterRanges matches/],
   [{ cni: { enabled: false, strict: true } }, "INSTALL_CONTRADICTION", /nothing would hold pods back/],
   [{ proxy: { enabled: false } }, "INSTALL_CONTRADICTION", /nobody would carry the connections/],
+  [{ controller: { mode: "agents", clusterIP: "10.96.0.9" } }, "INSTALL_CONTRADICTION", /of their own node/],
+  [
+    { controller: { mode: "agents" }, agent: { ztunnelListen: "127.0.0.1:15012" } },
+    "INSTALL_CONTRADICTION",
+    /listens there/,
+  ],
+  [{ controller: { clusterIP: "fd00::9" } }, "INSTALL_CONTRADICTION", /ipFamily is IPv4/],
+  [{ ipFamily: "IPv6", controller: { clusterIP: "10.96.0.9" } }, "INSTALL_CONTRADICTION", /ipFamily is IPv6/],
   [
     { ipFamily: "dual", controller: { clusterIP: "10.96.0.9" } },
     "INSTALL_CONTRADICTION",

@@ -10,7 +10,15 @@ import {
 import { admissionPolicies } from "./admission.ts";
 import { NETWORKING_KINDS, POLICY_KINDS } from "./kinds.ts";
 import { resolveTree, value, when, type Tree, type Values } from "./template.ts";
-import { agentObjects, controllerObjects, INSTALLED, proxyObjects, withCni } from "./workloads.ts";
+import {
+  agentObjects,
+  asDeployment,
+  controllerObjects,
+  inAgents,
+  INSTALLED,
+  proxyObjects,
+  withCni,
+} from "./workloads.ts";
 
 const RBAC = "rbac.authorization.k8s.io";
 const ROLES: readonly InstalledRole[] = ["controller", "agent", "proxy"];
@@ -59,20 +67,33 @@ function namespace(): Tree {
 }
 
 function accessOfRole(role: InstalledRole): Tree[] {
-  return accessOf(INSTALLED[role].account, CLUSTER_RULES[role], INSIDE_RULES[role]);
+  const { account } = INSTALLED[role];
+  if (role !== "controller") return [accountOf(account), ...grants(role, [subjectOf(account)])];
+  // What runs in the agents' pods has their account.
+  const holders = [when(asDeployment, subjectOf(account)), when(inAgents, subjectOf(INSTALLED.agent.account))];
+  return [when(asDeployment, accountOf(account)), ...grants(role, holders)];
 }
 
 function accessOfPlugin(): Tree[] {
-  return accessOf(PLUGIN_ACCOUNT, PLUGIN_RULES, []).map((tree) => when(withCni, tree));
+  const name = PLUGIN_ACCOUNT;
+  const access = granted(PLUGIN_RULES, { kind: "ClusterRole", metadata: { name }, subjects: [subjectOf(name)] });
+  return [accountOf(name), ...access].map((tree) => when(withCni, tree));
 }
 
-function accessOf(name: string, cluster: readonly AccessRule[], own: readonly AccessRule[]): Tree[] {
+function accountOf(name: string): Tree {
+  return { apiVersion: "v1", kind: "ServiceAccount", metadata: { name, namespace: value("namespace") } };
+}
+
+function subjectOf(name: string): Tree {
+  return { kind: "ServiceAccount", name, namespace: value("namespace") };
+}
+
+function grants(role: InstalledRole, subjects: Tree): Tree[] {
+  const name = INSTALLED[role].account;
   const inside = { name, namespace: value("namespace") };
-  const subjects = [{ kind: "ServiceAccount", name, namespace: value("namespace") }];
   return [
-    { apiVersion: "v1", kind: "ServiceAccount", metadata: inside },
-    ...granted(cluster, { kind: "ClusterRole", metadata: { name }, subjects }),
-    ...granted(own, { kind: "Role", metadata: inside, subjects }),
+    ...granted(CLUSTER_RULES[role], { kind: "ClusterRole", metadata: { name }, subjects }),
+    ...granted(INSIDE_RULES[role], { kind: "Role", metadata: inside, subjects }),
   ];
 }
 

@@ -50,11 +50,13 @@ export class When {
   }
 }
 
-/** What a value has to be: `equals` something, `above` a number, or, without either, not empty, not zero and not false. */
+/** What a value has to be: `equals` something, `above` a number, `matches` a regular expression, or, without any, not empty, not zero and not false. */
 export interface Condition {
   readonly path: string;
   readonly equals?: string | boolean;
   readonly above?: number;
+  /** One that JavaScript and Go read alike; it matches any part unless it is anchored. */
+  readonly matches?: string;
   readonly not?: boolean;
 }
 
@@ -92,12 +94,15 @@ export function resolveTree(tree: Tree, values: Values): unknown {
 
 /** True when all conditions hold. */
 export function holdAll(conditions: readonly Condition[], values: Values): boolean {
-  return conditions.every((condition) => {
-    const found = values.get(condition.path);
-    if (condition.equals !== undefined) return (found === condition.equals) !== (condition.not === true);
-    if (condition.above !== undefined) return Number(found) > condition.above !== (condition.not === true);
-    return !isEmpty(found) !== (condition.not === true);
-  });
+  return conditions.every((condition) => holds(condition, values) !== (condition.not === true));
+}
+
+function holds({ path, equals, above, matches }: Condition, values: Values): boolean {
+  const found = values.get(path);
+  if (equals !== undefined) return found === equals;
+  if (above !== undefined) return Number(found) > above;
+  if (matches !== undefined) return new RegExp(matches).test(String(found));
+  return !isEmpty(found);
 }
 
 function valueOf({ path, fallback }: ValueAt, values: Values): unknown {

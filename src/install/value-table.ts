@@ -95,11 +95,18 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
   },
   { path: "logLevel", default: "info", oneOf: LEVELS, about: "How much all roles log." },
   {
+    path: "controller.mode",
+    default: "deployment",
+    oneOf: ["deployment", "agents"],
+    about:
+      "Where the controller runs. deployment: replicas of its own. agents: beside the agent on every node, for small clusters: no control plane to run, each node is served by its own, one writes; every node's agent may then read the authority's keys.",
+  },
+  {
     path: "controller.replicas",
     default: 2,
     range: [1, 20],
     about:
-      "Replicas of the controller. All serve the nodes; one, elected by a Lease, also writes. With more than one, a PodDisruptionBudget lets one go at a time.",
+      "Replicas of the controller, as a deployment. All serve the nodes; one, elected by a Lease, also writes. With more than one, a PodDisruptionBudget lets one go at a time.",
   },
   {
     path: "controller.clusterIP",
@@ -116,9 +123,9 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
   {
     path: "controller.nodeSelector",
     default: { "kubernetes.io/os": "linux" },
-    about: "Labels of the nodes on which it may run.",
+    about: "Labels of the nodes on which it may run, as a deployment.",
   },
-  { path: "controller.tolerations", default: [], about: "Taints that it tolerates." },
+  { path: "controller.tolerations", default: [], about: "Taints that it tolerates, as a deployment." },
   {
     path: "agent.unenrolDeadlineSeconds",
     default: 3600,
@@ -213,6 +220,32 @@ export const CONTRADICTIONS: readonly { readonly conditions: readonly Condition[
   {
     conditions: [{ path: "cni.enabled", not: true }, { path: "cni.strict" }],
     reason: "cni.strict is true and cni.enabled is false: nothing would hold pods back",
+  },
+  {
+    conditions: [{ path: "controller.mode", equals: "agents" }, { path: "controller.clusterIP" }],
+    reason: "controller.mode is agents and controller.clusterIP is set: agents ask the controller of their own node",
+  },
+  {
+    conditions: [
+      { path: "controller.mode", equals: "agents" },
+      { path: "agent.ztunnelListen", matches: ":15012$" },
+    ],
+    reason:
+      "controller.mode is agents and agent.ztunnelListen has port 15012: the node's controller listens there, choose another",
+  },
+  {
+    conditions: [
+      { path: "ipFamily", equals: "IPv4" },
+      { path: "controller.clusterIP", matches: ":" },
+    ],
+    reason: "ipFamily is IPv4 and controller.clusterIP is an address of IPv6",
+  },
+  {
+    conditions: [
+      { path: "ipFamily", equals: "IPv6" },
+      { path: "controller.clusterIP", matches: "[.]" },
+    ],
+    reason: "ipFamily is IPv6 and controller.clusterIP is an address of IPv4",
   },
   {
     conditions: [{ path: "ipFamily", equals: "dual" }, { path: "controller.clusterIP" }],

@@ -20,6 +20,9 @@ const POD_NAMESPACES = "/run/netns";
 const KERNEL_SETTINGS = "/host/proc/sys/net";
 /** Where the agent keeps the CNI plugin on its node. */
 export const withCni = { path: "cni.enabled" };
+/** Where the controller runs: as a Deployment, or in the pods of the agents. */
+export const inAgents = { path: "controller.mode", equals: "agents" };
+export const asDeployment = { ...inAgents, not: true };
 const GRPC = 15012;
 const METRICS = 15014;
 
@@ -29,12 +32,12 @@ function metadata(name: string): { [key: string]: Tree } {
   return { name, namespace: value("namespace"), labels: { app: name } };
 }
 
-/** The controller's service, Deployment and disruption budget. */
+/** The controller's service, Deployment and disruption budget, unless it runs in the agents' pods. */
 export function controllerObjects(): Tree[] {
   const { app } = INSTALLED.controller;
   const several = { path: "controller.replicas", above: 1 };
   return [
-    {
+    when(asDeployment, {
       apiVersion: "v1",
       kind: "Service",
       metadata: metadata(app),
@@ -47,8 +50,8 @@ export function controllerObjects(): Tree[] {
           { name: "metrics", port: METRICS, targetPort: METRICS, protocol: "TCP" },
         ],
       },
-    },
-    {
+    }),
+    when(asDeployment, {
       apiVersion: "apps/v1",
       kind: "Deployment",
       metadata: metadata(app),
@@ -58,8 +61,8 @@ export function controllerObjects(): Tree[] {
         strategy: { type: "RollingUpdate", rollingUpdate: { maxSurge: 1, maxUnavailable: 0 } },
         template: { metadata: { labels: { app }, annotations: scraped(METRICS) }, spec: controllerPod() },
       },
-    },
-    when(several, {
+    }),
+    when([asDeployment, several], {
       apiVersion: "policy/v1",
       kind: "PodDisruptionBudget",
       metadata: metadata(app),
@@ -86,40 +89,42 @@ function controllerPod(): Tree {
         ],
       },
     },
+    containers: [controllerContainer()],
+  };
+}
+
+/** Without any right on its node, in whichever pod it runs. */
+function controllerContainer(): Tree {
+  return {
+    ...containerOf("controller"),
+    args: commandLine("controller", {
+      "--pod-name": "$(POD_NAME)",
+      "--replica-app": when(inAgents, INSTALLED.agent.app),
+      "--namespace": value("namespace"),
+      "--node-account": [
+        text`${value("namespace")}/veil-agent`,
+        when({ path: "proxy.enabled", not: true }, text`${value("namespace")}/ztunnel`),
+      ],
+      "--trust-domain": value("trustDomain"),
+      "--cluster-id": value("clusterId"),
+      "--network": value("network"),
+      "--cluster-domain": value("clusterDomain"),
+      "--root-namespace": value("rootNamespace", value("namespace")),
+      "--listen": listening(GRPC),
+      "--metrics-listen": listening(METRICS),
+      "--log-level": value("logLevel"),
+      "--enforce-waypoints": when({ path: "enforceWaypoints" }, true),
+    }),
+    env: [fromField("POD_NAME", "metadata.name")],
     securityContext: {
       runAsNonRoot: true,
       runAsUser: 65_532,
       runAsGroup: 65_532,
+      allowPrivilegeEscalation: false,
+      readOnlyRootFilesystem: true,
+      capabilities: { drop: ["ALL"] },
       seccompProfile: { type: "RuntimeDefault" },
     },
-    containers: [
-      {
-        ...containerOf("controller"),
-        args: commandLine("controller", {
-          "--pod-name": "$(POD_NAME)",
-          "--namespace": value("namespace"),
-          "--node-account": [
-            text`${value("namespace")}/veil-agent`,
-            when({ path: "proxy.enabled", not: true }, text`${value("namespace")}/ztunnel`),
-          ],
-          "--trust-domain": value("trustDomain"),
-          "--cluster-id": value("clusterId"),
-          "--network": value("network"),
-          "--cluster-domain": value("clusterDomain"),
-          "--root-namespace": value("rootNamespace", value("namespace")),
-          "--listen": listening(GRPC),
-          "--metrics-listen": listening(METRICS),
-          "--log-level": value("logLevel"),
-          "--enforce-waypoints": when({ path: "enforceWaypoints" }, true),
-        }),
-        env: [fromField("POD_NAME", "metadata.name")],
-        securityContext: {
-          allowPrivilegeEscalation: false,
-          readOnlyRootFilesystem: true,
-          capabilities: { drop: ["ALL"] },
-        },
-      },
-    ],
   };
 }
 
@@ -136,39 +141,7 @@ export function agentObjects(): Tree[] {
       { ip: value("controller.clusterIP"), hostnames: [controllerName] },
     ]),
     terminationGracePeriodSeconds: 10,
-    containers: [
-      {
-        ...containerOf("agent"),
-        args: commandLine("agent", {
-          "--namespace": value("namespace"),
-          "--controller": text`https://veil-controller.${value("namespace")}.svc:15012`,
-          "--trust-domain": value("trustDomain"),
-          "--cluster-id": value("clusterId"),
-          // Another ztunnel looks where it always does.
-          "--zds-socket": when({ path: "proxy.enabled" }, `${SOCKETS}/ztunnel.sock`),
-          "--ztunnel-listen": value("agent.ztunnelListen"),
-          "--cni-conf-dir": when(withCni, value("cni.confDir")),
-          "--cni-bin-dir": when(withCni, value("cni.binDir")),
-          "--cni-account": when(withCni, PLUGIN_ACCOUNT),
-          "--cni-strict": when([withCni, { path: "cni.strict" }], true),
-          "--unenrol-deadline": text`${value("agent.unenrolDeadlineSeconds")}`,
-          "--dns-capture": text`${value("dnsCapture")}`,
-          "--metrics-listen": listening(readyPort),
-          "--log-level": value("logLevel"),
-        }),
-        env: nodeEnvironment(),
-        securityContext: asRoot(["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"]),
-        volumeMounts: [
-          { name: "token", mountPath: "/var/run/secrets/tokens", readOnly: true },
-          { name: "sockets", mountPath: SOCKETS },
-          // Those of pods that start later, too.
-          { name: "pod-namespaces", mountPath: POD_NAMESPACES, mountPropagation: "HostToContainer" },
-          when({ path: "proxy.enabled", not: true }, { name: "ztunnel", mountPath: "/run/ztunnel" }),
-          when(withCni, { name: "cni-conf", mountPath: value("cni.confDir") }),
-          when(withCni, { name: "cni-bin", mountPath: value("cni.binDir") }),
-        ],
-      },
-    ],
+    containers: [agentContainer(), when(inAgents, controllerContainer())],
     volumes: [
       {
         name: "token",
@@ -184,6 +157,44 @@ export function agentObjects(): Tree[] {
     ],
   };
   return [daemonSet("agent", { pod, metricsPort: readyPort, rollingUpdate: { maxSurge: 0, maxUnavailable: 1 } }, app)];
+}
+
+function agentContainer(): Tree {
+  return {
+    ...containerOf("agent"),
+    args: commandLine("agent", {
+      "--namespace": value("namespace"),
+      "--controller": [
+        when(asDeployment, text`https://veil-controller.${value("namespace")}.svc:15012`),
+        when(inAgents, `https://127.0.0.1:${GRPC}`),
+      ],
+      "--controller-name": when(inAgents, controllerName),
+      "--trust-domain": value("trustDomain"),
+      "--cluster-id": value("clusterId"),
+      // Another ztunnel looks where it always does.
+      "--zds-socket": when({ path: "proxy.enabled" }, `${SOCKETS}/ztunnel.sock`),
+      "--ztunnel-listen": value("agent.ztunnelListen"),
+      "--cni-conf-dir": when(withCni, value("cni.confDir")),
+      "--cni-bin-dir": when(withCni, value("cni.binDir")),
+      "--cni-account": when(withCni, PLUGIN_ACCOUNT),
+      "--cni-strict": when([withCni, { path: "cni.strict" }], true),
+      "--unenrol-deadline": text`${value("agent.unenrolDeadlineSeconds")}`,
+      "--dns-capture": text`${value("dnsCapture")}`,
+      "--metrics-listen": listening(INSTALLED.agent.readyPort),
+      "--log-level": value("logLevel"),
+    }),
+    env: nodeEnvironment(),
+    securityContext: asRoot(["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"]),
+    volumeMounts: [
+      { name: "token", mountPath: "/var/run/secrets/tokens", readOnly: true },
+      { name: "sockets", mountPath: SOCKETS },
+      // Those of pods that start later, too.
+      { name: "pod-namespaces", mountPath: POD_NAMESPACES, mountPropagation: "HostToContainer" },
+      when({ path: "proxy.enabled", not: true }, { name: "ztunnel", mountPath: "/run/ztunnel" }),
+      when(withCni, { name: "cni-conf", mountPath: value("cni.confDir") }),
+      when(withCni, { name: "cni-bin", mountPath: value("cni.binDir") }),
+    ],
+  };
 }
 
 /** The proxy: a namespace of its own, so that two of them may run at once while one replaces the other. It asks the API nothing. */

@@ -80,6 +80,10 @@ const CASES: readonly (readonly [string, GivenValues])[] = [
     (spec) => [`another ${spec.path}`, nested(spec.path, otherThan(spec))] as const,
   ),
   ["another ztunnel", { proxy: { enabled: false }, agent: { ztunnelListen: "127.0.0.1:15012" }, mode: "strict" }],
+  [
+    "the controller in the agents' pods, another ztunnel beside it",
+    { controller: { mode: "agents" }, proxy: { enabled: false }, agent: { ztunnelListen: "127.0.0.1:15010" } },
+  ],
   ["words that mean something in YAML", { network: "yes", clusterId: "0x10", proxy: { threads: "1" } }],
 ];
 
@@ -115,6 +119,10 @@ const REFUSED: readonly (readonly [GivenValues, RegExp])[] = [
   [{ proxy: { clusterRanges: ["10.0.0.0"] } }, /clusterRanges/],
   [{ cni: { enabled: false, strict: true } }, /nothing would hold pods back/],
   [{ proxy: { enabled: false } }, /nobody would carry the connections of enrolled pods/],
+  [{ controller: { mode: "agents", clusterIP: "10.96.0.9" } }, /of their own node/],
+  [{ controller: { mode: "agents" }, agent: { ztunnelListen: "127.0.0.1:15012" } }, /listens there/],
+  [{ controller: { clusterIP: "fd00::9" } }, /ipFamily is IPv4/],
+  [{ ipFamily: "IPv6", controller: { clusterIP: "10.96.0.9" } }, /ipFamily is IPv6/],
   [{ ipFamily: "dual", controller: { clusterIP: "10.96.0.9" } }, /a dual service has one of each family/],
 ];
 
