@@ -85,6 +85,8 @@ function allOf(conditions: readonly Condition[]): string {
 function testOf({ path, equals, above, matches }: Condition): string {
   const found = `.Values.${path}`;
   if (equals !== undefined) return `eq ${found} ${JSON.stringify(equals)}`;
-  if (above !== undefined) return `gt (int64 ${found}) ${above}`;
+  if (above !== undefined) {
+    return `gt (int64 ${found}) ${typeof above === "string" ? `(int64 .Values.${above})` : above}`;
+  }
   return matches === undefined ? found : `regexMatch ${JSON.stringify(matches)} ${found}`;
 }

@@ -42,10 +42,6 @@ export const caError = defineErrors("ca", {
     when: "a certificate signed for a trial by a new authority did not verify, so that the authority was not put to use",
     hint: "the cause names the failed check; the authority that was in use before stays in use",
   },
-  CA_LIFE_TOO_LONG: {
-    when: "a request asks for a certificate that lives longer than is allowed",
-    hint: "ask for at most the authority's maximum (24 hours unless it was changed)",
-  },
   CA_TOKEN_MISSING: {
     when: "a caller gave no authorization header",
     hint: "send `authorization: Bearer <service account token with audience istio-ca>`",

@@ -7,6 +7,8 @@ import { systemRandom } from "#base/random";
 import { runRole, type CliContext } from "./context.ts";
 
 const DRAIN_MS = 5000;
+const HOUR_MS = 3_600_000;
+const DAY_MS = 24 * HOUR_MS;
 
 interface Flags {
   readonly kubeconfig?: string;
@@ -22,6 +24,9 @@ interface Flags {
   readonly rootNamespace: string;
   readonly enforceWaypoints: boolean;
   readonly nodeAccount?: readonly string[];
+  readonly workloadLifeHours: number;
+  readonly intermediateLifeDays: number;
+  readonly rootLifeDays: number;
   readonly logLevel: LogLevel;
 }
 
@@ -47,6 +52,9 @@ export function controllerCommand(context: CliContext): Command {
       "--node-account <namespace/name...>",
       "service accounts that act for their node (default: Veil's agent, ztunnel)",
     )
+    .option("--workload-life-hours <n>", "life of the certificates of workloads", wholeNumber, 24)
+    .option("--intermediate-life-days <n>", "life of the intermediate, when one is made", wholeNumber, 90)
+    .option("--root-life-days <n>", "life of the root, when one is made", wholeNumber, 365)
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .action(async (flags: Flags) => run(context, flags));
 }
@@ -70,6 +78,11 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
     replicaApp,
     listen,
     status: metricsListen,
+    lives: {
+      workloadMs: flags.workloadLifeHours * HOUR_MS,
+      intermediateMs: flags.intermediateLifeDays * DAY_MS,
+      rootMs: flags.rootLifeDays * DAY_MS,
+    },
     ...(flags.nodeAccount !== undefined && { nodeAccounts: flags.nodeAccount }),
     clock,
     random,
@@ -89,4 +102,9 @@ function hostPort(text: string): { host: string; port: number } {
   const found = findHostPort(text);
   if (found === undefined) throw new InvalidArgumentError("Write host:port, for example 0.0.0.0:15012.");
   return found;
+}
+
+function wholeNumber(text: string): number {
+  if (!/^[1-9]\d{0,4}$/.test(text)) throw new InvalidArgumentError("Write a whole number from 1 to 99999.");
+  return Number(text);
 }

@@ -14,6 +14,7 @@ import {
   DEFAULT_NODE_ACCOUNTS,
   SecretBackend,
   ServingCertificate,
+  type AuthorityLives,
 } from "#ca";
 import type { Cluster } from "#discovery";
 import type { KubeClient } from "#kube";
@@ -45,6 +46,8 @@ export interface ControllerOptions {
   readonly status: { readonly host: string; readonly port: number };
   /** `namespace/name` of the service accounts that act for nodes. Default: those of Veil's agent and of ztunnel. */
   readonly nodeAccounts?: readonly string[];
+  /** Of what the authority signs from now on. */
+  readonly lives?: Partial<AuthorityLives>;
   /** Of the election among the replicas; for tests. */
   readonly electionTimes?: ElectionTimes;
   readonly clock: Clock;
@@ -79,6 +82,7 @@ export function createController(options: ControllerOptions): Controller {
     backend: new SecretBackend({ client: leader, namespace: options.namespace }),
     mayWrite: () => leader.leading,
     trustDomain: cluster.trustDomain,
+    ...(options.lives !== undefined && { lives: options.lives }),
     clock,
     random,
     log: log.child({ component: "authority" }),

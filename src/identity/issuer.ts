@@ -17,7 +17,7 @@ export interface CertificateIssuer {
 export interface IstioIssuerOptions {
   /** Carries the bearer token. */
   readonly transport: Transport;
-  /** The life that is asked for. Default 24 hours. */
+  /** The life that is asked for. Default: what the authority gives. */
   readonly lifeMs?: number;
   /** Default `Kubernetes`. */
   readonly clusterId?: string;
@@ -27,7 +27,7 @@ const CALL_TIMEOUT_MS = 10_000;
 
 /** Asks an authority over Istio's certificate service (istioca.proto). */
 export function istioIssuer(options: IstioIssuerOptions): CertificateIssuer {
-  const { transport, lifeMs = 86_400_000, clusterId = "Kubernetes" } = options;
+  const { transport, lifeMs = 0, clusterId = "Kubernetes" } = options;
   const client = createClient(IstioCertificateService, transport);
   return {
     async issue(csr, id, signal) {

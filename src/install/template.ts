@@ -50,11 +50,12 @@ export class When {
   }
 }
 
-/** What a value has to be: `equals` something, `above` a number, `matches` a regular expression, or, without any, not empty, not zero and not false. */
+/** What a value has to be: `equals` something, `above` a number or what another value is, `matches` a regular expression, or, without any, not empty, not zero and not false. */
 export interface Condition {
   readonly path: string;
   readonly equals?: string | boolean;
-  readonly above?: number;
+  /** A text is the path of a value that is a number. */
+  readonly above?: number | string;
   /** One that JavaScript and Go read alike; it matches any part unless it is anchored. */
   readonly matches?: string;
   readonly not?: boolean;
@@ -100,7 +101,7 @@ export function holdAll(conditions: readonly Condition[], values: Values): boole
 function holds({ path, equals, above, matches }: Condition, values: Values): boolean {
   const found = values.get(path);
   if (equals !== undefined) return found === equals;
-  if (above !== undefined) return Number(found) > above;
+  if (above !== undefined) return Number(found) > Number(typeof above === "string" ? values.get(above) : above);
   if (matches !== undefined) return new RegExp(matches).test(String(found));
   return !isEmpty(found);
 }

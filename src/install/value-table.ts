@@ -95,6 +95,24 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
   },
   { path: "logLevel", default: "info", oneOf: LEVELS, about: "How much all roles log." },
   {
+    path: "ca.workloadLifeHours",
+    default: 24,
+    range: [1, 168],
+    about: "Life of workloads' certificates; they are renewed at half of it.",
+  },
+  {
+    path: "ca.intermediateLifeDays",
+    default: 90,
+    range: [15, 3650],
+    about: "Life of the intermediate that signs them; it is renewed at half of it. Counts when the next one is made.",
+  },
+  {
+    path: "ca.rootLifeDays",
+    default: 365,
+    range: [30, 7300],
+    about: "Life of the root. Counts when one is made: with the first installation.",
+  },
+  {
     path: "controller.mode",
     default: "deployment",
     oneOf: ["deployment", "agents"],
@@ -220,6 +238,10 @@ export const CONTRADICTIONS: readonly { readonly conditions: readonly Condition[
   {
     conditions: [{ path: "cni.enabled", not: true }, { path: "cni.strict" }],
     reason: "cni.strict is true and cni.enabled is false: nothing would hold pods back",
+  },
+  {
+    conditions: [{ path: "ca.intermediateLifeDays", above: "ca.rootLifeDays" }],
+    reason: "ca.intermediateLifeDays is more than ca.rootLifeDays: nothing outlives what signed it",
   },
   {
     conditions: [{ path: "controller.mode", equals: "agents" }, { path: "controller.clusterIP" }],

@@ -58,6 +58,7 @@ function otherThan(spec: ValueSpec): unknown {
   const chosen: Readonly<Record<string, unknown>> = {
     "image.pullSecrets": [{ name: "registry" }],
     "controller.clusterIP": "10.96.0.9",
+    "ca.intermediateLifeDays": 30,
     "controller.tolerations": [{ key: "a", operator: "Exists" }],
     "agent.ztunnelListen": "127.0.0.1:15012",
     "proxy.clusterRanges": ["10.0.0.0/8", "fd00::/8"],
@@ -119,6 +120,8 @@ const REFUSED: readonly (readonly [GivenValues, RegExp])[] = [
   [{ proxy: { clusterRanges: ["10.0.0.0"] } }, /clusterRanges/],
   [{ cni: { enabled: false, strict: true } }, /nothing would hold pods back/],
   [{ proxy: { enabled: false } }, /nobody would carry the connections of enrolled pods/],
+  [{ ca: { rootLifeDays: 60 } }, /nothing outlives what signed it/],
+  [{ ca: { workloadLifeHours: 169 } }, /workloadLifeHours/],
   [{ controller: { mode: "agents", clusterIP: "10.96.0.9" } }, /of their own node/],
   [{ controller: { mode: "agents" }, agent: { ztunnelListen: "127.0.0.1:15012" } }, /listens there/],
   [{ controller: { clusterIP: "fd00::9" } }, /ipFamily is IPv4/],

@@ -4,9 +4,11 @@
  */
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { once } from "node:events";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { connect } from "node:tls";
 import { createClient } from "@connectrpc/connect";
 import { parse, stringify } from "yaml";
 import { systemClock } from "#base/clock";
@@ -78,6 +80,15 @@ function argsOf(values: GivenValues, podName: string, more: readonly string[]): 
   return [...args.map((word) => word.replace("$(POD_NAME)", podName)), ...more];
 }
 
+/** Of the certificate of a server on loopback. */
+async function lifeHours(port: number): Promise<number> {
+  const socket = connect({ host: "127.0.0.1", port, rejectUnauthorized: false });
+  await once(socket, "secureConnect");
+  const { valid_from: from, valid_to: to } = socket.getPeerCertificate();
+  socket.destroy();
+  return (Date.parse(to) - Date.parse(from)) / 3_600_000;
+}
+
 test(
   "in the agents' pods: with their account each node is served by its own, one writes, and the others know each other",
   { timeout: 300_000 },
@@ -87,14 +98,14 @@ test(
     const admin = join(data, "admin.kubeconfig");
     const apiListen = `127.0.0.1:${await freePort()}`;
     await using api = new Role("apiserver", "--data", data, "--listen", apiListen, "--log-level", "warn");
-    const connect = async (kubeconfig: string): Promise<KubeClient> =>
+    const clientOf = async (kubeconfig: string): Promise<KubeClient> =>
       new KubeClient({ config: await loadKubeConfig(kubeconfig), ...shared });
-    await api.start(async () => (await (await connect(admin)).list(resources.namespaces)).items.length >= 0);
-    const client = await connect(admin);
+    await api.start(async () => (await (await clientOf(admin)).list(resources.namespaces)).items.length >= 0);
+    const client = await clientOf(admin);
     for (const name of [VEIL, "shop"]) await client.create(resources.namespaces, { metadata: { name } });
 
     // With a Deployment, an agent's account can neither read the authority's keys nor take the lease.
-    const agents = { controller: { mode: "agents" } };
+    const agents = { controller: { mode: "agents" }, ca: { workloadLifeHours: 2 } };
     await grant(client, {});
     const nodes = [
       { name: "agent-1", ip: "127.0.0.1" },
@@ -104,7 +115,7 @@ test(
       await agentPod(client, { admin, ...nodes[0] }),
       await agentPod(client, { admin, ...nodes[1] }),
     ];
-    const asAgent = await connect(first.kubeconfig);
+    const asAgent = await clientOf(first.kubeconfig);
     for (const [ref, name] of [
       [resources.secrets, "veil-ca"],
       [resources.leases, "veil-controller"],
@@ -135,6 +146,7 @@ test(
       (await client.find(resources.configMaps, { name: "istio-ca-root-cert", namespace }))?.data?.["root-cert.pem"];
     await until(async () => (await bundleIn("shop")) !== undefined);
     const roots = (await bundleIn("shop")) ?? "";
+    assert.equal(Math.round(await lifeHours(port)), 2, "as the value says");
     const propagation = createClient(
       Propagation,
       rpcTransport({
