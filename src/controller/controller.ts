@@ -24,6 +24,7 @@ import { Catalog } from "./catalog.ts";
 import { Election, type ElectionTimes } from "./election.ts";
 import { LeaderClient } from "./leader-client.ts";
 import { controllerMetrics } from "./metrics.ts";
+import { Neighbours } from "./neighbours.ts";
 import { Peers, type Peer } from "./peers.ts";
 import { LivePods } from "./pod-directory.ts";
 import { PropagationService } from "./propagation.ts";
@@ -78,6 +79,14 @@ export function createController(options: ControllerOptions): Controller {
   const leader = new LeaderClient(client, election);
   const cache = new ResourceCache();
   const catalog = new Catalog({ ...shared, leader, cluster, cache, log: log.child({ component: "catalog" }) });
+  const { namespace, podName } = options;
+  const neighbours = new Neighbours({
+    ...shared,
+    pods: catalog.pods,
+    namespace,
+    podName,
+    log: log.child({ component: "neighbours" }),
+  });
   const authority = new Authority({
     backend: new SecretBackend({ client: leader, namespace: options.namespace }),
     mayWrite: () => leader.leading,
@@ -98,6 +107,7 @@ export function createController(options: ControllerOptions): Controller {
       { table: controllerMetrics, cells: cells.own },
     ],
     pending: () => started.pending,
+    more: { "/neighbours": () => neighbours.list() },
   });
   const status = new PageServer({ name: "status", ...options.status, log, handle: pages });
   return {

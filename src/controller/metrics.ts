@@ -32,6 +32,11 @@ export const controllerMetrics = defineMetrics("controller", {
     help: "1 while all watches of the Kubernetes API are alive.",
     labels: [],
   },
+  veil_controller_neighbours: {
+    kind: "gauge",
+    help: "1 while another that enrols or encrypts is on the cluster, by its name.",
+    labels: ["name"],
+  },
   veil_controller_leading: {
     kind: "gauge",
     help: "1 while this replica holds the Lease and writes what one replica alone writes.",
