@@ -149,10 +149,8 @@ test("Istio and Cilium are named, and nothing of theirs is changed", { timeout: 
   await controller.start(async () => (await page("/healthz/ready")).ok);
 
   const named = (await (await page("/neighbours")).json()) as { name: string; pods: string[] }[];
-  assert.deepEqual(named.map(({ name, pods }) => `${name}: ${pods.join()}`).toSorted(), [
-    ["Cilium", ["kube-system/cilium-1"]],
-    ["Istio", ["istio-system/istiod-1"]],
-  ]);
+  const found = named.map(({ name, pods }) => `${name}: ${pods.join()}`);
+  assert.deepEqual(found.toSorted(), ["Cilium: kube-system/cilium-1", "Istio: istio-system/istiod-1"]);
   const told = async (): Promise<string[]> =>
     (await client.list(resources.events, { namespace: "veil-system" })).items
       .filter(({ reason, involvedObject }) => reason === "VeilNotAlone" && involvedObject.name === "own")
