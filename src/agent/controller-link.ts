@@ -8,8 +8,8 @@ import { relayUpdates, ResourceCache, TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClien
 import type { AgentOptions } from "./options.ts";
 import { agentError } from "./errors.ts";
 
-/** ConfigMap and key that hold the roots which the controller's certificate is checked with. */
-const TRUST_BUNDLE = { name: "istio-ca-root-cert", key: "root-cert.pem" } as const;
+/** Key of the ConfigMap that holds the roots which the controller's certificate is checked with. */
+const TRUST_BUNDLE_KEY = "root-cert.pem";
 /** Updates of the controller that may be in work at once: each waits for this node's proxy. */
 const XDS_PIPELINE = 64;
 /** A controller that has come back is found again within this time. */
@@ -24,8 +24,8 @@ export interface TrustBundle {
 
 /** Follows the trust bundle that the controller publishes; `onChange` gets each new text. */
 export function followTrustBundle(options: AgentOptions, onChange: (rootsPem: string) => void): TrustBundle {
-  const { client, clock, random, log, namespace } = options;
-  const { name, key } = TRUST_BUNDLE;
+  const { client, clock, random, log, namespace, trustBundle: name } = options;
+  const key = TRUST_BUNDLE_KEY;
   const fieldSelector = `metadata.name=${name}`;
   const informer = new Informer({ client, clock, random, log, ref: resources.configMaps, namespace, fieldSelector });
   informer.on({

@@ -22,6 +22,7 @@ interface AgentFlags {
   readonly node: string;
   readonly controller: string;
   readonly controllerName?: string;
+  readonly trustBundle: string;
   readonly agentSocket: string;
   readonly zdsSocket: string;
   readonly cniSocket: string;
@@ -53,6 +54,7 @@ export function agentCommand(context: CliContext): Command {
     .addOption(new Option("--node <name>", "this node's name").env("NODE_NAME").makeOptionMandatory())
     .option("--controller <address>", "the controller", "https://veil-controller.veil-system.svc:15012")
     .option("--controller-name <name>", "the name in the controller's certificate (default: that of its address)")
+    .option("--trust-bundle <name>", "ConfigMap with the roots of its certificate", "istio-ca-root-cert")
     .option("--agent-socket <path>", "gRPC for this node's proxy", "/run/veil/agent.sock")
     .option("--zds-socket <path>", "where the proxy gets its pods", "/var/run/ztunnel/ztunnel.sock")
     .option("--cni-socket <path>", "where the CNI plugin announces pods", "/run/veil/cni.sock")
@@ -103,6 +105,7 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
     instance: { ip: env["INSTANCE_IP"] ?? "1.1.1.1", pod: env["POD_NAME"] ?? `veil-agent-${node}` },
     controller,
     controllerName: flags.controllerName,
+    trustBundle: flags.trustBundle,
     tokenFile,
     trustDomain,
     clusterId,

@@ -18,6 +18,7 @@ interface Flags {
   readonly listen: { host: string; port: number };
   readonly metricsListen: { host: string; port: number };
   readonly trustDomain: string;
+  readonly trustBundle: string;
   readonly clusterId: string;
   readonly network: string;
   readonly clusterDomain: string;
@@ -43,6 +44,7 @@ export function controllerCommand(context: CliContext): Command {
     .addOption(listenOption("--listen <host:port>", "gRPC for agents (TLS)", 15012))
     .addOption(listenOption("--metrics-listen <host:port>", "metrics and health", 15014))
     .option("--trust-domain <name>", "trust domain of all identities", "cluster.local")
+    .option("--trust-bundle <name>", "ConfigMap with the roots, in each namespace", "istio-ca-root-cert")
     .option("--cluster-id <name>", "name of this cluster", "Kubernetes")
     .option("--network <name>", "network that the pods' addresses belong to", "")
     .option("--cluster-domain <name>", "domain of services", "cluster.local")
@@ -75,6 +77,7 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
     cluster: { trustDomain, clusterId, network, clusterDomain, rootNamespace, enforceWaypoints },
     namespace,
     podName,
+    trustBundle: flags.trustBundle,
     replicaApp,
     listen,
     status: metricsListen,

@@ -47,6 +47,8 @@ export interface ControllerOptions {
   readonly status: { readonly host: string; readonly port: number };
   /** `namespace/name` of the service accounts that act for nodes. Default: those of Veil's agent and of ztunnel. */
   readonly nodeAccounts?: readonly string[];
+  /** Name of the ConfigMaps with the roots. Default `istio-ca-root-cert`, where the field's tools look. */
+  readonly trustBundle?: string;
   /** Of what the authority signs from now on. */
   readonly lives?: Partial<AuthorityLives>;
   /** Of the election among the replicas; for tests. */
@@ -97,7 +99,13 @@ export function createController(options: ControllerOptions): Controller {
     log: log.child({ component: "authority" }),
     cells: cells.ca,
   });
-  const bundles = new TrustBundles({ ...shared, leader, authority, log: log.child({ component: "trust bundles" }) });
+  const bundles = new TrustBundles({
+    ...shared,
+    leader,
+    bundleName: options.trustBundle ?? "istio-ca-root-cert",
+    authority,
+    log: log.child({ component: "trust bundles" }),
+  });
   const { serving, rpc } = createServing(options, { cells, cache, catalog, authority });
   const started = new Started();
   const pages = statusPages({

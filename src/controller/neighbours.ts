@@ -24,7 +24,8 @@ const NEIGHBOURS: readonly Neighbour[] = [
   {
     name: "Istio",
     isPod: hasLabel("app", "istiod"),
-    advice: "pods with its sidecar are left to it; AuthorizationPolicies and PeerAuthentications count for both",
+    advice:
+      "pods with its sidecar are left to it; AuthorizationPolicies and PeerAuthentications count for both; ConfigMap istio-ca-root-cert is its own: give Veil's another name (chart value trustBundle)",
   },
   {
     name: "Istio's ambient mode",

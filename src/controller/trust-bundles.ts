@@ -10,8 +10,7 @@ import { Informer, isKubeError, resources, type ConfigMap, type KubeClient, type
 import type { LeaderClient } from "./leader-client.ts";
 import { controllerMetrics } from "./metrics.ts";
 
-/** The ConfigMap's name and key, as workloads and agents expect them. */
-const TRUST_BUNDLE_NAME = "istio-ca-root-cert";
+/** The ConfigMap's key, as workloads and agents expect it. */
 const TRUST_BUNDLE_KEY = "root-cert.pem";
 /** Says that the ConfigMap is ours; one without it is left alone. */
 const MANAGED_LABEL = "veil.dev/managed-by";
@@ -23,6 +22,8 @@ const WRITERS = 8;
 export interface TrustBundlesOptions {
   readonly client: KubeClient;
   readonly leader: Pick<LeaderClient, "leading" | "onLeading" | "create" | "patch">;
+  /** Name of the ConfigMaps. */
+  readonly bundleName: string;
   readonly authority: Pick<Authority, "trustBundlePem" | "onTrustBundle">;
   readonly clock: Clock;
   readonly random: Random;
@@ -58,7 +59,7 @@ export class TrustBundles implements Service {
     this.#configMaps = new Informer({
       ...shared,
       ref: resources.configMaps,
-      fieldSelector: `metadata.name=${TRUST_BUNDLE_NAME}`,
+      fieldSelector: `metadata.name=${options.bundleName}`,
     });
     const mark = (namespace: string | undefined): void => this.#mark(namespace ?? "");
     this.#namespaces.on({
@@ -137,7 +138,7 @@ export class TrustBundles implements Service {
     const { authority } = this.#options;
     const known = this.#namespaces.get(namespace);
     if (known === undefined || known.metadata?.deletionTimestamp !== undefined) return;
-    const current = this.#configMaps.get(TRUST_BUNDLE_NAME, namespace);
+    const current = this.#configMaps.get(this.#options.bundleName, namespace);
     const data = { [TRUST_BUNDLE_KEY]: authority.trustBundlePem };
     if (current?.data?.[TRUST_BUNDLE_KEY] === data[TRUST_BUNDLE_KEY]) return;
     if (current !== undefined && current.metadata?.labels?.[MANAGED_LABEL] !== MANAGED_VALUE) {
@@ -151,8 +152,8 @@ export class TrustBundles implements Service {
     namespace: string,
     { data, current, signal }: { data: Record<string, string>; current: ConfigMap | undefined; signal: AbortSignal },
   ): Promise<void> {
-    const { leader } = this.#options;
-    const at = { name: TRUST_BUNDLE_NAME, namespace };
+    const { leader, bundleName: name } = this.#options;
+    const at = { name, namespace };
     const metadata = { ...at, labels: { [MANAGED_LABEL]: MANAGED_VALUE } };
     try {
       if (current === undefined) await leader.create(resources.configMaps, { metadata, data }, { signal });
@@ -169,7 +170,10 @@ export class TrustBundles implements Service {
   #leaveAlone(namespace: string): void {
     if (this.#foreign.has(namespace)) return;
     this.#foreign.add(namespace);
-    this.#options.log.warn({ namespace, name: TRUST_BUNDLE_NAME }, "somebody else's trust bundle is left as it is");
+    this.#options.log.warn(
+      { namespace, name: this.#options.bundleName },
+      "somebody else's trust bundle is left as it is",
+    );
   }
 }
 

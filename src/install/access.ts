@@ -12,8 +12,8 @@ export interface AccessRule {
 }
 
 const FOLLOW = ["list", "watch"];
-/** The ConfigMap with the roots, in each namespace. Listing by the field `metadata.name` counts as asking for that name. */
-const TRUST_BUNDLE = "istio-ca-root-cert";
+/** The ConfigMap with the roots, in each namespace, unless a value names another. Listing by the field `metadata.name` counts as asking for that name. */
+export const TRUST_BUNDLE = "istio-ca-root-cert";
 const AUTHORITY = "veil-ca";
 /** By which the controller's replicas elect the one that writes. */
 const LEASES = "coordination.k8s.io";

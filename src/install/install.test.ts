@@ -75,6 +75,20 @@ test("in the agents' pods the controller is a container, and its rights are the 
   assert.equal(find(render(), "DaemonSet", "veil-agent")?.spec?.template?.spec.containers.length, 1);
 });
 
+test("a bundle of another name is the one that is written, read and allowed", () => {
+  const objects = render({ trustBundle: "veil-roots" });
+  for (const [kind, name] of [
+    ["Deployment", "veil-controller"],
+    ["DaemonSet", "veil-agent"],
+  ] as const) {
+    const args = argsOf(objects, kind, name);
+    assert.equal(args[args.indexOf("--trust-bundle") + 1], "veil-roots");
+  }
+  const rules = JSON.stringify(objects.filter(({ kind }) => kind === "Role" || kind === "ClusterRole"));
+  assert.equal(rules.match(/veil-roots/g)?.length, 2);
+  assert.doesNotMatch(rules, /istio-ca-root-cert/);
+});
+
 /** What is wrong, and what is said about it. */
 const REFUSED: readonly (readonly [GivenValues, string, RegExp])[] = [
   [{ nonsense: 1 }, "INSTALL_VALUE", /there is no value nonsense/],

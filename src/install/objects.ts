@@ -4,6 +4,7 @@ import {
   INSIDE_RULES,
   PLUGIN_ACCOUNT,
   PLUGIN_RULES,
+  TRUST_BUNDLE,
   type AccessRule,
   type InstalledRole,
 } from "./access.ts";
@@ -108,9 +109,14 @@ function granted(
   if (rules.length === 0) return [];
   const roleRef = { apiGroup: RBAC, kind, name: metadata.name };
   return [
-    { apiVersion: `${RBAC}/v1`, kind, metadata, rules: rules.map((rule) => ({ ...rule })) },
+    { apiVersion: `${RBAC}/v1`, kind, metadata, rules: rules.map(ruleOf) },
     { apiVersion: `${RBAC}/v1`, kind: `${kind}Binding`, metadata, roleRef, subjects },
   ];
+}
+
+function ruleOf({ resourceNames, ...rule }: AccessRule): Tree {
+  if (resourceNames === undefined) return { ...rule };
+  return { ...rule, resourceNames: resourceNames.map((name) => (name === TRUST_BUNDLE ? value("trustBundle") : name)) };
 }
 
 /** Strict everywhere: users make exceptions by PeerAuthentications of their own. */

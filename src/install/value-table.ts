@@ -51,6 +51,13 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
     about: "Trust domain of all identities: spiffe://TRUST-DOMAIN/ns/…/sa/…. A change needs a new authority.",
   },
   {
+    path: "trustBundle",
+    default: "istio-ca-root-cert",
+    pattern: DNS_NAME,
+    about:
+      "Name of the ConfigMap with the roots, which the controller keeps in each namespace. Where Istio is installed it must be another: that one is Istio's.",
+  },
+  {
     path: "clusterId",
     default: "Kubernetes",
     pattern: "[\\w.-]+",

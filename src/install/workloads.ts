@@ -106,6 +106,7 @@ function controllerContainer(): Tree {
         when({ path: "proxy.enabled", not: true }, text`${value("namespace")}/ztunnel`),
       ],
       "--trust-domain": value("trustDomain"),
+      "--trust-bundle": value("trustBundle"),
       "--cluster-id": value("clusterId"),
       "--network": value("network"),
       "--cluster-domain": value("clusterDomain"),
@@ -173,6 +174,7 @@ function agentContainer(): Tree {
       ],
       "--controller-name": when(inAgents, controllerName),
       "--trust-domain": value("trustDomain"),
+      "--trust-bundle": value("trustBundle"),
       "--cluster-id": value("clusterId"),
       // Another ztunnel looks where it always does.
       "--zds-socket": when({ path: "proxy.enabled" }, `${SOCKETS}/ztunnel.sock`),

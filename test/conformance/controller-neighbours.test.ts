@@ -23,6 +23,7 @@ import { freePort, Role, until } from "./role-process.ts";
 
 const shared = { clock: systemClock(), random: systemRandom, log: silentLog() };
 const BUNDLE = "istio-ca-root-cert";
+const OWN_BUNDLE = "veil-ca-root-cert";
 
 /** One of their kinds, as an installation of theirs has it, and an object of it. */
 interface Theirs {
@@ -103,12 +104,7 @@ test("Istio and Cilium are named, and nothing of theirs is changed", { timeout: 
 
   await client.create(resources.nodes, { metadata: { name: "node1" } });
   const labels = { "istio-injection": "enabled", "istio.io/rev": "default" };
-  for (const metadata of [
-    { name: "veil-system" },
-    { name: "istio-system" },
-    { name: "shop", labels },
-    { name: "bare" },
-  ]) {
+  for (const metadata of [{ name: "veil-system" }, { name: "istio-system" }, { name: "shop", labels }]) {
     await client.create(resources.namespaces, { metadata });
   }
   for (const one of THEIRS) {
@@ -144,7 +140,16 @@ test("Istio and Cilium are named, and nothing of theirs is changed", { timeout: 
   const before = await look();
 
   const listens = ["--listen", `127.0.0.1:${rpcPort}`, "--metrics-listen", `127.0.0.1:${statusPort}`];
-  await using controller = new Role("controller", "--kubeconfig", kubeconfig, "--pod-name", "own", ...listens);
+  await using controller = new Role(
+    "controller",
+    "--kubeconfig",
+    kubeconfig,
+    "--pod-name",
+    "own",
+    "--trust-bundle",
+    OWN_BUNDLE,
+    ...listens,
+  );
   const page = (path: string): Promise<Response> => fetch(`http://127.0.0.1:${statusPort}${path}`);
   await controller.start(async () => (await page("/healthz/ready")).ok);
 
@@ -158,9 +163,9 @@ test("Istio and Cilium are named, and nothing of theirs is changed", { timeout: 
       .toSorted();
   await until(async () => (await told()).length === 2);
   assert.deepEqual(await told(), ["Cilium", "Istio"]);
-  // It has done its work: a namespace without a bundle has one.
+  // It has done its work: its own bundle is beside theirs.
   await until(
-    async () => (await client.find(resources.configMaps, { name: BUNDLE, namespace: "bare" }))?.data !== undefined,
+    async () => (await client.find(resources.configMaps, { name: OWN_BUNDLE, namespace: "shop" }))?.data !== undefined,
   );
   assert.equal(await look(), before, "what is theirs is as it was");
 });
