@@ -9,6 +9,7 @@ import { controllerCommand } from "./controller.ts";
 import { labCommand } from "./lab.ts";
 import { leaveCommand } from "./leave.ts";
 import { demoCommand } from "./demo.ts";
+import { doctorCommand } from "./doctor.ts";
 import { kubectlCommand } from "./kubectl.ts";
 import { manifestsCommand } from "./manifests.ts";
 import { proxyCommand } from "./proxy.ts";
@@ -32,6 +33,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     demoCommand(context),
     labCommand(context),
     whyCommand(context),
+    doctorCommand(context, version),
     kubectlCommand(context),
     manifestsCommand(context, version),
     controllerCommand(context),

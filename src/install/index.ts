@@ -1,4 +1,11 @@
-export { CLUSTER_RULES, INSIDE_RULES, PLUGIN_RULES, type AccessRule, type InstalledRole } from "./access.ts";
+export {
+  CLUSTER_RULES,
+  INSIDE_RULES,
+  PLUGIN_ACCOUNT,
+  PLUGIN_RULES,
+  type AccessRule,
+  type InstalledRole,
+} from "./access.ts";
 export { leave } from "./leave.ts";
 export { NETWORKING_KINDS, POLICY_KINDS } from "./kinds.ts";
 export { installationTrees, installedKinds, renderInstallation } from "./objects.ts";

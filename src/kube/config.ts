@@ -118,15 +118,15 @@ async function readText(path: string, namedBy?: string): Promise<string> {
 }
 
 /**
- * Reads a kubeconfig file and takes its current context.
+ * Reads a kubeconfig file and takes the named context, or its current one.
  * Throws `KUBE_CONFIG_UNREADABLE`, `KUBE_CONFIG_INVALID` and `KUBE_CONFIG_UNSUPPORTED`, naming file and field.
  */
-export async function loadKubeConfig(path: string): Promise<KubeConfig> {
-  return parseKubeConfig(await readText(path), path);
+export async function loadKubeConfig(path: string, context?: string): Promise<KubeConfig> {
+  return parseKubeConfig(await readText(path), path, context);
 }
 
 /** Reads the text of a kubeconfig; relative paths in it are relative to `file`. Throws as {@link loadKubeConfig}. */
-export async function parseKubeConfig(text: string, file: string): Promise<KubeConfig> {
+export async function parseKubeConfig(text: string, file: string, wanted?: string): Promise<KubeConfig> {
   let document: unknown;
   try {
     document = parse(text, { maxAliasCount: 100 });
@@ -134,7 +134,7 @@ export async function parseKubeConfig(text: string, file: string): Promise<KubeC
     throw kubeError("KUBE_CONFIG_INVALID", `${file}: no YAML`, { cause, details: { file } });
   }
   const root = new Section(file, "the file", document);
-  const contextName = root.text("current-context");
+  const contextName = wanted ?? root.text("current-context");
   if (contextName === undefined) throw root.wrongField("current-context", "is missing");
   const context = root.entry("contexts", "context", contextName);
   const cluster = root.entry("clusters", "cluster", context.needText("cluster"));
@@ -210,14 +210,16 @@ export async function inClusterConfig(
 }
 
 /**
- * What commands use: the file given by flag, else `KUBECONFIG`, else a pod's own credentials, else `~/.kube/config`.
+ * What commands use: the file given by flag, else `KUBECONFIG`, else a pod's own credentials (unless a context is asked for, which
+ * only a file has), else `~/.kube/config`.
  */
 export async function findKubeConfig(
   env: Readonly<Record<string, string | undefined>>,
   flag?: string,
+  context?: string,
 ): Promise<KubeConfig> {
   const path = flag ?? env["KUBECONFIG"];
-  if (path !== undefined && path !== "") return loadKubeConfig(path);
-  if (env["KUBERNETES_SERVICE_HOST"] !== undefined) return inClusterConfig(env);
-  return loadKubeConfig(`${env["HOME"] ?? "/root"}/.kube/config`);
+  if (path !== undefined && path !== "") return loadKubeConfig(path, context);
+  if (env["KUBERNETES_SERVICE_HOST"] !== undefined && context === undefined) return inClusterConfig(env);
+  return loadKubeConfig(`${env["HOME"] ?? "/root"}/.kube/config`, context);
 }

@@ -1,0 +1,3 @@
+export { examineCluster, type ClusterOptions } from "./cluster.ts";
+export { exitCodeOf, type Finding } from "./finding.ts";
+export { findingsAsJson, formatFindings } from "./report.ts";

@@ -1,0 +1,62 @@
+import { decideEligibility, type Eligibility, type PodFacts } from "#enrolment";
+import type { Namespace, Pod } from "#kube";
+import { REDIRECTION_ANNOTATION } from "#model/redirection";
+
+export type Labels = Readonly<Record<string, string>>;
+
+/** A pod, and what Veil makes of it. */
+export interface JudgedPod {
+  readonly pod: Pod;
+  /** `namespace/name`. */
+  readonly name: string;
+  readonly namespace: string;
+  readonly node: string;
+  readonly labels: Labels;
+  readonly eligibility: Eligibility;
+  /** Whether its agent has said that it is enrolled. */
+  readonly enrolled: boolean;
+}
+
+/** What each pod's and its namespace's labels ask for. */
+export function judgePods(pods: readonly Pod[], namespaces: readonly Namespace[]): readonly JudgedPod[] {
+  const labelsOf = new Map(namespaces.map(({ metadata }) => [metadata?.name ?? "", metadata?.labels ?? {}]));
+  return pods.map((pod) => judge(pod, labelsOf.get(pod.metadata?.namespace ?? "") ?? {}));
+}
+
+function judge(pod: Pod, namespaceLabels: Labels): JudgedPod {
+  const facts = factsOf(pod);
+  const { namespace, labels, annotations } = facts;
+  return {
+    pod,
+    name: `${namespace}/${facts.name}`,
+    namespace,
+    node: pod.spec?.nodeName ?? "",
+    labels,
+    eligibility: decideEligibility(facts, namespaceLabels),
+    enrolled: annotations[REDIRECTION_ANNOTATION] === "enabled",
+  };
+}
+
+function factsOf({ metadata, spec, status }: Pod): PodFacts {
+  const { name = "", namespace = "", uid = "", labels = {}, annotations = {} } = metadata ?? {};
+  return {
+    uid,
+    name,
+    namespace,
+    serviceAccount: spec?.serviceAccountName ?? "default",
+    hostNetwork: spec?.hostNetwork === true,
+    phase: status?.phase ?? "",
+    labels,
+    annotations,
+  };
+}
+
+/** Whether a pod has begun and not ended. */
+export function isRunning({ pod }: JudgedPod): boolean {
+  return pod.status?.phase === "Running" && pod.metadata?.deletionTimestamp === undefined;
+}
+
+/** Whether it says that it is ready. */
+export function isReady(pod: Pod): boolean {
+  return pod.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True") === true;
+}
