@@ -78,6 +78,7 @@ export function createAgent(options: AgentOptions): Agent {
     namespaces: new Informer({ client, clock, random, log, ref: resources.namespaces }),
     enrolment,
     warnings: new LabelWarnings({ client, node, clock, log }),
+    enrolLabels: options.enrolLabels,
   });
   const leaving = createLeaving(options, { enrolment, installer: cni.installer, knowsPods: () => following.started });
   const status = createStatus(options, {

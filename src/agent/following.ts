@@ -1,14 +1,16 @@
 import type { Service } from "#base/service";
-import type { Enrolment } from "#enrolment";
+import { heededLabels, type Enrolment } from "#enrolment";
 import type { Informer, Namespace, Pod } from "#kube";
 import type { LabelWarnings } from "./label-warnings.ts";
 import { podFacts } from "./pod-facts.ts";
 
 interface FollowingParts {
-  readonly pods: Informer<Pod>;
-  readonly namespaces: Informer<Namespace>;
-  readonly enrolment: Enrolment;
-  readonly warnings: LabelWarnings;
+  readonly pods: Pick<Informer<Pod>, "on" | "start" | "drain">;
+  readonly namespaces: Pick<Informer<Namespace>, "on" | "start" | "drain">;
+  readonly enrolment: Pick<Enrolment, "setNamespace" | "upsertPod" | "removePod" | "synced">;
+  readonly warnings: Pick<LabelWarnings, "look">;
+  /** Labels by which pods are enrolled; others of them are not seen. */
+  readonly enrolLabels: readonly string[];
 }
 
 /** Tells enrolment what the API knows of this node's pods, from the first complete picture on. */
@@ -27,18 +29,20 @@ export class Following implements Service {
   }
 
   async start(signal: AbortSignal): Promise<void> {
-    const { pods, namespaces, enrolment, warnings } = this.#parts;
+    const { pods, namespaces, enrolment, warnings, enrolLabels } = this.#parts;
     namespaces.on({
       upserted: ({ metadata }) => {
-        warnings.look("Namespace", metadata);
-        enrolment.setNamespace(metadata?.name ?? "", metadata?.labels ?? {});
+        const labels = heededLabels(metadata?.labels ?? {}, enrolLabels);
+        warnings.look("Namespace", { ...metadata, labels });
+        enrolment.setNamespace(metadata?.name ?? "", labels);
       },
       deleted: ({ metadata }) => enrolment.setNamespace(metadata?.name ?? "", undefined),
     });
     pods.on({
       upserted: (pod) => {
-        warnings.look("Pod", pod.metadata);
-        enrolment.upsertPod(podFacts(pod));
+        const labels = heededLabels(pod.metadata?.labels ?? {}, enrolLabels);
+        warnings.look("Pod", { ...pod.metadata, labels });
+        enrolment.upsertPod({ ...podFacts(pod), labels });
       },
       deleted: (pod) => enrolment.removePod(podFacts(pod).uid),
     });

@@ -23,6 +23,8 @@ export interface AgentOptions {
   readonly instance: { readonly ip: string; readonly pod: string };
   /** `https://host:port`. */
   readonly controller: string;
+  /** Labels by which pods are enrolled, of `ENROL_LABELS`. */
+  readonly enrolLabels: readonly string[];
   /** ConfigMap in Veil's namespace with the roots that its certificate is checked with. */
   readonly trustBundle: string;
   /** The name in its certificate. Default: the host of its address. */

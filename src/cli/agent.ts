@@ -5,6 +5,7 @@ import { findHostPort } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import { systemClock } from "#base/clock";
 import { systemRandom } from "#base/random";
+import { ENROL_LABELS } from "#model/enrol-labels";
 import { runRole, trueOrFalse, type CliContext } from "./context.ts";
 
 const DRAIN_MS = 3000;
@@ -23,6 +24,7 @@ interface AgentFlags {
   readonly controller: string;
   readonly controllerName?: string;
   readonly trustBundle: string;
+  readonly enrolLabels: readonly string[];
   readonly agentSocket: string;
   readonly zdsSocket: string;
   readonly cniSocket: string;
@@ -55,6 +57,12 @@ export function agentCommand(context: CliContext): Command {
     .option("--controller <address>", "the controller", "https://veil-controller.veil-system.svc:15012")
     .option("--controller-name <name>", "the name in the controller's certificate (default: that of its address)")
     .option("--trust-bundle <name>", "ConfigMap with the roots of its certificate", "istio-ca-root-cert")
+    .option(
+      "--enrol-labels <names>",
+      "labels by which pods are enrolled, with commas between; others are somebody else's",
+      enrolLabels,
+      ENROL_LABELS,
+    )
     .option("--agent-socket <path>", "gRPC for this node's proxy", "/run/veil/agent.sock")
     .option("--zds-socket <path>", "where the proxy gets its pods", "/var/run/ztunnel/ztunnel.sock")
     .option("--cni-socket <path>", "where the CNI plugin announces pods", "/run/veil/cni.sock")
@@ -106,6 +114,7 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
     controller,
     controllerName: flags.controllerName,
     trustBundle: flags.trustBundle,
+    enrolLabels: flags.enrolLabels,
     tokenFile,
     trustDomain,
     clusterId,
@@ -139,6 +148,14 @@ function hostPort(text: string): HostPort {
 
 function hostPortOrNone(text: string): HostPort | "none" {
   return text === "none" ? text : hostPort(text);
+}
+
+function enrolLabels(text: string): readonly string[] {
+  const names = text.split(",");
+  if (!names.every((name) => ENROL_LABELS.includes(name))) {
+    throw new InvalidArgumentError(`They can be ${ENROL_LABELS.join(", ")}.`);
+  }
+  return names;
 }
 
 function seconds(text: string): number {

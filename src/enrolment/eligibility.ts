@@ -1,3 +1,4 @@
+import { DATAPLANE_MODE_LABEL, ENROL_LABELS, MTLS_LABEL } from "#model/enrol-labels";
 import type { CaptureOptions } from "./redirection.ts";
 
 /** The parts of a pod (and of its namespace) that decide on its enrolment. */
@@ -30,10 +31,6 @@ export interface Eligibility {
 /** Namespaces whose pods are never enrolled. */
 const EXCLUDED_NAMESPACES: ReadonlySet<string> = new Set(["kube-system", "veil-system"]);
 
-/** Label with the values `ambient` and `none`, on pods and namespaces. */
-export const DATAPLANE_MODE_LABEL = "istio.io/dataplane-mode";
-/** Label with the values `true` and `false`, on pods and namespaces. */
-export const MTLS_LABEL = "io.cilium/mtls-enabled";
 const SIDECAR_ANNOTATION = "sidecar.istio.io/status";
 const DNS_CAPTURE_ANNOTATION = "ambient.istio.io/dns-capture";
 const BYPASS_INBOUND_ANNOTATION = "ambient.istio.io/bypass-inbound-capture";
@@ -76,6 +73,16 @@ export function captureOptions({ annotations }: PodFacts, dns: boolean): Require
     dns: ownDns === "true" || (ownDns !== "false" && dns),
     virtualInterfaces: [...new Set(names.filter((name) => INTERFACE_NAME.test(name)))].slice(0, MAX_VIRTUAL_INTERFACES),
   };
+}
+
+/** Labels without those of {@link ENROL_LABELS} that are not `heeded`: they are somebody else's. */
+export function heededLabels(
+  labels: Readonly<Record<string, string>>,
+  heeded: readonly string[],
+): Readonly<Record<string, string>> {
+  const ignored = ENROL_LABELS.filter((label) => label in labels && !heeded.includes(label));
+  if (ignored.length === 0) return labels;
+  return Object.fromEntries(Object.entries(labels).filter(([label]) => !ignored.includes(label)));
 }
 
 /**

@@ -1,11 +1,4 @@
-export {
-  DATAPLANE_MODE_LABEL,
-  decideEligibility,
-  misreadLabels,
-  MTLS_LABEL,
-  type Eligibility,
-  type PodFacts,
-} from "./eligibility.ts";
+export { decideEligibility, heededLabels, misreadLabels, type Eligibility, type PodFacts } from "./eligibility.ts";
 export { Enrolment, type EnrolmentOptions, type PodStatus } from "./enrolment.ts";
 export {
   DEFAULT_TIMES,

@@ -102,6 +102,8 @@ const REFUSED: readonly (readonly [GivenValues, string, RegExp])[] = [
   [{ proxy: { clusterRanges: ["10.0.0.0"] } }, "INSTALL_VALUE", /proxy\.clusterRanges matches/],
   [{ cni: { enabled: false, strict: true } }, "INSTALL_CONTRADICTION", /nothing would hold pods back/],
   [{ proxy: { enabled: false } }, "INSTALL_CONTRADICTION", /nobody would carry the connections/],
+  [{ enrolLabels: [] }, "INSTALL_CONTRADICTION", /nothing could be enrolled/],
+  [{ enrolLabels: ["app"] }, "INSTALL_VALUE", /enrolLabels matches/],
   [{ ca: { rootLifeDays: 60 } }, "INSTALL_CONTRADICTION", /nothing outlives what signed it/],
   [{ ca: { workloadLifeHours: 169 } }, "INSTALL_VALUE", /from 1 to 168/],
   [{ controller: { mode: "agents", clusterIP: "10.96.0.9" } }, "INSTALL_CONTRADICTION", /of their own node/],

@@ -1,3 +1,4 @@
+import { ENROL_LABELS } from "#model/enrol-labels";
 import type { Condition } from "./template.ts";
 
 /** One value: what it is for, and what it may be. */
@@ -87,6 +88,13 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
     path: "enforceWaypoints",
     default: false,
     about: "Workloads behind a waypoint let in nobody but it and whom policies allow.",
+  },
+  {
+    path: "enrolLabels",
+    default: ENROL_LABELS,
+    pattern: "istio[.]io/dataplane-mode|io[.]cilium/mtls-enabled",
+    about:
+      "Labels of pods and namespaces by which agents enrol. Where Istio's ambient mode or Cilium's mutual TLS runs, leave out theirs. A CNI plugin whose agent is away holds pods with either.",
   },
   {
     path: "dnsCapture",
@@ -245,6 +253,10 @@ export const CONTRADICTIONS: readonly { readonly conditions: readonly Condition[
   {
     conditions: [{ path: "cni.enabled", not: true }, { path: "cni.strict" }],
     reason: "cni.strict is true and cni.enabled is false: nothing would hold pods back",
+  },
+  {
+    conditions: [{ path: "enrolLabels", not: true }],
+    reason: "enrolLabels is empty: nothing could be enrolled",
   },
   {
     conditions: [{ path: "ca.intermediateLifeDays", above: "ca.rootLifeDays" }],

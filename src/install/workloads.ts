@@ -183,6 +183,7 @@ function agentContainer(): Tree {
       "--cni-bin-dir": when(withCni, value("cni.binDir")),
       "--cni-account": when(withCni, PLUGIN_ACCOUNT),
       "--cni-strict": when([withCni, { path: "cni.strict" }], true),
+      "--enrol-labels": text`${value("enrolLabels")}`,
       "--unenrol-deadline": text`${value("agent.unenrolDeadlineSeconds")}`,
       "--dns-capture": text`${value("dnsCapture")}`,
       "--metrics-listen": listening(INSTALLED.agent.readyPort),
