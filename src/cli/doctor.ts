@@ -1,13 +1,17 @@
 import { Command, InvalidArgumentError, Option } from "commander";
 import { deadline } from "#base/clock";
-import { explain } from "#base/errors";
+import { explain, messageOf } from "#base/errors";
 import type { Finding } from "#doctor";
+import type { KubeConfig } from "#kube";
 import type { CliContext } from "./context.ts";
 
 interface Flags {
   readonly kubeconfig?: string;
   readonly context?: string;
   readonly namespace: string;
+  readonly node?: true;
+  readonly cniConfDir: string;
+  readonly cniBinDir: string;
   readonly timeout: number;
   readonly output: "text" | "json";
 }
@@ -23,38 +27,63 @@ export function doctorCommand(context: CliContext, version: string): Command {
     .option("--kubeconfig <file>", "credentials of the cluster (default: KUBECONFIG, a pod's own, then ~/.kube/config)")
     .option("--context <name>", "context of that file (default: its current one)")
     .option("--namespace <namespace>", "where Veil is installed", env["POD_NAMESPACE"] ?? "veil-system")
+    .option(
+      "--node",
+      "look at the node that this runs on: kernel, clock, CNI (as root; in the agent's pod, or on the node)",
+    )
+    .option("--cni-conf-dir <folder>", "with --node: its CNI configuration", "/etc/cni/net.d")
+    .option("--cni-bin-dir <folder>", "with --node: its CNI plugins", "/opt/cni/bin")
     .option("--timeout <seconds>", "what is not known by then is not checked", seconds, 30)
     .addOption(new Option("-o, --output <format>", "how to answer").choices(["text", "json"]).default("text"))
     .addHelpText("after", "\nExit code 0: nothing is wrong; 1: something is; 2: something could not be looked at.")
     .action(async (flags: Flags) => {
       const { exitCodeOf, findingsAsJson, formatFindings } = await import("#doctor");
       const findings = await examine(context, flags, version);
+      context.signal.throwIfAborted();
       if (findings === undefined) return;
       context.out(flags.output === "json" ? findingsAsJson(findings) : formatFindings(findings));
       process.exitCode = exitCodeOf(findings);
     });
 }
 
-/** Undefined when not even the kubeconfig could be read: that is said, and nothing else can be. */
+/** Undefined when not even the kubeconfig could be read: that is said, and nothing can be asked of the cluster. */
 async function examine(context: CliContext, flags: Flags, version: string): Promise<readonly Finding[] | undefined> {
-  const { clock, env, log } = context;
-  const { findKubeConfig, KubeClient } = await import("#kube");
-  const { systemRandom } = await import("#base/random");
-  const config = await findKubeConfig(env, flags.kubeconfig, flags.context).catch((error: unknown) => {
-    context.note(`veil: ${explain(error)}\n`);
-    process.exitCode = NOT_CHECKED;
-  });
-  if (config === undefined) return undefined;
-  const client = new KubeClient({ config, log: log("doctor"), clock, random: systemRandom });
+  const { clock, env } = context;
+  const { findKubeConfig } = await import("#kube");
+  const found = await findKubeConfig(env, flags.kubeconfig, flags.context).then(
+    (value) => ({ value }),
+    (error: unknown) => ({ unknown: messageOf(error), error }),
+  );
   const reason = new Error(`no answer within ${flags.timeout} s`);
   const { signal, clear } = deadline(clock, flags.timeout * 1000, { reason, parent: context.signal });
   try {
-    const { examineCluster } = await import("#doctor");
-    const findings = await examineCluster({ client, namespace: flags.namespace, version, nowMs: clock.now(), signal });
-    context.signal.throwIfAborted();
-    return findings;
+    const { examineNode } = await import("#doctor");
+    if (flags.node) {
+      const { cniConfDir: confDir, cniBinDir: binDir } = flags;
+      return await examineNode({ confDir, binDir, config: found, clock, signal });
+    }
+    if ("value" in found) return await askCluster(context, found.value, { ...flags, version, signal });
+    context.note(`veil: ${explain(found.error)}\n`);
+    process.exitCode = NOT_CHECKED;
+    return undefined;
   } finally {
     clear();
+  }
+}
+
+async function askCluster(
+  { clock, log }: CliContext,
+  config: KubeConfig,
+  options: { readonly namespace: string; readonly version: string; readonly signal: AbortSignal },
+): Promise<readonly Finding[]> {
+  const { KubeClient } = await import("#kube");
+  const { systemRandom } = await import("#base/random");
+  const { examineCluster } = await import("#doctor");
+  const client = new KubeClient({ config, log: log("doctor"), clock, random: systemRandom });
+  try {
+    const { namespace, version, signal } = options;
+    return await examineCluster({ client, namespace, version, nowMs: clock.now(), signal });
+  } finally {
     client.close();
   }
 }

@@ -22,9 +22,14 @@ type Plugin = Fields & { readonly type: string };
 /** The file that the container runtime would read if we were not there: the first by name. Undefined when there is none. */
 export function findSource(names: readonly string[]): string | undefined {
   return names
-    .filter((name) => /\.(conf|conflist|json)$/.test(name) && !isOwn(name))
+    .filter((name) => isConfiguration(name) && !isOwn(name))
     .toSorted()
     .at(0);
+}
+
+/** Whether a container runtime reads a file of that name. */
+export function isConfiguration(name: string): boolean {
+  return /\.(conf|conflist|json)$/.test(name);
 }
 
 /** Whether a file of the node's configuration is ours. */
@@ -52,6 +57,16 @@ export function deriveList(
   const types = others.map(({ type }) => type);
   const all = [...others, ...addedByOthers(existing, types), own];
   return `${JSON.stringify({ ...list, [SOURCE_FIELD]: types, plugins: all }, undefined, 2)}\n`;
+}
+
+/** Our entry of a list of ours; undefined when it is not the last there, or no list at all. */
+export function readEntry(list: string): PluginEntry | undefined {
+  const plugins = parseFields(list)?.["plugins"];
+  const last: unknown = Array.isArray(plugins) ? plugins.at(-1) : undefined;
+  if (!isPlugin(last) || last.type !== PLUGIN_NAME) return undefined;
+  const { socket, namespace, strict, credentials } = last;
+  if (typeof socket !== "string" || typeof namespace !== "string" || typeof strict !== "boolean") return undefined;
+  return { socket, namespace, strict, credentials: typeof credentials === "string" ? credentials : undefined };
 }
 
 /** What others have put into our list since we wrote it. */

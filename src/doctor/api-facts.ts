@@ -43,7 +43,10 @@ export class ApiFacts {
     options: Omit<ListOptions, "signal"> = {},
   ): Promise<Known<readonly T[] | undefined>> {
     const groups = await this.#groups;
-    if ("value" in groups && ref.group !== "" && !groups.value.has(ref.group)) return { value: undefined };
+    if (ref.group !== "") {
+      if ("unknown" in groups) return groups;
+      if (!groups.value.has(ref.group)) return { value: undefined };
+    }
     return this.look(async (call) => {
       try {
         return (await this.#client.list(ref, { ...options, ...call })).items;

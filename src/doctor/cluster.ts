@@ -119,11 +119,19 @@ function checkPolicies({ judged: pods, namespaces, policies, foreign }: Facts): 
     ...withFacts(about("network policies", "NetworkPolicies"), { policies, pods, namespaces }, (parts) =>
       checkNetworkPolicies(parts.policies, parts.pods, parts.namespaces),
     ),
-    ...foreign.flatMap(([kind, found]) =>
-      withFacts(about("network policies", `${kind} objects`), { found }, (parts) =>
-        checkForeignPolicies(kind, parts.found),
-      ),
-    ),
+    ...checkForeign(foreign),
+  ];
+}
+
+/** One reason why they cannot be looked at is said once. */
+function checkForeign(foreign: Facts["foreign"]): Finding[] {
+  const reasons = new Map(
+    foreign.flatMap(([kind, found]) => ("unknown" in found ? [[found.unknown, kind] as const] : [])),
+  );
+  const voice = voiceOf("network policies");
+  return [
+    ...foreign.flatMap(([kind, found]) => ("value" in found ? checkForeignPolicies(kind, found.value) : [])),
+    ...[...reasons].map(([reason, kind]) => voice.notChecked(`policies of other network plugins (${kind}): ${reason}`)),
   ];
 }
 

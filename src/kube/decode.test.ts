@@ -29,6 +29,13 @@ test("a kubeconfig is read with its certificate", async () => {
   assert.deepEqual(await config.credentials(), { certPem: "c", keyPem: "k" });
 });
 
+test("another context than the current one can be asked for", async () => {
+  const other = { name: "other", context: { cluster: "k", namespace: "bank" } };
+  const text = JSON.stringify({ ...GOOD, "current-context": undefined, contexts: [...GOOD.contexts, other] });
+  assert.equal((await parseKubeConfig(text, "/x/config", "other")).namespace, "bank");
+  await assert.rejects(parseKubeConfig(text, "/x/config", "third"), /contexts has no entry "third"/);
+});
+
 test("each mistake in a kubeconfig is named by file and field", async () => {
   const cases: [unknown, RegExp][] = [
     ["{", /no YAML/],
