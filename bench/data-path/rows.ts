@@ -324,6 +324,7 @@ const busy: Row = {
   isAlone: true,
   measure: async (place) => {
     const rest = await memoryAtRest(place);
+    await wrk(place, FEW_CONNECTIONS, { seconds: 16 }); // code is compiled, whichever connections it is for
     const few = await memoryUnderLoad(place, FEW_CONNECTIONS);
     const many = await memoryUnderLoad(place, BUSY_CONNECTIONS);
     return memoryFigures({ rest, few, many }, BUSY_CONNECTIONS - FEW_CONNECTIONS);

@@ -103,6 +103,7 @@ export class ProxyWorld implements AsyncDisposable {
   readonly other: Pod;
   readonly folder = mkdtempSync(join(tmpdir(), PREFIX));
   readonly #replaced: Pod[] = [];
+  readonly #added: Pod[] = [];
 
   static async create(): Promise<ProxyWorld> {
     if (process.getuid?.() !== 0) throw new Error("this test needs root: it makes network namespaces");
@@ -172,7 +173,14 @@ export class ProxyWorld implements AsyncDisposable {
   }
 
   get pods(): readonly Pod[] {
-    return [this.client, this.plain, this.server, this.other];
+    return [this.client, this.plain, this.server, this.other, ...this.#added];
+  }
+
+  /** One more pod, `10.201.1.x` on node a and `10.201.2.x` on node b with x from 4. It is not published yet. */
+  addPod(name: string, node: "a" | "b", address: string): Pod {
+    const pod = makePod(name, node, address);
+    this.#added.push(pod);
+    return pod;
   }
 
   /** Both nodes know these pods as enrolled, and the rest as not. */
