@@ -70,14 +70,7 @@ function checkBinding(name: string, bindings: readonly AdmissionBinding[]): read
       ),
     ];
   }
-  if (
-    own.every(
-      ({ spec }) =>
-        Object.keys(spec?.matchResources ?? {}).some(
-          (field) => field.endsWith("Selector") || field.endsWith("Rules"),
-        ) && narrows(spec?.matchResources),
-    )
-  ) {
+  if (own.every(({ spec }) => narrows(spec?.matchResources))) {
     return [voice.warning(`the binding of ${name} is for some objects only`, "take matchResources out of it")];
   }
   return [];

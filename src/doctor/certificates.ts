@@ -72,7 +72,7 @@ function readAuthority(secret: Secret, place: string): Known<Authority> {
 }
 
 function checkRoot(root: Certificate, nowMs: number): readonly Finding[] {
-  const todo = "replace the authority while both roots are trusted (docs/security.md)";
+  const todo = "replace the root at a time that suits you, as docs/security.md says";
   const life = expiry(root, nowMs);
   if (life !== undefined) return [voice.problem(`the root ${life}`, todo)];
   if (root.notAfterMs - nowMs >= ROOT_WARNING_MS) return [];

@@ -24,6 +24,8 @@ const FOREIGN = "192.0.2.1";
 const PROXY_MARK = 0x539;
 const PROBE_PORT = 9;
 const PATIENCE_MS = 10_000;
+/** An image may have no shell. */
+const IDLE = 'process.stdin.resume(); process.stdout.write("made")';
 
 /** Something that the kernel has to do, tried in a network namespace that is thrown away. */
 interface KernelProbe {
@@ -101,7 +103,7 @@ async function tryProbe(probe: KernelProbe, netns: Netns, clock: Clock): Promise
 
 /** A namespace that lasts as long as a process that does nothing, which ends with this one at the latest. */
 async function scratchNamespace(): Promise<AsyncDisposable & { readonly netns: Netns }> {
-  const child = spawn("unshare", ["--net", "sh", "-c", "echo made; exec cat"], { stdio: "pipe" });
+  const child = spawn("unshare", ["--net", process.execPath, "-e", IDLE], { stdio: "pipe" });
   const ended = Promise.withResolvers<never>();
   ended.promise.catch(() => {}); // also when nobody waits any more
   let complaint = "";

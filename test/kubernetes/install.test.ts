@@ -4,7 +4,7 @@ import { after, before, describe, it } from "node:test";
 import { findWords, readTls, tcpStreams } from "#capture";
 import { resources, type Pod } from "#kube";
 import { RawClient } from "../conformance/apiserver-world.ts";
-import { eventually } from "../netns/harness.ts";
+import { eventually, run, VEIL } from "../netns/harness.ts";
 import { startCluster, type TestCluster } from "./cluster.ts";
 import { BUSYBOX_IMAGE } from "./images.ts";
 import { helm, readmeLines, rolledOut, VEIL_NAMESPACE, type ReadmeLines } from "./veil.ts";
@@ -167,6 +167,32 @@ describe("Veil on a cluster", () => {
     assert.equal(await ask("shop", "held", await urlOf("shop", "ledger")), ANSWER);
   });
 
+  it("has nothing that the doctor finds wrong, in the cluster or on its nodes, and a policy against tunnels is found", async () => {
+    const clusterSays = async (): Promise<string> =>
+      wrongOf((await run([VEIL, "doctor", "--kubeconfig", cluster.kubeconfig, "-o", "json"])).stdout);
+    const until = (expected: RegExp, say = clusterSays): Promise<boolean> =>
+      eventually(`the doctor to say ${expected.source}`, async () => {
+        const said = await say();
+        if (!expected.test(said)) throw new Error(said);
+        return true;
+      });
+    await until(/^$/);
+    const node = ["node", "/opt/veil/dist/main/veil.js", "doctor", "--node", "-o", "json"];
+    for (const agent of await cluster.readyPods(VEIL_NAMESPACE, "app=veil-agent", 2)) {
+      const name = agent.metadata?.name ?? "";
+      await until(/^$/, async () => wrongOf((await cluster.execPod(VEIL_NAMESPACE, name, ...node)).stdout));
+    }
+    const ingress = [{ from: [{ podSelector: { matchLabels: { app: "customer" } } }], ports: [{ port: 8080 }] }];
+    const spec = { podSelector: { matchLabels: { app: "ledger" } }, ingress };
+    const metadata = { namespace: "shop", name: "ledger" };
+    await cluster.apply([{ apiVersion: "networking.k8s.io/v1", kind: "NetworkPolicy", metadata, spec }]);
+    await until(
+      /^problem: NetworkPolicy shop\/ledger lets shop\/customer call shop\/ledger, but not on TCP 15008[^\n]*$/,
+    );
+    await cluster.kubectl("-n", "shop", "delete", "networkpolicy", "ledger");
+    await until(/^$/);
+  });
+
   it("lets an agent mark pods of its own node alone, and nobody else mark any", async () => {
     const agents = await cluster.readyPods(VEIL_NAMESPACE, "app=veil-agent", 2);
     const agent = agents.find((pod) => pod.spec?.nodeName === "node2");
@@ -233,6 +259,13 @@ describe("Veil on a cluster", () => {
     ]);
   });
 });
+
+/** What a doctor's report in JSON names, beside what is well. */
+function wrongOf(report: string): string {
+  const { findings } = JSON.parse(report) as { findings: { outcome: string; what: string }[] };
+  const wrong = findings.filter(({ outcome }) => outcome !== "ok");
+  return wrong.map(({ outcome, what }) => `${outcome}: ${what}`).join("\n");
+}
 
 /** What is not as it was before Veil: files of the node, and the rules in the namespaces of its pods. */
 async function leftOn(cluster: TestCluster, node: string): Promise<string[]> {
