@@ -72,6 +72,7 @@ async function addPrograms(root: string): Promise<void> {
   const node = join(checkout, "node_modules/node/bin/node");
   for (const program of PROGRAMS) await place(await realpath(program), join(root, program));
   await place(node, join(root, "usr/local/bin/node"));
+  await place(join(checkout, "deploy/veil"), join(root, "usr/local/bin/veil"));
   await place(await ensureCniPlugin(), join(root, HOME, "cni/veil-cni"));
   const { stdout } = await run("ldd", [node, ...PROGRAMS]);
   const libraries = [...stdout.matchAll(/(?:=> |^\s*)(\/\S+) \(0x/gm)].map(([, path = ""]) => path);

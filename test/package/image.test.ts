@@ -75,6 +75,15 @@ test("the Dockerfile makes the same: it starts the same way, on the Node that Ve
   assert.deepEqual(bases, [dependencies["node"], dependencies["node"]]);
 });
 
+test("veil is on the image's path, for whoever executes a command in a container", () => {
+  const { version } = json(resolve(import.meta.dirname, "../../package.json")) as { version: string };
+  const { config } = json(blob(manifest().config.digest)) as { config: { Env: string[] } };
+  const said = execFileSync("env", ["-i", ...config.Env, "/usr/sbin/chroot", root, "veil", "--version"], {
+    encoding: "utf8",
+  });
+  assert.ok(said.includes(version), said);
+});
+
 test("the image brings the CNI plugin, which runs without anything of the image", () => {
   const env = { CNI_COMMAND: "VERSION" };
   const said = execFileSync(join(root, "opt/veil/cni/veil-cni"), {
