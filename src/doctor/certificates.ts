@@ -99,9 +99,9 @@ function expiry(certificate: Certificate, nowMs: number): string | undefined {
 export function checkBundles(
   bundles: readonly ConfigMap[],
   pods: readonly JudgedPod[],
-  secret: Known<Secret | undefined>,
+  { secret, name = BUNDLE_CONFIG_MAP }: { readonly secret: Known<Secret | undefined>; readonly name?: string },
 ): readonly Finding[] {
-  const findings = [...checkForeign(bundles), ...checkMissing(bundles, pods)];
+  const findings = [...checkForeign(bundles, name), ...checkMissing(bundles, pods, name)];
   const own = bundles.filter((bundle) => !isForeign(bundle));
   const expected =
     "unknown" in secret || secret.value === undefined ? undefined : readAuthority(secret.value, "the authority");
@@ -113,7 +113,7 @@ export function checkBundles(
     const what = roots === undefined ? "what most hold" : "the authority's roots";
     findings.push(
       voice.problem(
-        `the trust bundle (ConfigMap ${BUNDLE_CONFIG_MAP}) does not hold ${what} in ${count(different.length, "namespace")}: ${someOf(different)}`,
+        `the trust bundle (ConfigMap ${name}) does not hold ${what} in ${count(different.length, "namespace")}: ${someOf(different)}`,
         "the controller that leads writes them; look at its log. One that is deleted is made anew",
       ),
     );
@@ -130,25 +130,25 @@ function isForeign({ metadata }: ConfigMap): boolean {
   return metadata?.labels?.[MANAGED_LABEL] === undefined;
 }
 
-function checkForeign(bundles: readonly ConfigMap[]): Finding[] {
+function checkForeign(bundles: readonly ConfigMap[], name: string): Finding[] {
   const foreign = bundles.filter(isForeign).map(({ metadata }) => metadata?.namespace ?? "");
   if (foreign.length === 0) return [];
   return [
     voice.warning(
-      `somebody else's ConfigMap ${BUNDLE_CONFIG_MAP} is in ${count(foreign.length, "namespace")}: ${someOf(foreign)}`,
+      `somebody else's ConfigMap ${name} is in ${count(foreign.length, "namespace")}: ${someOf(foreign)}`,
       "nothing, where another mesh serves that namespace; otherwise delete it: the controller makes its own",
     ),
   ];
 }
 
-function checkMissing(bundles: readonly ConfigMap[], pods: readonly JudgedPod[]): Finding[] {
+function checkMissing(bundles: readonly ConfigMap[], pods: readonly JudgedPod[], name: string): Finding[] {
   const having = new Set(bundles.map(({ metadata }) => metadata?.namespace));
   const wanting = pods.filter(({ eligibility }) => eligibility.eligible).map(({ namespace }) => namespace);
   const missing = [...new Set(wanting)].filter((namespace) => !having.has(namespace));
   if (missing.length === 0) return [];
   return [
     voice.problem(
-      `there is no trust bundle (ConfigMap ${BUNDLE_CONFIG_MAP}) in ${someOf(missing)}, where pods are enrolled`,
+      `there is no trust bundle (ConfigMap ${name}) in ${someOf(missing)}, where pods are enrolled`,
       "look whether a controller leads, and at its log",
     ),
   ];

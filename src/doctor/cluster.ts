@@ -3,7 +3,7 @@ import { INSTALLED, PLUGIN_ACCOUNT } from "#install";
 import { accessQuestions, checkAccess, type AccessAnswer, type AccessQuestion, type AccessScope } from "./access.ts";
 import { checkAdmission, checkWebhooks } from "./admission.ts";
 import { allKnown, ApiFacts, type DoctorClient } from "./api-facts.ts";
-import { AUTHORITY_SECRET, BUNDLE_CONFIG_MAP, checkAuthority, checkBundles } from "./certificates.ts";
+import { AUTHORITY_SECRET, checkAuthority, checkBundles } from "./certificates.ts";
 import { checkEnrolment } from "./enrolled-pods.ts";
 import { voiceOf, withFacts, type CheckName, type Finding, type Known } from "./finding.ts";
 import { doctorKinds, FOREIGN_POLICIES } from "./kinds.ts";
@@ -11,6 +11,7 @@ import { checkNeighbours } from "./neighbours.ts";
 import { checkForeignPolicies, checkNetworkPolicies } from "./network-policies.ts";
 import { judgePods } from "./pods.ts";
 import { checkReadiness } from "./readiness.ts";
+import { readSettings } from "./settings.ts";
 import { checkVersions } from "./versions.ts";
 
 /** What a cluster is examined with. */
@@ -42,7 +43,6 @@ export async function examineCluster(options: ClusterOptions): Promise<readonly 
 }
 
 async function gather(api: ApiFacts, namespace: string) {
-  const bundle = { fieldSelector: `metadata.name=${BUNDLE_CONFIG_MAP}` };
   const [pods, namespaces, nodes, daemonSets, deployments, events] = await Promise.all([
     api.list(resources.pods),
     api.list(resources.namespaces),
@@ -51,6 +51,8 @@ async function gather(api: ApiFacts, namespace: string) {
     api.list(resources.deployments),
     api.list(resources.events, { fieldSelector: "reason=VeilNotEnrolled" }),
   ]);
+  const settings = readSettings(daemonSets, namespace);
+  const bundle = { fieldSelector: `metadata.name=${settings.trustBundle}` };
   const [policies, foreign, bundles, secret, ciliumConfig, account, plugin] = await Promise.all([
     api.list(doctorKinds.networkPolicies),
     Promise.all(FOREIGN_POLICIES.map(async (ref) => [ref.kind, await api.list(ref)] as const)),
@@ -72,8 +74,9 @@ async function gather(api: ApiFacts, namespace: string) {
       ? pods
       : "unknown" in namespaces
         ? namespaces
-        : { value: judgePods(pods.value, namespaces.value) };
+        : { value: judgePods(pods.value, namespaces.value, settings.enrolLabels) };
   return {
+    settings,
     judged,
     namespaces,
     nodes,
@@ -135,13 +138,14 @@ function checkForeign(foreign: Facts["foreign"]): Finding[] {
   ];
 }
 
-function checkCertificates({ secret, bundles, judged: pods }: Facts, { namespace, nowMs }: ClusterOptions): Finding[] {
+function checkCertificates(facts: Facts, { namespace, nowMs }: ClusterOptions): Finding[] {
+  const { secret, bundles, judged: pods, settings } = facts;
   return [
     ...withFacts(about("certificates", "the authority"), { secret }, (parts) =>
       checkAuthority(parts.secret, namespace, nowMs),
     ),
     ...withFacts(about("certificates", "the trust bundles"), { bundles, pods }, (parts) =>
-      checkBundles(parts.bundles, parts.pods, secret),
+      checkBundles(parts.bundles, parts.pods, { secret, name: settings.trustBundle }),
     ),
   ];
 }

@@ -184,8 +184,8 @@ test("trust bundles are compared with the authority, and with each other where i
   const namespaces = [namespaceOf("shop")];
   const pods = judged([podAt("shop/web")], namespaces);
   const known = { value: secretOf(own) };
-  const say = (bundles: ConfigMap[], secret: Parameters<typeof checkBundles>[2] = known) =>
-    said(checkBundles(bundles, pods, secret)).join("\n");
+  const say = (bundles: ConfigMap[], secret: Parameters<typeof checkBundles>[2]["secret"] = known) =>
+    said(checkBundles(bundles, pods, { secret })).join("\n");
   assert.match(say([bundle("shop", own.root.pem)]), /^ok: the trust bundle is the authority's roots in 1 namespace$/);
   assert.match(
     say([bundle("shop", other.root.pem)]),

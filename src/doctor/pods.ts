@@ -1,5 +1,6 @@
-import { decideEligibility, type Eligibility, type PodFacts } from "#enrolment";
+import { decideEligibility, heededLabels, type Eligibility, type PodFacts } from "#enrolment";
 import type { Namespace, Pod } from "#kube";
+import { ENROL_LABELS } from "#model/enrol-labels";
 import { REDIRECTION_ANNOTATION } from "#model/redirection";
 
 export type Labels = Readonly<Record<string, string>>;
@@ -17,13 +18,17 @@ export interface JudgedPod {
   readonly enrolled: boolean;
 }
 
-/** What each pod's and its namespace's labels ask for. */
-export function judgePods(pods: readonly Pod[], namespaces: readonly Namespace[]): readonly JudgedPod[] {
+/** What each pod's and its namespace's labels ask for, of those labels that enrol. */
+export function judgePods(
+  pods: readonly Pod[],
+  namespaces: readonly Namespace[],
+  enrolLabels: readonly string[] = ENROL_LABELS,
+): readonly JudgedPod[] {
   const labelsOf = new Map(namespaces.map(({ metadata }) => [metadata?.name ?? "", metadata?.labels ?? {}]));
-  return pods.map((pod) => judge(pod, labelsOf.get(pod.metadata?.namespace ?? "") ?? {}));
+  return pods.map((pod) => judge(pod, labelsOf.get(pod.metadata?.namespace ?? "") ?? {}, enrolLabels));
 }
 
-function judge(pod: Pod, namespaceLabels: Labels): JudgedPod {
+function judge(pod: Pod, namespaceLabels: Labels, enrolLabels: readonly string[]): JudgedPod {
   const facts = factsOf(pod);
   const { namespace, labels, annotations } = facts;
   return {
@@ -32,7 +37,10 @@ function judge(pod: Pod, namespaceLabels: Labels): JudgedPod {
     namespace,
     node: pod.spec?.nodeName ?? "",
     labels,
-    eligibility: decideEligibility(facts, namespaceLabels),
+    eligibility: decideEligibility(
+      { ...facts, labels: heededLabels(labels, enrolLabels) },
+      heededLabels(namespaceLabels, enrolLabels),
+    ),
     enrolled: annotations[REDIRECTION_ANNOTATION] === "enabled",
   };
 }
