@@ -143,7 +143,10 @@ async function wrk(
 
 interface WrkOptions {
   readonly words?: readonly string[];
-  /** How long a place has the load before it is measured for the first time: its sessions are open then, its code is compiled. */
+  /**
+   * How long a place has the load before it is measured for the first time: its sessions are open then, its code is compiled. Before each
+   * further time it has a second of it: others have had their turn in between, and what idleness costs is another question.
+   */
   readonly warmUpSeconds?: number;
 }
 
@@ -154,7 +157,7 @@ function wrkRow(title: string, connections: number, { words = [], warmUpSeconds 
     figures: { perSecond: "per second", p50: "p50 µs", p99: "p99 µs", cpu: "CPU µs each", ...CPU_FIGURES },
     moreIsBetter: true,
     measure: async (place, seconds) => {
-      if (!warm.has(place)) await wrk(place, connections, { seconds: warmUpSeconds, words });
+      await wrk(place, connections, { seconds: warm.has(place) ? 1 : warmUpSeconds, words });
       warm.add(place);
       return withCpu(
         place,
