@@ -3,13 +3,12 @@ import type { Transport } from "@connectrpc/connect";
 import { messageOf } from "#base/errors";
 import type { CellSet } from "#base/metrics";
 import { Informer, resources, type ConfigMap } from "#kube";
+import { ROOTS_PART } from "#model/authority-objects";
 import { rpcTransport } from "#rpc";
 import { relayUpdates, ResourceCache, TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, XdsServer } from "#xds";
 import type { AgentOptions } from "./options.ts";
 import { agentError } from "./errors.ts";
 
-/** Key of the ConfigMap that holds the roots which the controller's certificate is checked with. */
-const TRUST_BUNDLE_KEY = "root-cert.pem";
 /** Updates of the controller that may be in work at once: each waits for this node's proxy. */
 const XDS_PIPELINE = 64;
 /** A controller that has come back is found again within this time. */
@@ -25,19 +24,18 @@ export interface TrustBundle {
 /** Follows the trust bundle that the controller publishes; `onChange` gets each new text. */
 export function followTrustBundle(options: AgentOptions, onChange: (rootsPem: string) => void): TrustBundle {
   const { client, clock, random, log, namespace, trustBundle: name } = options;
-  const key = TRUST_BUNDLE_KEY;
   const fieldSelector = `metadata.name=${name}`;
   const informer = new Informer({ client, clock, random, log, ref: resources.configMaps, namespace, fieldSelector });
   informer.on({
     upserted: ({ data }) => {
       try {
-        if (data?.[key] !== undefined) onChange(data[key]);
+        if (data?.[ROOTS_PART] !== undefined) onChange(data[ROOTS_PART]);
       } catch (error) {
         log.error({ reason: messageOf(error) }, "trust bundle cannot be read");
       }
     },
   });
-  return { informer, current: () => informer.get(name, namespace)?.data?.[key] };
+  return { informer, current: () => informer.get(name, namespace)?.data?.[ROOTS_PART] };
 }
 
 /** The way to the controller: with the agent's own token, and without one for requests that carry their own. */

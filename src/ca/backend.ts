@@ -1,4 +1,5 @@
 import { messageOf } from "#base/errors";
+import { ISSUER_PART, ROOTS_PART } from "#model/authority-objects";
 import {
   checkKeyBelongs,
   createKeyPair,
@@ -50,9 +51,9 @@ export interface AuthorityBackend {
 
 /** Names of the parts of a stored authority: Istio's `cacerts` layout, and the root's key beside it. */
 const PART = {
-  roots: "root-cert.pem",
+  roots: ROOTS_PART,
   rootKey: "root-key.pem",
-  intermediate: "ca-cert.pem",
+  intermediate: ISSUER_PART,
   intermediateKey: "ca-key.pem",
 } as const;
 

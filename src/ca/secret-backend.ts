@@ -1,4 +1,5 @@
 import { isKubeError, resources, type KubeClient, type Secret } from "#kube";
+import { AUTHORITY_SECRET } from "#model/authority-objects";
 import type { Signer } from "#x509";
 import { MemoryKeys, type AuthorityBackend, type AuthorityState } from "./backend.ts";
 import { caError } from "./errors.ts";
@@ -22,7 +23,7 @@ export class SecretBackend implements AuthorityBackend {
   readonly #at: { readonly namespace: string; readonly name: string };
   readonly #keys = new MemoryKeys();
 
-  constructor({ client, namespace = "veil-system", name = "veil-ca" }: SecretBackendOptions) {
+  constructor({ client, namespace = "veil-system", name = AUTHORITY_SECRET }: SecretBackendOptions) {
     this.#client = client;
     this.#at = { namespace, name };
     this.place = `Secret ${namespace}/${name}`;

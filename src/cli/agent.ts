@@ -5,6 +5,7 @@ import { findHostPort } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import { systemClock } from "#base/clock";
 import { systemRandom } from "#base/random";
+import { DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
 import { ENROL_LABELS } from "#model/enrol-labels";
 import { runRole, trueOrFalse, type CliContext } from "./context.ts";
 
@@ -56,7 +57,7 @@ export function agentCommand(context: CliContext): Command {
     .addOption(new Option("--node <name>", "this node's name").env("NODE_NAME").makeOptionMandatory())
     .option("--controller <address>", "the controller", "https://veil-controller.veil-system.svc:15012")
     .option("--controller-name <name>", "the name in the controller's certificate (default: that of its address)")
-    .option("--trust-bundle <name>", "ConfigMap with the roots of its certificate", "istio-ca-root-cert")
+    .option("--trust-bundle <name>", "ConfigMap with the roots of its certificate", DEFAULT_TRUST_BUNDLE)
     .option(
       "--enrol-labels <names>",
       "labels by which pods are enrolled, with commas between; others are somebody else's",

@@ -4,6 +4,7 @@ import { findHostPort } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import { systemClock } from "#base/clock";
 import { systemRandom } from "#base/random";
+import { DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
 import { runRole, type CliContext } from "./context.ts";
 
 const DRAIN_MS = 5000;
@@ -44,7 +45,7 @@ export function controllerCommand(context: CliContext): Command {
     .addOption(listenOption("--listen <host:port>", "gRPC for agents (TLS)", 15012))
     .addOption(listenOption("--metrics-listen <host:port>", "metrics and health", 15014))
     .option("--trust-domain <name>", "trust domain of all identities", "cluster.local")
-    .option("--trust-bundle <name>", "ConfigMap with the roots, in each namespace", "istio-ca-root-cert")
+    .option("--trust-bundle <name>", "ConfigMap with the roots, in each namespace", DEFAULT_TRUST_BUNDLE)
     .option("--cluster-id <name>", "name of this cluster", "Kubernetes")
     .option("--network <name>", "network that the pods' addresses belong to", "")
     .option("--cluster-domain <name>", "domain of services", "cluster.local")

@@ -18,6 +18,7 @@ import {
 } from "#ca";
 import type { Cluster } from "#discovery";
 import type { KubeClient } from "#kube";
+import { DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
 import { PageServer, RpcServer, statusPages } from "#rpc";
 import { ResourceCache, xdsMetrics, XdsServer } from "#xds";
 import { Catalog } from "./catalog.ts";
@@ -102,7 +103,7 @@ export function createController(options: ControllerOptions): Controller {
   const bundles = new TrustBundles({
     ...shared,
     leader,
-    bundleName: options.trustBundle ?? "istio-ca-root-cert",
+    bundleName: options.trustBundle ?? DEFAULT_TRUST_BUNDLE,
     authority,
     log: log.child({ component: "trust bundles" }),
   });

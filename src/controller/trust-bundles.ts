@@ -7,13 +7,10 @@ import type { Random } from "#base/random";
 import type { Service } from "#base/service";
 import type { Authority } from "#ca";
 import { Informer, isKubeError, resources, type ConfigMap, type KubeClient, type Namespace } from "#kube";
+import { MANAGED_LABEL, ROOTS_PART } from "#model/authority-objects";
 import type { LeaderClient } from "./leader-client.ts";
 import { controllerMetrics } from "./metrics.ts";
 
-/** The ConfigMap's key, as workloads and agents expect it. */
-const TRUST_BUNDLE_KEY = "root-cert.pem";
-/** Says that the ConfigMap is ours; one without it is left alone. */
-const MANAGED_LABEL = "veil.dev/managed-by";
 const MANAGED_VALUE = "veil-controller";
 
 const WRITERS = 8;
@@ -139,8 +136,8 @@ export class TrustBundles implements Service {
     const known = this.#namespaces.get(namespace);
     if (known === undefined || known.metadata?.deletionTimestamp !== undefined) return;
     const current = this.#configMaps.get(this.#options.bundleName, namespace);
-    const data = { [TRUST_BUNDLE_KEY]: authority.trustBundlePem };
-    if (current?.data?.[TRUST_BUNDLE_KEY] === data[TRUST_BUNDLE_KEY]) return;
+    const data = { [ROOTS_PART]: authority.trustBundlePem };
+    if (current?.data?.[ROOTS_PART] === data[ROOTS_PART]) return;
     if (current !== undefined && current.metadata?.labels?.[MANAGED_LABEL] !== MANAGED_VALUE) {
       this.#leaveAlone(namespace);
       return;

@@ -1,5 +1,5 @@
 import { findIp, type IpAddress } from "#base/ip";
-import type { KubeObject, Node, Pod } from "#kube";
+import { isReadyPod, type KubeObject, type Node, type Pod } from "#kube";
 import { REDIRECTION_ANNOTATION } from "#model/redirection";
 import type { ApplicationTunnel, GatewayAddress, ServicePort, Workload } from "#model/workload";
 import { podUid, type Cluster, type Problem } from "./cluster.ts";
@@ -90,7 +90,7 @@ export function podWorkload(pod: Pod, around: PodSurroundings): Workload | undef
     nativeTunnel: isNative,
     services: { ...around.endpointPorts, ...selectedPorts(pod, around.services) },
     authorizationPolicies: around.policies,
-    healthy: isReady(pod),
+    healthy: pod.metadata?.deletionTimestamp === undefined && isReadyPod(pod),
     clusterId: cluster.clusterId,
     locality: around.locality,
     hostNetwork: pod.spec?.hostNetwork === true,
@@ -123,11 +123,6 @@ export function nodeLocality(node: Node | undefined): Workload["locality"] {
 /** For messages. */
 function podName(pod: Pod): string {
   return `Pod ${pod.metadata?.namespace ?? ""}/${pod.metadata?.name ?? ""}`;
-}
-
-function isReady(pod: Pod): boolean {
-  if (pod.metadata?.deletionTimestamp !== undefined) return false;
-  return pod.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True") ?? false;
 }
 
 function selectedPorts(pod: Pod, services: readonly ServiceFacts[]): Record<string, ServicePort[]> {

@@ -1,5 +1,12 @@
 import { messageOf } from "#base/errors";
 import type { ConfigMap, Secret } from "#kube";
+import {
+  AUTHORITY_SECRET,
+  DEFAULT_TRUST_BUNDLE,
+  ISSUER_PART,
+  MANAGED_LABEL,
+  ROOTS_PART,
+} from "#model/authority-objects";
 import { parseCertificates, verifyPath, type Certificate } from "#x509";
 import { count, someOf, voiceOf, type Finding, type Known } from "./finding.ts";
 import type { JudgedPod } from "./pods.ts";
@@ -10,12 +17,6 @@ const DAY_MS = 86_400_000;
 const ROOT_WARNING_MS = 30 * DAY_MS;
 /** The issuer is renewed at half of its life, within a day: long after that, something holds it up. */
 const ISSUER_OVERDUE = 2 / 3;
-/** The Secret and the ConfigMap by name, and their parts: Istio's layout. */
-export const AUTHORITY_SECRET = "veil-ca";
-export const BUNDLE_CONFIG_MAP = "istio-ca-root-cert";
-const ROOTS_PART = "root-cert.pem";
-const ISSUER_PART = "ca-cert.pem";
-const MANAGED_LABEL = "veil.dev/managed-by";
 
 /** The public part of the authority. */
 interface Authority {
@@ -99,7 +100,7 @@ function expiry(certificate: Certificate, nowMs: number): string | undefined {
 export function checkBundles(
   bundles: readonly ConfigMap[],
   pods: readonly JudgedPod[],
-  { secret, name = BUNDLE_CONFIG_MAP }: { readonly secret: Known<Secret | undefined>; readonly name?: string },
+  { secret, name = DEFAULT_TRUST_BUNDLE }: { readonly secret: Known<Secret | undefined>; readonly name?: string },
 ): readonly Finding[] {
   const findings = [...checkForeign(bundles, name), ...checkMissing(bundles, pods, name)];
   const own = bundles.filter((bundle) => !isForeign(bundle));

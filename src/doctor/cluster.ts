@@ -1,9 +1,10 @@
 import { resources } from "#kube";
 import { INSTALLED, PLUGIN_ACCOUNT } from "#install";
+import { AUTHORITY_SECRET } from "#model/authority-objects";
 import { accessQuestions, checkAccess, type AccessAnswer, type AccessQuestion, type AccessScope } from "./access.ts";
 import { checkAdmission, checkWebhooks } from "./admission.ts";
 import { allKnown, ApiFacts, type DoctorClient } from "./api-facts.ts";
-import { AUTHORITY_SECRET, checkAuthority, checkBundles } from "./certificates.ts";
+import { checkAuthority, checkBundles } from "./certificates.ts";
 import { checkEnrolment } from "./enrolled-pods.ts";
 import { voiceOf, withFacts, type CheckName, type Finding, type Known } from "./finding.ts";
 import { doctorKinds, FOREIGN_POLICIES } from "./kinds.ts";

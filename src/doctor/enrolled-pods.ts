@@ -1,5 +1,6 @@
 import { misreadLabels } from "#enrolment";
 import type { Event, Namespace } from "#kube";
+import { DATAPLANE_MODE_LABEL, MTLS_LABEL } from "#model/enrol-labels";
 import { count, someOf, voiceOf, type Finding } from "./finding.ts";
 import { isRunning, type JudgedPod } from "./pods.ts";
 
@@ -93,8 +94,7 @@ function checkLabels(pods: readonly JudgedPod[], namespaces: readonly Namespace[
 function leftAlone(pods: readonly JudgedPod[], reason: string, why: string): Finding[] {
   const asking = pods.filter(
     ({ eligibility, labels }) =>
-      eligibility.reason === reason &&
-      (labels["istio.io/dataplane-mode"] === "ambient" || labels["io.cilium/mtls-enabled"] === "true"),
+      eligibility.reason === reason && (labels[DATAPLANE_MODE_LABEL] === "ambient" || labels[MTLS_LABEL] === "true"),
   );
   if (asking.length === 0) return [];
   const names = someOf(asking.map(({ name }) => name));

@@ -1,5 +1,6 @@
 import { INSTALLED } from "#install";
 import type { ConfigMap, DaemonSet, Deployment, Namespace } from "#kube";
+import { DATAPLANE_MODE_LABEL, MTLS_LABEL } from "#model/enrol-labels";
 import { count, someOf, voiceOf, type Finding } from "./finding.ts";
 
 const voice = voiceOf("neighbours");
@@ -53,7 +54,7 @@ function istio({ namespace, daemonSets, deployments, namespaces }: Neighbourhood
   const control = placesOf(deployments, "istiod");
   const places = [...new Set([...agents, ...ztunnels, ...control])];
   if (places.length === 0) return [];
-  const shared = labelled(namespaces, "istio.io/dataplane-mode", "ambient");
+  const shared = labelled(namespaces, DATAPLANE_MODE_LABEL, "ambient");
   if (agents.length > 0 && shared.length > 0) {
     return [
       voice.problem(
@@ -80,7 +81,7 @@ function cilium({ daemonSets, namespaces, ciliumConfig }: Neighbourhood): Findin
       ),
     );
   }
-  const shared = labelled(namespaces, "io.cilium/mtls-enabled", "true");
+  const shared = labelled(namespaces, MTLS_LABEL, "true");
   const ztunnel =
     daemonSets.some(({ metadata }) => metadata?.name === "ztunnel-cilium") ||
     ciliumConfig?.data?.["enable-ztunnel"] === "true";

@@ -63,8 +63,3 @@ function factsOf({ metadata, spec, status }: Pod): PodFacts {
 export function isRunning({ pod }: JudgedPod): boolean {
   return pod.status?.phase === "Running" && pod.metadata?.deletionTimestamp === undefined;
 }
-
-/** Whether it says that it is ready. */
-export function isReady(pod: Pod): boolean {
-  return pod.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True") === true;
-}

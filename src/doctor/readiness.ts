@@ -1,7 +1,7 @@
 import { INSTALLED, type InstalledRole } from "#install";
-import type { DaemonSet, Deployment, Node } from "#kube";
+import { isReadyPod, type DaemonSet, type Deployment, type Node } from "#kube";
 import { count, someOf, voiceOf, type Finding } from "./finding.ts";
-import { isReady, type JudgedPod } from "./pods.ts";
+import type { JudgedPod } from "./pods.ts";
 
 const voice = voiceOf("readiness");
 
@@ -54,7 +54,7 @@ function checkNodes(parts: InstallationParts, role: "agent" | "proxy"): readonly
       : [voice.warning(what, "nothing, if another ztunnel runs on the nodes (proxy.enabled=false)")];
   }
   const own = pods.filter((one) => one.namespace === namespace && one.labels["app"] === app && one.node !== "");
-  const serving = new Set(own.filter(({ pod }) => isReady(pod)).map(({ node }) => node));
+  const serving = new Set(own.filter(({ pod }) => isReadyPod(pod)).map(({ node }) => node));
   const enrolling = new Set(pods.filter(({ eligibility }) => eligibility.eligible).map(({ node }) => node));
   const meant = new Set([...own.map(({ node }) => node), ...enrolling]);
   const without = nodes.map(({ metadata }) => metadata?.name ?? "").filter((node) => !serving.has(node));

@@ -1,7 +1,7 @@
 import type { DaemonSet } from "#kube";
+import { DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
 import { ENROL_LABELS } from "#model/enrol-labels";
 import { AGENTS } from "#model/leaving";
-import { BUNDLE_CONFIG_MAP } from "./certificates.ts";
 import type { Known } from "./finding.ts";
 
 /** What of an installation's values decides what the doctor looks at. */
@@ -25,7 +25,7 @@ export function readSettings(daemonSets: Known<readonly DaemonSet[]>, namespace:
     return at < 0 ? undefined : words[at + 1];
   };
   return {
-    trustBundle: flag("--trust-bundle") ?? BUNDLE_CONFIG_MAP,
+    trustBundle: flag("--trust-bundle") ?? DEFAULT_TRUST_BUNDLE,
     enrolLabels: flag("--enrol-labels")?.split(",") ?? ENROL_LABELS,
   };
 }

@@ -1,3 +1,4 @@
+import { AUTHORITY_SECRET, DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
 import { AGENTS } from "#model/leaving";
 
 /** The roles of an installation that run as pods. */
@@ -12,9 +13,6 @@ export interface AccessRule {
 }
 
 const FOLLOW = ["list", "watch"];
-/** The ConfigMap with the roots, in each namespace, unless a value names another. Listing by the field `metadata.name` counts as asking for that name. */
-export const TRUST_BUNDLE = "istio-ca-root-cert";
-const AUTHORITY = "veil-ca";
 /** By which the controller's replicas elect the one that writes. */
 const LEASES = "coordination.k8s.io";
 const LEASE = "veil-controller";
@@ -35,7 +33,7 @@ export const CLUSTER_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]
     { apiGroups: ["networking.istio.io"], resources: ["serviceentries/status"], verbs: ["patch"] },
     { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies", "peerauthentications"], verbs: FOLLOW },
     { apiGroups: ["security.istio.io"], resources: ["authorizationpolicies/status"], verbs: ["patch"] },
-    { apiGroups: [""], resources: ["configmaps"], resourceNames: [TRUST_BUNDLE], verbs: [...FOLLOW, "patch"] },
+    { apiGroups: [""], resources: ["configmaps"], resourceNames: [DEFAULT_TRUST_BUNDLE], verbs: [...FOLLOW, "patch"] },
     { apiGroups: [""], resources: ["configmaps"], verbs: ["create"] }, // a name cannot be asked for before the object is there
     { apiGroups: [""], resources: ["events"], verbs: ["create"] },
     { apiGroups: ["authentication.k8s.io"], resources: ["tokenreviews"], verbs: ["create"] },
@@ -56,13 +54,13 @@ export const PLUGIN_RULES: readonly AccessRule[] = [
 /** Only in Veil's own namespace: the authority's keys, the controller's Lease, the roots by which agents know the controller, and tokens for the CNI plugin. */
 export const INSIDE_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]>> = {
   controller: [
-    { apiGroups: [""], resources: ["secrets"], resourceNames: [AUTHORITY], verbs: ["get", "update"] },
+    { apiGroups: [""], resources: ["secrets"], resourceNames: [AUTHORITY_SECRET], verbs: ["get", "update"] },
     { apiGroups: [""], resources: ["secrets"], verbs: ["create"] },
     { apiGroups: [LEASES], resources: ["leases"], resourceNames: [LEASE], verbs: ["get", "update"] },
     { apiGroups: [LEASES], resources: ["leases"], verbs: ["create"] },
   ],
   agent: [
-    { apiGroups: [""], resources: ["configmaps"], resourceNames: [TRUST_BUNDLE], verbs: FOLLOW },
+    { apiGroups: [""], resources: ["configmaps"], resourceNames: [DEFAULT_TRUST_BUNDLE], verbs: FOLLOW },
     { apiGroups: ["apps"], resources: ["daemonsets"], resourceNames: [AGENTS], verbs: FOLLOW },
     { apiGroups: [""], resources: ["serviceaccounts/token"], resourceNames: [PLUGIN_ACCOUNT], verbs: ["create"] },
   ],

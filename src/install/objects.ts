@@ -1,10 +1,10 @@
 import type { CustomResourceDefinition } from "#kube";
+import { DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
 import {
   CLUSTER_RULES,
   INSIDE_RULES,
   PLUGIN_ACCOUNT,
   PLUGIN_RULES,
-  TRUST_BUNDLE,
   type AccessRule,
   type InstalledRole,
 } from "./access.ts";
@@ -116,7 +116,10 @@ function granted(
 
 function ruleOf({ resourceNames, ...rule }: AccessRule): Tree {
   if (resourceNames === undefined) return { ...rule };
-  return { ...rule, resourceNames: resourceNames.map((name) => (name === TRUST_BUNDLE ? value("trustBundle") : name)) };
+  return {
+    ...rule,
+    resourceNames: resourceNames.map((name) => (name === DEFAULT_TRUST_BUNDLE ? value("trustBundle") : name)),
+  };
 }
 
 /** Strict everywhere: users make exceptions by PeerAuthentications of their own. */

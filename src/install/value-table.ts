@@ -1,3 +1,4 @@
+import { DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
 import { ENROL_LABELS } from "#model/enrol-labels";
 import type { Condition } from "./template.ts";
 
@@ -53,7 +54,7 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
   },
   {
     path: "trustBundle",
-    default: "istio-ca-root-cert",
+    default: DEFAULT_TRUST_BUNDLE,
     pattern: DNS_NAME,
     about:
       "Name of the ConfigMap with the roots, which the controller keeps in each namespace. Where Istio is installed it must be another: that one is Istio's.",

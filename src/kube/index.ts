@@ -63,3 +63,4 @@ export type { ServiceAccountToken, TokenOptions, TokenVerdict } from "./tokens.t
 export type { RawRequest } from "./transport.ts";
 export { warningEvent } from "./warning-event.ts";
 export type { WatchEvent, WatchOptions } from "./watch.ts";
+export { isReadyPod } from "./pod.ts";

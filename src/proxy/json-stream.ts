@@ -22,29 +22,25 @@ export async function* streamJson(
   members: readonly (readonly [string, StreamedValue])[],
   clock: Clock,
 ): AsyncGenerator<string> {
-  const rest = async (): Promise<void> => sleep(clock, REST_MS);
   let before = "{\n";
   for (const [name, streamed] of members) {
     yield `${before}${JSON.stringify(name)}: `;
     before = ",\n";
-    if ("value" in streamed) yield JSON.stringify(streamed.value) ?? "null";
-    else if ("list" in streamed) yield* streamItems({ brackets: "[]", items: streamed.list, format: toText, rest });
-    else {
-      const format = ([key, value]: readonly [string, unknown]): string => `${JSON.stringify(key)}: ${toText(value)}`;
-      yield* streamItems({ brackets: "{}", items: streamed.members, format, rest });
+    for (const part of partsOf(streamed)) {
+      yield part;
+      if (part.length >= CHARACTERS_PER_TURN) await sleep(clock, REST_MS);
     }
   }
   yield "\n}\n";
 }
 
-interface Items<T> {
-  readonly brackets: "[]" | "{}";
-  readonly items: Iterable<T>;
-  readonly format: (item: T) => string;
-  readonly rest: () => Promise<void>;
+function partsOf(streamed: StreamedValue): Iterable<string> {
+  if ("value" in streamed) return [toText(streamed.value)];
+  if ("list" in streamed) return streamItems("[]", streamed.list, toText);
+  return streamItems("{}", streamed.members, ([key, value]) => `${JSON.stringify(key)}: ${toText(value)}`);
 }
 
-async function* streamItems<T>({ brackets, items, format, rest }: Items<T>): AsyncGenerator<string> {
+function* streamItems<T>(brackets: "[]" | "{}", items: Iterable<T>, format: (item: T) => string): Generator<string> {
   let text = brackets.slice(0, 1);
   let isEmpty = true;
   for (const item of items) {
@@ -53,7 +49,6 @@ async function* streamItems<T>({ brackets, items, format, rest }: Items<T>): Asy
     if (text.length < CHARACTERS_PER_TURN) continue;
     yield text;
     text = "";
-    await rest();
   }
   yield `${text}${isEmpty ? "" : "\n"}${brackets.slice(1)}`;
 }

@@ -95,11 +95,6 @@ export function isActive(pod: Pod): boolean {
   return phase !== "Succeeded" && phase !== "Failed" && pod.metadata?.deletionTimestamp === undefined;
 }
 
-/** True when the pod's Ready condition says so. */
-export function isReadyPod(pod: Pod): boolean {
-  return pod.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True") ?? false;
-}
-
 /** True when the node's Ready condition says so and pods may be put there. */
 export function isUsableNode(node: Node): boolean {
   const ready = node.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True") ?? false;

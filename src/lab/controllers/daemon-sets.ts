@@ -1,14 +1,5 @@
-import { isKubeError, objectKey, resources, type DaemonSet, type Node, type Pod } from "#kube";
-import {
-  isActive,
-  isReadyPod,
-  isUsableNode,
-  ownerKey,
-  sameJson,
-  splitKey,
-  type Cluster,
-  type Controller,
-} from "./cluster.ts";
+import { isKubeError, isReadyPod, objectKey, resources, type DaemonSet, type Node, type Pod } from "#kube";
+import { isActive, isUsableNode, ownerKey, sameJson, splitKey, type Cluster, type Controller } from "./cluster.ts";
 import { PodControl, templateHash } from "./pod-control.ts";
 import { WorkQueue } from "./work-queue.ts";
 

@@ -1,13 +1,5 @@
-import { isKubeError, objectKey, resources, type EndpointSlice, type Pod, type Service } from "#kube";
-import {
-  controllerReference,
-  isReadyPod,
-  meetsSelector,
-  sameJson,
-  splitKey,
-  type Cluster,
-  type Controller,
-} from "./cluster.ts";
+import { isKubeError, isReadyPod, objectKey, resources, type EndpointSlice, type Pod, type Service } from "#kube";
+import { controllerReference, meetsSelector, sameJson, splitKey, type Cluster, type Controller } from "./cluster.ts";
 import { WorkQueue } from "./work-queue.ts";
 
 const SERVICE_LABEL = "kubernetes.io/service-name";

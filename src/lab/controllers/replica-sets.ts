@@ -1,5 +1,5 @@
-import { isKubeError, objectKey, resources, type Pod, type ReplicaSet } from "#kube";
-import { isActive, isReadyPod, ownerKey, sameJson, splitKey, type Cluster, type Controller } from "./cluster.ts";
+import { isKubeError, isReadyPod, objectKey, resources, type Pod, type ReplicaSet } from "#kube";
+import { isActive, ownerKey, sameJson, splitKey, type Cluster, type Controller } from "./cluster.ts";
 import { PodControl } from "./pod-control.ts";
 import { WorkQueue } from "./work-queue.ts";
 

@@ -2,6 +2,7 @@ import { request } from "node:http";
 import { deadline, type Clock } from "#base/clock";
 import { messageOf } from "#base/errors";
 import { resources, type KubeClient, type Pod } from "#kube";
+import { DATAPLANE_MODE_LABEL, MTLS_LABEL } from "#model/enrol-labels";
 import { kubeletError } from "./errors.ts";
 
 /** The agent's answer may take as long as the proxy needs for a certificate. */
@@ -10,8 +11,8 @@ const MAX_ANSWER_BYTES = 64 * 1024;
 
 /** Labels that ask for enrolment, or (the second value) against it. */
 const LABELS = [
-  { name: "io.cilium/mtls-enabled", on: "true", off: "false" },
-  { name: "istio.io/dataplane-mode", on: "ambient", off: "none" },
+  { name: MTLS_LABEL, on: "true", off: "false" },
+  { name: DATAPLANE_MODE_LABEL, on: "ambient", off: "none" },
 ] as const;
 
 type Labels = Readonly<Record<string, string>>;
