@@ -35,6 +35,8 @@ interface Peer {
   readonly answers: Map<Entry, string>;
   /** What is still to be said, newest word per pod. */
   readonly todo: Map<string, "add" | "del">;
+  /** Pods whose removal was said, and not answered. */
+  readonly removing: Set<string>;
   wake: () => void;
   hasSnapshot: boolean;
 }
@@ -141,7 +143,8 @@ export class ZdsServer implements Service {
   async remove(uid: string, signal: AbortSignal): Promise<void> {
     if (!this.#forget(uid)) return;
     for (const peer of this.#peers) this.#say(peer, uid, "del");
-    while (this.#peers.some(({ todo }) => todo.get(uid) === "del")) await this.#change(signal);
+    const isDue = ({ todo, removing }: Peer): boolean => todo.get(uid) === "del" || removing.has(uid);
+    while (this.#peers.some(isDue)) await this.#change(signal);
   }
 
   /** Resolves at the next answer, connection or disconnection. */
@@ -188,7 +191,8 @@ export class ZdsServer implements Service {
       log.warn({ reason: messageOf(error) }, "program at the zds socket refused");
       return;
     }
-    const peer: Peer = { connection, answers: new Map(), todo: new Map(), wake: () => {}, hasSnapshot: false };
+    const said = { answers: new Map(), todo: new Map(), removing: new Set<string>() };
+    const peer: Peer = { connection, ...said, wake: () => {}, hasSnapshot: false };
     if (this.#peers.length >= MAX_ZDS_CONNECTIONS) this.#peers[0]?.connection.close();
     this.#peers.push(peer);
     cells.bind("veil_zds_connections", {}).value = this.#peers.length;
@@ -198,9 +202,9 @@ export class ZdsServer implements Service {
       log.info({ pods: this.#entries.size }, "proxy has its snapshot");
       await this.#sendChanges(peer);
     } catch (error) {
-      connection.close();
-      log.warn({ reason: messageOf(error) }, "proxy disconnected");
+      this.#giveUp(connection, error);
     }
+    log.info({}, "proxy disconnected");
     this.#peers.splice(this.#peers.indexOf(peer), 1);
     cells.bind("veil_zds_connections", {}).value = this.#peers.length;
     this.#catchUp();
@@ -214,26 +218,41 @@ export class ZdsServer implements Service {
     for (const [uid, entry] of this.#entries) if (!peer.answers.has(entry)) this.#say(peer, uid, "add");
   }
 
+  /** All pods, one after the other without waiting for the answers, which are all there at the end. */
   async #sendSnapshot(peer: Peer): Promise<void> {
-    for (const uid of this.#entries.keys()) await this.#sendPod(peer, uid);
+    const answers: Promise<void>[] = [];
+    for (const uid of this.#entries.keys()) {
+      await peer.connection.whenRoom();
+      const answer = this.#sendPod(peer, uid);
+      answer.catch(() => undefined); // looked at below
+      answers.push(answer);
+    }
+    await Promise.all(answers);
     await ask(peer, { kind: "snapshot-sent" });
     peer.hasSnapshot = true;
     this.#notify();
   }
 
   async #sendChanges(peer: Peer): Promise<void> {
-    while (!peer.connection.closed) {
-      const [next] = peer.todo;
+    const { connection, todo } = peer;
+    while (!connection.closed) {
+      const [next] = todo;
       if (next === undefined) {
         const { promise, resolve } = Promise.withResolvers<void>();
         peer.wake = resolve;
-        await Promise.race([promise, peer.connection.ended]);
+        await Promise.race([promise, connection.ended]);
         continue;
       }
       const [uid, what] = next;
-      if (what === "add") await this.#sendPod(peer, uid);
-      else await this.#sendRemoval(peer, uid);
+      const answer = what === "add" ? this.#sendPod(peer, uid) : this.#sendRemoval(peer, uid);
+      answer.catch((error: unknown) => this.#giveUp(connection, error));
+      await connection.whenRoom();
     }
+  }
+
+  #giveUp(connection: ZdsConnection, error: unknown): void {
+    if (!connection.closed) this.#options.log.warn({ reason: messageOf(error) }, "proxy given up");
+    connection.close();
   }
 
   /** Sends one pod as it is now. Only a broken connection makes it throw. */
@@ -253,8 +272,13 @@ export class ZdsServer implements Service {
   }
 
   async #sendRemoval(peer: Peer, uid: string): Promise<void> {
-    await ask(peer, { kind: "del", uid });
-    if (peer.todo.get(uid) === "del") peer.todo.delete(uid);
+    peer.todo.delete(uid);
+    peer.removing.add(uid);
+    try {
+      await ask(peer, { kind: "del", uid });
+    } finally {
+      peer.removing.delete(uid);
+    }
     this.#notify();
   }
 }

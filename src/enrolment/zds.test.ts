@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import fc from "fast-check";
-import { systemClock } from "#base/clock";
+import { FakeClock, systemClock, type Clock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
 import { CellSet } from "#base/metrics";
@@ -66,9 +66,11 @@ class FakeProxy {
   }
 }
 
-async function serve(): Promise<{ server: ZdsServer; path: string; [Symbol.asyncDispose](): Promise<void> }> {
+async function serve(
+  clock: Clock = systemClock(),
+): Promise<{ server: ZdsServer; path: string; [Symbol.asyncDispose](): Promise<void> }> {
   const path = join(folder, `zds${servers++}`);
-  const server = new ZdsServer({ path, clock: systemClock(), log: silentLog(), cells: new CellSet(enrolmentMetrics) });
+  const server = new ZdsServer({ path, clock, log: silentLog(), cells: new CellSet(enrolmentMetrics) });
   await server.start(forever);
   return { server, path, [Symbol.asyncDispose]: () => server.drain(0) };
 }
@@ -123,6 +125,56 @@ test("adding waits for a proxy, survives its restart, and reports its objection"
   stop.abort(new Error("label removed"));
   await assert.rejects(waiting, /label removed/);
   await at.server.remove("c", forever);
+});
+
+test("pods are handed over without waiting for each answer, and answers count in their order", async () => {
+  await using at = await serve();
+  const uids = Array.from({ length: 100 }, (_, i) => `pod${i}`);
+  for (const uid of uids) at.server.declare(pod(uid));
+  at.server.open();
+  const proxy = new FakeProxy(at.path);
+  proxy.reply = () => undefined;
+  await until(() => proxy.heard.length === 64);
+  for (let i = 0; i < 100; i++) proxy.ack(i === 7 ? "the eighth is refused" : "");
+  await until(() => proxy.heard.at(-1) === "snapshotSent");
+  proxy.ack("");
+  assert.deepEqual(
+    proxy.heard.slice(0, -1),
+    uids.map((uid) => `add ${uid}`),
+  );
+  await at.server.add(pod("pod6"), forever);
+  await at.server.add(pod("pod8"), forever);
+  const again = at.server.add(pod("pod7"), forever);
+  const [first, second] = [at.server.add(pod("x"), forever), at.server.add(pod("y"), forever)];
+  const gone = at.server.remove("pod1", forever);
+  await until(() => proxy.heard.length === 105);
+  assert.deepEqual(proxy.heard.slice(-4), ["add pod7", "add x", "add y", "del pod1"]);
+  for (const answer of ["", "", "no", ""]) proxy.ack(answer);
+  await Promise.all([again, first, gone, assert.rejects(second, { code: "ENROLMENT_PROXY_REFUSED" })]);
+  proxy.socket.close();
+});
+
+test("a proxy that is silent is an objection after 5 s, and is given up after the ninth time", async () => {
+  const clock = new FakeClock();
+  await using at = await serve(clock);
+  at.server.open();
+  const proxy = new FakeProxy(at.path);
+  await until(() => proxy.heard.length === 1);
+  proxy.reply = () => undefined;
+  const first = at.server.add(pod("a"), forever);
+  await until(() => proxy.heard.length === 2);
+  await clock.advance(4_999);
+  proxy.ack("");
+  await first;
+  const second = assert.rejects(at.server.add(pod("b"), forever), { message: /answered nothing for 5000 ms/ });
+  await until(() => proxy.heard.length === 3);
+  await clock.advance(5_000);
+  await second;
+  for (let silence = 2; silence <= 8; silence++) await clock.advance(5_000);
+  assert.equal(at.server.connections, 1);
+  await clock.advance(5_000);
+  await until(() => at.server.connections === 0);
+  proxy.socket.close();
 });
 
 test("additions go to the newest proxy, removals to all", async () => {

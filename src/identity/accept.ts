@@ -32,7 +32,10 @@ export function acceptAnswer(
   try {
     const rootsPem = answer.at(-1) ?? "";
     const chainPem = answer.slice(0, -1).map(endLine).join("");
-    const { chain, roots, accepted } = judge({ chainPem, rootsPem: endLine(rootsPem) }, { id, keyPair, nowMs });
+    const { chain, roots, accepted } = judge(
+      { chainPem, keyPem: formatPrivateKey(keyPair), rootsPem: endLine(rootsPem) },
+      { id, keyPair, nowMs },
+    );
     verifyPath(chain, roots, { nowMs, place: `the chain for ${id}` });
     return accepted;
   } catch (cause) {
@@ -82,7 +85,7 @@ export function verifiesTo(identity: TlsIdentity, rootsPem: string, nowMs: numbe
 }
 
 function judge(
-  pem: { readonly chainPem: string; readonly rootsPem: string },
+  pem: { readonly chainPem: string; readonly keyPem: string; readonly rootsPem: string },
   { id, keyPair, nowMs }: { id: SpiffeId; keyPair: KeyPair; nowMs: number },
 ): { chain: readonly Certificate[]; roots: readonly Certificate[]; accepted: AcceptedIdentity } {
   const chain = parseCertificates(pem.chainPem, `the chain for ${id}`);
@@ -92,9 +95,9 @@ function judge(
   checkPeerLeaf(leaf.der, { trustDomain: trustDomainOf(id), accepted: [id] });
   checkKeyBelongs(leaf.openssl, keyPair, `the chain for ${id}`);
   checkLife(leaf, nowMs);
-  const { chainPem, rootsPem } = pem;
+  const { chainPem, keyPem, rootsPem } = pem;
   const { notBeforeMs, notAfterMs } = leaf;
-  const identity = { id, chainPem, keyPem: formatPrivateKey(keyPair), rootsPem, notAfterMs };
+  const identity = { id, chainPem, keyPem, rootsPem, notAfterMs };
   return { chain, roots, accepted: { identity, notBeforeMs } };
 }
 

@@ -19,11 +19,15 @@ import type { ZdsRequest } from "./zds-messages.ts";
 /** Data threads that remember what they were told. */
 class FakeThreads implements PodThreads {
   readonly said: string[] = [];
+  readonly begun: string[] = [];
   failure: Error | undefined;
+  /** Pods are added when this has resolved. */
+  ready: Promise<void> = Promise.resolve();
 
   async addPod(pod: LocalPod, { fd, old }: { fd: number; old: boolean }): Promise<void> {
     closeSync(fd); // the thread owns it
-    await Promise.resolve();
+    this.begun.push(pod.name);
+    await this.ready;
     if (this.failure !== undefined) throw this.failure;
     this.said.push(`add ${pod.name} ${pod.workloadUid} ${pod.identity}${old ? " old" : ""}`);
   }
@@ -116,10 +120,10 @@ describe("the pods of a node", () => {
     assert.deepEqual(rig.pods.pending(), ["the agent's list of pods"]);
     await rig.endSnapshot();
     await rig.add("b");
-    assert.deepEqual(rig.threads.said, [
+    assert.deepEqual(rig.threads.said.toSorted(), [
       `add a Kubernetes//Pod/shop/a ${idOf("a")} old`,
-      `certificate ${idOf("a")}`,
       `add b Kubernetes//Pod/shop/b ${idOf("b")}`,
+      `certificate ${idOf("a")}`,
       `certificate ${idOf("b")}`,
     ]);
     assert.deepEqual(rig.pods.pending(), []);
@@ -152,11 +156,11 @@ describe("the pods of a node", () => {
     assert.deepEqual(rig.pods.pending(), []);
   });
 
-  it("of one list wait for certificates for a second together, not each", async () => {
+  it("of one list wait for certificates for two seconds together, not each", async () => {
     const rig = new Rig();
     const first = codeOf(rig.add("a"));
     await turn();
-    await rig.clock.advance(1_000);
+    await rig.clock.advance(2_000);
     assert.equal(await first, "PROXY_NO_CERTIFICATE");
     const second = codeOf(rig.add("b"));
     await turn();
@@ -186,7 +190,7 @@ describe("the pods of a node", () => {
     await rig.say("del", "a");
     rig.threads.failure = undefined;
     await rig.clock.advance(20_000);
-    assert.deepEqual(rig.threads.said, ["drop uid-a 3000"]);
+    assert.deepEqual(rig.threads.said, [`certificate ${idOf("a")}`, "drop uid-a 3000"]);
     assert.deepEqual([rig.pods.count, rig.pods.pending()], [0, []]);
   });
 
@@ -278,6 +282,12 @@ class FakeConnection implements ZdsConnection {
   }
 }
 
+function zdsAdd(name: string): { data: Uint8Array; fds: readonly number[] } {
+  const value = { uid: `uid-${name}`, workloadInfo: { name, namespace: "shop", serviceAccount: name } };
+  const request = create(WorkloadRequestSchema, { payload: { case: "add", value } });
+  return { data: toBinary(WorkloadRequestSchema, request), fds: [openSync("/proc/self/ns/net", "r")] };
+}
+
 describe("the ZDS client", () => {
   const snapshotSent = { data: Uint8Array.of(0x1a, 0x00), fds: [] };
 
@@ -315,20 +325,33 @@ describe("the ZDS client", () => {
     assert.ok(connection.isClosed);
   });
 
+  it("begins with each request when it comes, and answers them in their order", async () => {
+    const rig = new Rig("b");
+    const { promise, resolve } = Promise.withResolvers<void>();
+    rig.threads.ready = promise;
+    const connection = new FakeConnection([zdsAdd("a"), zdsAdd("b"), snapshotSent]);
+    const { client } = await run(rig, [connection]);
+    assert.deepEqual(rig.threads.begun, ["a", "b"]);
+    assert.deepEqual(rig.pods.pending(), ["shop/a", "shop/b"], "the end of the list was read, too");
+    resolve();
+    await turn();
+    assert.deepEqual(rig.pods.pending(), ["shop/a"]);
+    assert.equal(connection.sent.length, 1, "no answer overtakes that about a, whose certificate is missing");
+    rig.certificates.arrive(idOf("a"));
+    await turn();
+    assert.deepEqual(connection.sent.slice(1), Array(3).fill(Uint8Array.of(0x0a, 0x00)));
+    await client.drain(1_000);
+  });
+
   it("does not spend the time of a drain on a pod that waits for its certificate", async () => {
-    const add = {
-      case: "add",
-      value: { uid: "u", workloadInfo: { name: "a", namespace: "shop", serviceAccount: "a" } },
-    };
-    const data = toBinary(WorkloadRequestSchema, create(WorkloadRequestSchema, { payload: add } as never));
     const rig = new Rig();
-    const { client } = await run(rig, [new FakeConnection([{ data, fds: [openSync("/proc/self/ns/net", "r")] }])]);
+    const { client } = await run(rig, [new FakeConnection([zdsAdd("u")])]);
     let isDone = false;
     void client.drain(5_000).then(() => (isDone = true));
     await rig.clock.advance(200);
     assert.ok(isDone);
     await rig.clock.advance(5_000); // the add gives up, and its descriptors
-    await rig.say("del", "u").catch(() => undefined);
+    await rig.say("del", "u");
   });
 
   it("connects again when the agent is away, or hangs up", async () => {

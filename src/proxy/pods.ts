@@ -40,8 +40,8 @@ export interface PodsParts {
 
 /** How long an `add` waits for the pod's certificate before it is answered with an error. The agent gives up after 5 s. */
 const CERTIFICATE_WAIT_MS = 4_000;
-/** How long all the `add`s of one snapshot together wait for certificates: a restarted proxy listens everywhere at once. */
-const SNAPSHOT_WAIT_MS = 1_000;
+/** How long all the `add`s of one snapshot together wait for certificates: some agents hand the next pod over after the answer. */
+const SNAPSHOT_WAIT_MS = 2_000;
 /** A pod whose listeners could not be opened is tried again this often. */
 const RETRY_MS = 5_000;
 /** Pods that one proxy serves. */
@@ -137,36 +137,43 @@ export class Pods {
   }
 
   async #add(request: Extract<ZdsRequest, { kind: "add" }>, netnsFd: number): Promise<void> {
-    const { config, log } = this.#parts;
-    const { uid, name, namespace, serviceAccount } = request;
     const old = !this.#hasSnapshot;
-    if (old) this.#inSnapshot.add(uid);
+    if (old) this.#inSnapshot.add(request.uid);
+    const isListening = this.#pods.get(request.uid)?.isListening ?? false;
+    const entry: Pod = { pod: this.#podOf(request, netnsFd), netnsFd, old, isListening };
+    const { podUid, namespace, name } = entry.pod;
+    this.#forget(podUid); // the descriptor of an earlier add with it
+    this.#pods.set(podUid, entry);
+    this.#want();
+    await this.#listen(entry);
+    if (this.#pods.get(podUid) === entry) await this.#certify(entry);
+    this.#parts.log.info({ pod: `${namespace}/${name}`, uid: podUid }, "pod served");
+  }
+
+  /** Closes the descriptor of a pod that cannot be served. */
+  #podOf({ uid, name, namespace, serviceAccount }: Extract<ZdsRequest, { kind: "add" }>, netnsFd: number): LocalPod {
+    const { trustDomain, clusterId } = this.#parts.config;
     try {
       if (this.#pods.size >= MAX_PODS && !this.#pods.has(uid)) {
         throw proxyError("PROXY_LIMIT", `${MAX_PODS} pods are served already`);
       }
-      const identity = formatSpiffeId({ trustDomain: config.trustDomain, namespace, serviceAccount });
-      const workloadUid = `${config.clusterId}//Pod/${namespace}/${name}`;
-      const pod: LocalPod = { podUid: uid, name, namespace, serviceAccount, identity, workloadUid };
-      // A descriptor of our own stays here for another try; it replaces the one of an earlier add.
-      const isListening = this.#pods.get(uid)?.isListening ?? false;
-      const entry: Pod = { pod, netnsFd: reopen(netnsFd), old, isListening };
-      this.#forget(uid);
-      this.#pods.set(uid, entry);
-      this.#want();
-      await this.#listen(entry);
-      await this.#certify(entry);
-      log.info({ pod: `${namespace}/${name}`, uid }, "pod served");
-    } finally {
+      const identity = formatSpiffeId({ trustDomain, namespace, serviceAccount });
+      const workloadUid = `${clusterId}//Pod/${namespace}/${name}`;
+      return { podUid: uid, name, namespace, serviceAccount, identity, workloadUid };
+    } catch (error) {
       closeSync(netnsFd);
+      throw error;
     }
   }
 
   /** Opens the pod's ports. Afterwards, or after a failure, the pod stays in the list: it is tried again. */
   async #listen(entry: Pod): Promise<void> {
-    const { threads } = this.#parts;
+    const { threads, certificates } = this.#parts;
+    const listening = threads.addPod(entry.pod, { fd: reopen(entry.netnsFd), old: entry.old });
+    const identity = certificates.get(entry.pod.identity); // follows at once: the thread looks for messages only now and then
+    const certified = identity === undefined ? undefined : threads.certificate(identity);
     try {
-      await threads.addPod(entry.pod, { fd: reopen(entry.netnsFd), old: entry.old });
+      await Promise.all([listening, certified]);
     } catch (error) {
       entry.isListening = false;
       this.#retryLater();
@@ -174,14 +181,12 @@ export class Pods {
     }
     if (!entry.isListening) this.started++;
     entry.isListening = true;
-    const identity = this.#parts.certificates.get(entry.pod.identity);
-    if (identity !== undefined) await threads.certificate(identity);
   }
 
-  async #certify({ pod }: Pod): Promise<void> {
+  async #certify({ pod, old }: Pod): Promise<void> {
     const { certificates, clock, threads } = this.#parts;
     if (certificates.get(pod.identity) !== undefined) return;
-    const waitMs = this.#hasSnapshot ? CERTIFICATE_WAIT_MS : Math.max(0, this.#snapshotEndsMs - clock.monotonic());
+    const waitMs = old ? Math.max(0, this.#snapshotEndsMs - clock.monotonic()) : CERTIFICATE_WAIT_MS;
     const reason = proxyError("PROXY_NO_CERTIFICATE", `no certificate for ${pod.identity} in ${Math.round(waitMs)} ms`);
     const limit = deadline(clock, waitMs, { reason });
     try {

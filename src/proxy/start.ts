@@ -1,3 +1,4 @@
+import type { Service } from "#base/service";
 import type { Proxy, ProxyOptions } from "./role.ts";
 import { startWorker } from "./worker-port.ts";
 
@@ -12,6 +13,8 @@ const LOADED_MS = [5_000, 60_000];
  * seconds, and connections are not to wait for that. It still gets a tenth of what a data thread gets when all are busy.
  */
 const NICENESS = 10;
+/** From when on after its start: while it takes the pods over, all their connections wait for the main thread. */
+const SETTLED_MS = 3_000;
 
 /**
  * Puts a proxy together. The data threads begin to load first, beside the rest: after a crash every part of a second
@@ -23,14 +26,23 @@ export async function createProxy(options: ProxyOptions): Promise<Proxy> {
     import("./role.ts"),
     import("#linux"),
   ]);
-  lowerPriority(NICENESS); // the data threads have been started: they keep theirs
-  lowerHelpers(NICENESS);
-  const proxy = assembleProxy(options, ports);
+  const { services, failure } = assembleProxy(options, ports);
   for (const delayMs of LOADED_MS) {
     options.clock.after(delayMs, () => {
       for (const port of ports) port.post({ type: "collect" });
       collectGarbage();
     });
   }
-  return proxy;
+  const settling: Service = {
+    name: "priority",
+    start: () => {
+      options.clock.after(SETTLED_MS, () => {
+        lowerPriority(NICENESS); // the data threads run: they keep theirs
+        lowerHelpers(NICENESS);
+      });
+      return Promise.resolve();
+    },
+    drain: () => Promise.resolve(),
+  };
+  return { services: [settling, ...services], failure };
 }

@@ -28,9 +28,13 @@ const RECONNECT = { initialMs: 20, maxMs: 1_000 } as const;
 /** How long the end of a request is waited for when the proxy stops. */
 const PATIENCE_MS = 200;
 
+/** Requests that are worked on at once; the agent's next ones wait in the socket. */
+const MAX_REQUESTS = 128;
+
 /**
- * The proxy's end of ZDS: says hello, then does what the agent asks, one request at a time, for ever. A malformed message
- * ends the connection (not the process), and the next one begins with a new snapshot.
+ * The proxy's end of ZDS: says hello, then does what the agent asks, for ever. An agent may ask on without waiting for answers: each
+ * request begins when it comes, and they are answered in their order. A malformed message ends the connection (not the process),
+ * and the next one begins with a new snapshot.
  */
 export class ZdsClient implements Service {
   readonly name = "zds client";
@@ -87,11 +91,20 @@ export class ZdsClient implements Service {
     pods.beginSnapshot();
     connection.send(encodeHello());
     log.info({}, "agent connected");
-    for (;;) {
-      const message = await connection.receive(this.#stop.signal);
+    const broken = new AbortController();
+    const signal = AbortSignal.any([this.#stop.signal, broken.signal]);
+    let answered = Promise.resolve();
+    for (let count = 0; ; count++) {
+      if (count % MAX_REQUESTS === 0) await answered;
+      const message = await connection.receive(signal);
       if (message === undefined) return;
-      const error = await this.#answer(message.data, message.fds);
-      connection.send(encodeAck(error));
+      const answer = this.#answer(message.data, message.fds);
+      answered = Promise.all([answer, answered]).then(([error]) => {
+        connection.send(encodeAck(error));
+      });
+      answered.catch((error: unknown) => {
+        broken.abort(error);
+      });
     }
   }
 

@@ -99,11 +99,13 @@ describe("a proxy that is killed", () => {
     });
   }
 
-  it("gives its data threads the processor before its main thread", () => {
-    const threads = run("ps", "-L", "-o", "comm=,ni=", "-p", String(world.b.dataPathPid)).split("\n");
-    const niceness = (name: string): string[] =>
-      threads.flatMap((line) => (line.startsWith(name) ? (line.split(/ +/)[1] ?? "") : []));
-    assert.deepEqual([niceness("MainThread"), niceness("WorkerThread")], [["10"], ["0"]]);
+  it("gives its data threads the processor before its main thread, once that has taken the pods over", async () => {
+    const niceness = (name: string): string[] => {
+      const threads = run("ps", "-L", "-o", "comm=,ni=", "-p", String(world.b.dataPathPid)).split("\n");
+      return threads.flatMap((line) => (line.startsWith(name) ? (line.split(/ +/)[1] ?? "") : []));
+    };
+    await until("the main thread is lowered", () => niceness("MainThread").join() === "10");
+    assert.deepEqual(niceness("WorkerThread"), ["0"]);
   });
 
   it("leaves no stray children when its supervisor is killed", async () => {

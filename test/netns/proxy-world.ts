@@ -6,35 +6,20 @@ import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create } from "@bufbuild/protobuf";
 import type { ConnectRouter } from "@connectrpc/connect";
 import { systemClock } from "#base/clock";
 import { parseIp } from "#base/ip";
 import { silentLog } from "#base/log";
-import { nftRedirector } from "#enrolment";
-import {
-  connectTcp,
-  listenSeqpacket,
-  listenTcp,
-  openNetns,
-  type Netns,
-  type SeqpacketConnection,
-  type SeqpacketListener,
-  type TcpListener,
-} from "#linux";
+import { CellSet } from "#base/metrics";
+import { enrolmentMetrics, nftRedirector, ZdsServer, type ZdsPod } from "#enrolment";
+import { connectTcp, listenTcp, openNetns, type Netns, type TcpListener } from "#linux";
 import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import { formatSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { addressName, type Address, type TunnelProtocol, type Workload } from "#model/workload";
-import {
-  CertificateUpdateSchema,
-  encodeAddress,
-  WorkloadCertificates,
-  WorkloadRequestSchema,
-  WorkloadResponseSchema,
-  type WatchRequest,
-} from "#proto";
+import { CertificateUpdateSchema, encodeAddress, WorkloadCertificates, type WatchRequest } from "#proto";
 import { RpcServer } from "#rpc";
 import { ResourceCache, TYPE_ADDRESS, XdsServer } from "#xds";
 import { testWorkload } from "../../src/proxy/testing.ts";
@@ -72,6 +57,15 @@ export async function until(said: string, what: () => boolean | Promise<boolean>
 export function cpuTicks(pid: number): number {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
   return Number(fields[11]) + Number(fields[12]);
+}
+
+/** When a process was started; Infinity when it has ended. */
+function startTicks(pid: number): number {
+  try {
+    return Number(readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ")[19]);
+  } catch {
+    return Infinity;
+  }
 }
 
 /** A pod: a network namespace with one address. */
@@ -314,9 +308,7 @@ export class Node implements AsyncDisposable {
   readonly #watchers = new Set<() => void>();
   #server: RpcServer | undefined;
   #xds: XdsServer | undefined;
-  #zds: SeqpacketListener | undefined;
-  #connection: SeqpacketConnection | undefined;
-  #busy: Promise<unknown> = Promise.resolve();
+  #zds: ZdsServer | undefined;
   #version = 0;
   #proxy: ChildProcess | undefined;
   /** The node's ports of the running proxy begin here: two at once need different ones. */
@@ -397,16 +389,16 @@ export class Node implements AsyncDisposable {
       log: silentLog(),
     });
     await this.#server.start(new AbortController().signal);
-    this.#zds = listenSeqpacket({ path: this.#zdsSocket, clock }, (connection) => {
-      this.#connection = connection;
-      this.#busy = this.#snapshot(connection).catch(() => undefined);
-    });
+    const cells = new CellSet(enrolmentMetrics);
+    this.#zds = new ZdsServer({ path: this.#zdsSocket, clock, log: silentLog(), cells });
+    await this.#zds.start(new AbortController().signal);
+    for (const pod of this.#pods.values()) this.#zds.declare(zdsPod(pod));
+    this.#zds.open();
   }
 
   async stopAgent(): Promise<void> {
-    this.#zds?.close();
-    this.#connection?.close();
-    this.#connection = undefined;
+    await this.#zds?.drain(0);
+    this.#zds = undefined;
     this.#xds?.close();
     await this.#server?.drain(0);
   }
@@ -497,7 +489,8 @@ export class Node implements AsyncDisposable {
   /** The supervisor's children: the one that carries the data, then the one that waits to take over. */
   get childPids(): readonly number[] {
     const { stdout } = spawnSync("pgrep", ["-P", String(this.proxyPid)], { encoding: "utf8" });
-    return stdout.split("\n").filter(Boolean).map(Number);
+    const pids = stdout.split("\n").filter(Boolean).map(Number);
+    return pids.toSorted((a, b) => startTicks(a) - startTicks(b)); // numbers begin anew one day
   }
 
   /** The pid of the process that carries the data. */
@@ -540,52 +533,22 @@ export class Node implements AsyncDisposable {
     }
   }
 
-  /** ZDS add. Rejects with the proxy's words when it refuses. */
+  /** ZDS add. Rejects with the proxy's words when it refuses; without agent or proxy it is for the next snapshot. */
   async handOver(pod: Pod): Promise<void> {
     this.#pods.set(pod.uid, pod);
-    await this.#inTurn(async () => {
-      if (this.#connection !== undefined) await this.#add(this.#connection, pod);
-    });
+    if (this.#zds?.connections === 0) this.#zds.declare(zdsPod(pod));
+    else await this.#zds?.add(zdsPod(pod), AbortSignal.timeout(PATIENCE_MS));
   }
 
   /** ZDS del. */
   async takeBack(pod: Pod): Promise<void> {
     this.#pods.delete(pod.uid);
-    await this.#inTurn(async () => {
-      if (this.#connection !== undefined)
-        await this.#request(this.#connection, { case: "del", value: { uid: pod.uid } });
-    });
+    await this.#zds?.remove(pod.uid, AbortSignal.timeout(PATIENCE_MS));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stopProxy("SIGKILL");
     await this.stopAgent();
-  }
-
-  async #inTurn(work: () => Promise<void>): Promise<void> {
-    const done = this.#busy.then(work);
-    this.#busy = done.catch(() => undefined);
-    await done;
-  }
-
-  async #snapshot(connection: SeqpacketConnection): Promise<void> {
-    await connection.receive(); // hello
-    for (const pod of this.#pods.values()) await this.#add(connection, pod).catch(() => undefined);
-    await this.#request(connection, { case: "snapshotSent", value: {} });
-  }
-
-  async #add(connection: SeqpacketConnection, { uid, name, netns }: Pod): Promise<void> {
-    const workloadInfo = { name, namespace: "shop", serviceAccount: name };
-    await this.#request(connection, { case: "add", value: { uid, workloadInfo } }, netns.fd);
-  }
-
-  async #request(connection: SeqpacketConnection, payload: object, fd?: number): Promise<void> {
-    const request = create(WorkloadRequestSchema, { payload } as never);
-    connection.send(toBinary(WorkloadRequestSchema, request), fd === undefined ? [] : [fd]);
-    const answer = await connection.receive(AbortSignal.timeout(PATIENCE_MS));
-    if (answer === undefined) throw new Error("the proxy hung up");
-    const { payload: ack } = fromBinary(WorkloadResponseSchema, answer.data);
-    if (ack.value !== undefined && ack.value.error !== "") throw new Error(ack.value.error);
   }
 
   #certificateRoutes(router: ConnectRouter): void {
@@ -629,6 +592,10 @@ export class Node implements AsyncDisposable {
       this.#watchers.delete(wake);
     }
   }
+}
+
+function zdsPod({ uid, name, netns }: Pod): ZdsPod {
+  return { uid, name, namespace: "shop", serviceAccount: name, netns };
 }
 
 /** Sends a signal, and resolves with the exit code at the end. */
