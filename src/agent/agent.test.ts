@@ -30,7 +30,29 @@ test("a pod of the API that says little is read with Kubernetes' defaults", () =
     phase: "Pending",
     labels: {},
     annotations: {},
+    probePorts: [],
   });
+});
+
+test("the ports at which a kubelet asks are those of probes and hooks that go to the pod itself, by number or by name", () => {
+  const ports = [{ name: "web", containerPort: 8080 }];
+  const main = {
+    name: "main",
+    ports,
+    readinessProbe: { httpGet: { port: "web" } },
+    livenessProbe: { tcpSocket: { port: 9000 } },
+    startupProbe: { exec: { command: ["true"] } },
+    lifecycle: { preStop: { httpGet: { port: 9001 } } },
+  };
+  const others = [
+    { name: "calls", livenessProbe: { grpc: { port: 50_051 } } },
+    { name: "elsewhere", livenessProbe: { httpGet: { host: "192.0.2.1", port: 7000 } } },
+    { name: "unknown", livenessProbe: { tcpSocket: { port: "web" } } },
+    { name: "again", livenessProbe: { tcpSocket: { port: 8080 } } },
+  ];
+  const initContainers = [{ name: "before", restartPolicy: "Always", startupProbe: { tcpSocket: { port: 7777 } } }];
+  const spec = { containers: [main, ...others], initContainers };
+  assert.deepEqual(podFacts({ spec }).probePorts, [9000, 8080, 9001, 50_051, 7777]);
 });
 
 test("the annotation is set and removed for this very pod; one that is gone is no failure", async () => {

@@ -6,6 +6,7 @@ import {
   Enrolment,
   enrolmentMetrics,
   nftRedirector,
+  Probes,
   ZdsServer,
   type EnrolmentTools,
 } from "#enrolment";
@@ -152,6 +153,7 @@ function createEnrolment(
     ...parts,
     zds,
     redirector: nftRedirector,
+    probes: new Probes(),
     finder,
     clock,
     random,

@@ -11,6 +11,8 @@ export interface PodFacts {
   readonly phase: string;
   readonly labels: Readonly<Record<string, string>>;
   readonly annotations: Readonly<Record<string, string>>;
+  /** Ports at which the kubelet asks whether the pod is well; they decide nothing. Default: none. */
+  readonly probePorts?: readonly number[];
 }
 
 /** Says whether a pod is to be enrolled, and in one word why. */

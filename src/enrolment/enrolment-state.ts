@@ -6,6 +6,7 @@ import type { Random } from "#base/random";
 import type { Netns } from "#linux";
 import type { PodFacts } from "./eligibility.ts";
 import type { NetnsFinder } from "./pod-netns.ts";
+import type { Probes } from "./probes.ts";
 import type { Redirector } from "./redirection.ts";
 import type { ZdsPod } from "./zds-server.ts";
 
@@ -115,6 +116,7 @@ export interface EnrolmentTools {
     remove(uid: string, signal: AbortSignal): Promise<void>;
   };
   readonly redirector: Redirector;
+  readonly probes: Pick<Probes, "declare" | "allow" | "forbid" | "write">;
   readonly finder: NetnsFinder;
   readonly announcer: Announcer;
   /** Called when a pod is to be enrolled, to get ready what it will need (its certificate); disposed when it is not any more. */

@@ -36,6 +36,8 @@ class FakeNode {
   readonly done: string[] = [];
   readonly handed = new Set<string>();
   readonly announced = new Set<string>();
+  /** Pods whose probes have a source of their own. */
+  readonly probed = new Set<string>();
   rules: RedirectionState = "absent";
   /** Pods that were reported as stuck, with the code. */
   readonly stuck: string[] = [];
@@ -114,6 +116,21 @@ class FakeNode {
         read: async () => Promise.resolve(this.rules),
         countRedirected: () => this.redirected,
       },
+      probes: {
+        declare: (uid) => void this.probed.add(uid),
+        allow: async (uid) => {
+          await Promise.resolve();
+          if (this.broken.has("allow")) throw new Error("allow is broken");
+          this.probed.add(uid);
+        },
+        forbid: async (uid) => {
+          await Promise.resolve();
+          if (this.rules === "capturing" && this.handed.has(uid))
+            this.violations.push("probes forbidden while captured");
+          this.probed.delete(uid);
+        },
+        write: () => Promise.reject(new Error("nft is busy")),
+      },
       finder: { find: () => (this.found ? openNetns(join(folder, "netns")) : undefined) },
       announcer: {
         announce: async ({ uid }, enrolled) => {
@@ -170,6 +187,34 @@ test("a label enrols in order, its removal un-enrols backwards", async () => {
   assert.deepEqual(node.done.slice(3), ["take uid-a", "remove"]);
   assert.equal(node.state("a"), "plain");
   assert.deepEqual(node.violations, []);
+});
+
+test("probes have a source of their own from before the pod is announced until its rules are gone, and for a pod that is taken over at once", async () => {
+  const node = new FakeNode();
+  node.broken.add("allow");
+  await started(node, pod("a", { labels: LABEL }));
+  assert.deepEqual([node.state("a"), node.announced.size, node.probed.size], ["redirecting", 0, 0]);
+  node.broken.delete("allow");
+  await node.settle(5000);
+  assert.deepEqual([node.state("a"), [...node.probed]], ["enrolled", ["uid-a"]]);
+  node.enrolment.setNamespace("shop", {});
+  node.enrolment.upsertPod(pod("a"));
+  node.redirected = 1;
+  await node.settle(1000);
+  assert.deepEqual([node.state("a"), node.probed.size], ["draining", 1]);
+  node.redirected = 0;
+  await node.settle(250);
+  assert.deepEqual([node.state("a"), node.probed.size], ["plain", 0]);
+  assert.deepEqual(node.violations, []);
+  const next = new FakeNode();
+  next.rules = "capturing";
+  next.broken.add("allow");
+  await started(next, pod("a", { labels: LABEL }));
+  assert.equal(next.probed.size, 1);
+  next.rules = "absent";
+  next.enrolment.removePod("uid-a");
+  await next.settle(1000);
+  assert.equal(next.probed.size, 0);
 });
 
 test("who leaves un-enrols every pod as if no label were there, and lets new ones start", async () => {

@@ -85,6 +85,10 @@ export class Enrolment implements Service {
   async synced(): Promise<void> {
     if (this.#phase !== "collecting") return;
     await Promise.all([...this.#early.values()].map((pod) => this.#adopt(pod)));
+    // One that fails is written again with the first pod that is enrolled.
+    await this.#tools.probes.write().catch((error: unknown) => {
+      this.#tools.log.warn({ reason: messageOf(error) }, "rules for probes cannot be written");
+    });
     if (this.#isStopped()) return;
     this.#phase = "following";
     this.#tools.zds.open();

@@ -9,6 +9,7 @@ export {
 } from "./enrolment-state.ts";
 export { enrolmentMetrics } from "./metrics.ts";
 export { directoryFinder, procFinder, type NetnsFinder } from "./pod-netns.ts";
+export { Probes } from "./probes.ts";
 export {
   checkRedirection,
   nftRedirector,

@@ -15,6 +15,7 @@ import {
 } from "./enrolment-state.ts";
 import { enrolmentError } from "./errors.ts";
 import { openIfNetns } from "./pod-netns.ts";
+import { probeTargets } from "./probes.ts";
 
 type Act = EnrolmentState | undefined | Promise<EnrolmentState | undefined>;
 
@@ -77,6 +78,7 @@ export class PodEnrolment {
    */
   adopt(netns: Netns, redirection: "capturing" | "kept"): void {
     this.#takenOver = redirection === "capturing";
+    this.#tools.probes.declare(this.#pod.uid, probeTargets(netns, this.#pod.probePorts ?? []));
     if (redirection === "capturing") this.#setState({ name: "redirecting", netns });
     else this.#setState(this.#draining(netns));
   }
@@ -189,7 +191,11 @@ export class PodEnrolment {
       return { name: "redirecting", netns: this.#netns };
     },
     install: async () => {
-      await this.#tools.redirector.install(this.#netns, captureOptions(this.#pod, this.#tools.dnsCapture));
+      const { redirector, probes, dnsCapture } = this.#tools;
+      await Promise.all([
+        probes.allow(this.#pod.uid, probeTargets(this.#netns, this.#pod.probePorts ?? [])),
+        redirector.install(this.#netns, captureOptions(this.#pod, dnsCapture)),
+      ]);
       return { name: "announcing", netns: this.#netns };
     },
     announce: async (signal) => {
@@ -214,6 +220,7 @@ export class PodEnrolment {
     remove: async (signal) => {
       await this.#tools.zds.remove(this.#pod.uid, signal);
       await this.#tools.redirector.remove(this.#netns);
+      await this.#tools.probes.forbid(this.#pod.uid);
       return { name: "plain" };
     },
     return: () => ({ name: "handing", netns: this.#netns }),
@@ -228,7 +235,8 @@ export class PodEnrolment {
   /** The pod has ended: the proxy lets it go, and so do we. Its rules went with its namespace. */
   async #close(signal: AbortSignal): Promise<EnrolmentState | undefined> {
     if (this.#state.name === "closed") return undefined;
-    if ("netns" in this.#state) await this.#tools.zds.remove(this.#pod.uid, signal);
+    const { zds, probes } = this.#tools;
+    if ("netns" in this.#state) await Promise.all([zds.remove(this.#pod.uid, signal), probes.forbid(this.#pod.uid)]);
     return { name: "closed" };
   }
 

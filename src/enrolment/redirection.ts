@@ -3,6 +3,7 @@ import { networkInterfaces } from "node:os";
 import { bytesToIp, parseIp, type IpAddress } from "#base/ip";
 import { enrolmentError } from "./errors.ts";
 import { flushConntrack, inNetns, runCommand, runIpBatch, runNft, type Netns } from "#linux";
+import { PROBE_SOURCES, probesScript } from "./probes.ts";
 
 /**
  * What carries a pod's TCP connections, and its DNS questions, to the proxy: one nft table and one policy route in the pod's network namespace.
@@ -21,9 +22,6 @@ export const PROXY_PORTS = { outbound: 15001, inboundPlaintext: 15006, inboundHb
 
 /** The nft table. It is Veil's alone; other tables of the namespace are never touched. */
 export const REDIRECTION_TABLE = "inet veil";
-
-/** Kubelet's probes come from here where a host rule rewrites their source (`ambient.md` §4.3). */
-const PROBE_SOURCES = { v4: "169.254.7.127", v6: "fd16:9254:7127:1337:ffff:ffff:ffff:ffff" } as const;
 
 const FIRST_PACKET = "tcp flags & (fin | syn | rst | ack) == syn";
 const FROM_PROXY = "meta mark & 0xfff == 0x539";
@@ -188,7 +186,7 @@ export async function checkRedirection({ dns }: Pick<CaptureOptions, "dns">): Pr
   if (process.getuid?.() !== 0) {
     throw enrolmentError("ENROLMENT_NOT_ROOT", "only root can change the rules in pods' network namespaces");
   }
-  const input = captureScript({ inbound: true, dns });
+  const input = captureScript({ inbound: true, dns }) + probesScript([{ ip: parseIp("192.0.2.1"), port: 80 }]);
   const { status, stderr } = await runCommand({ program: "unshare", args: ["--net", "nft", "-f", "-"], input });
   if (status === 0) return;
   const [words = ""] = stderr.trim().split("\n", 1);

@@ -31,13 +31,13 @@ export interface CertificateManagerOptions {
   readonly random: Random;
   readonly log: Log;
   readonly cells?: CellSet;
-  /** How long an identity that nobody holds is kept, so that a restarted proxy finds it. Default 5 minutes. */
+  /** How long an identity that nobody holds is kept, so that a pod's successor and a restarted proxy find it. Default 10 s. */
   readonly lingerMs?: number;
 }
 
 const MOST_IN_FLIGHT = 8;
 const MOST_IDENTITIES = 4096;
-const LINGER_MS = 5 * 60_000;
+const LINGER_MS = 10_000;
 const RETRY = { initialMs: 1000, maxMs: 150_000 };
 /** A pod that waits brings a failed attempt forward, but never closer than this to the one before. */
 const SOONEST_RETRY_MS = 1000;

@@ -267,12 +267,13 @@ function wrongOf(report: string): string {
   return wrong.map(({ outcome, what }) => `${outcome}: ${what}`).join("\n");
 }
 
-/** What is not as it was before Veil: files of the node, and the rules in the namespaces of its pods. */
+/** What is not as it was before Veil: files and rules of the node, and the rules in the namespaces of its pods. */
 async function leftOn(cluster: TestCluster, node: string): Promise<string[]> {
   const script = `
     ls /etc/cni/net.d | grep -v '^10-pods.conflist$'
     ls /opt/cni/bin | grep veil
     find /run/veil -mindepth 1
+    nft list tables | grep veil
     for netns in /run/netns/*; do
       nsenter --net=$netns nft list ruleset
       nsenter --net=$netns ip rule | grep -vE '^(0|32766|32767):'

@@ -11,7 +11,8 @@ export const VEIL_NAMESPACE = "veil-system";
 /** Where agents find the controller: the cluster has no DNS. */
 const CONTROLLER_ADDRESS = "10.96.0.50";
 const CHECKOUT = resolve(import.meta.dirname, "../..");
-const CHART = join(CHECKOUT, "deploy/chart");
+/** This checkout's chart. */
+export const CHART = join(CHECKOUT, "deploy/chart");
 const TAG = "test";
 /** What runs on each node and before it, as `kubectl rollout status` takes them. */
 const WORKLOADS = ["deployment/veil-controller", "daemonset/veil-agent", "daemonset/ztunnel"];

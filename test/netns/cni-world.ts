@@ -62,6 +62,12 @@ export class CniWorld implements AsyncDisposable {
         remove: () => proxies.a.takeBack(handed()),
       },
       redirector: nftRedirector,
+      probes: {
+        declare: () => undefined,
+        allow: () => Promise.resolve(),
+        forbid: () => Promise.resolve(),
+        write: () => Promise.resolve(),
+      },
       finder: { find: () => undefined },
       announcer: { announce: () => Promise.resolve(), confirmPlain: () => Promise.resolve([]) },
       controllerReachable: () => true,

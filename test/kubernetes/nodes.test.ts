@@ -1,0 +1,17 @@
+import { after, before, describe } from "node:test";
+import { startCluster, type TestCluster } from "./cluster.ts";
+import { nodeLife } from "./node-life.ts";
+import { trafficKinds } from "./traffic-kinds.ts";
+import { installVeil } from "./veil.ts";
+
+describe("Veil on real nodes", () => {
+  let cluster: TestCluster;
+  before(async () => {
+    cluster = await startCluster();
+    await installVeil(cluster);
+  });
+  after(() => cluster?.[Symbol.asyncDispose]());
+
+  trafficKinds(() => cluster);
+  nodeLife(() => cluster);
+});
