@@ -282,6 +282,11 @@ function onEachNode(): { [key: string]: Tree } {
   };
 }
 
+/** Tries of its probe after which a container counts as not ready. */
+const READY_TRIES = 3;
+/** Of a proxy that is busy: while its node is upgraded, one that does not count as ready is taken away at once. */
+const PROXY_READY_TRIES = 15;
+
 function containerOf(role: InstalledRole): { [key: string]: Tree } {
   return {
     name: role,
@@ -292,7 +297,7 @@ function containerOf(role: InstalledRole): { [key: string]: Tree } {
       httpGet: { path: "/healthz/ready", port: INSTALLED[role].readyPort },
       periodSeconds: 2,
       timeoutSeconds: 5,
-      failureThreshold: 3,
+      failureThreshold: role === "proxy" ? PROXY_READY_TRIES : READY_TRIES,
     },
   };
 }

@@ -37,7 +37,7 @@ export {
   type SocketPath,
   type TcpListener,
 } from "./tcp.ts";
-export { ADDRESS_IN_USE, openListener } from "./listener.ts";
+export { ADDRESS_IN_USE, isPortShared, openListener } from "./listener.ts";
 export {
   connectUdp,
   listenUdp,

@@ -1,5 +1,13 @@
 import type { IpAddress } from "#base/ip";
-import { bindAndListen, closeFd, makeTcpSocket, readLocalAddress } from "./socket-options.ts";
+import { inNetns, type Netns } from "./netns.ts";
+import {
+  bindAndListen,
+  canBind,
+  closeFd,
+  makeTcpSocket,
+  readLocalAddress,
+  type SocketAddress,
+} from "./socket-options.ts";
 
 const BACKLOG = 511;
 
@@ -19,4 +27,13 @@ export function openListener(ip: IpAddress, port: number): Disposable & { readon
     throw error;
   }
   return { fd, port: readLocalAddress(fd)?.port ?? port, [Symbol.dispose]: () => closeFd(fd) };
+}
+
+/**
+ * Whether a socket listens in a namespace (undefined: this thread's own) on a port that it shares (`SO_REUSEPORT`) with whoever is the same user. False when nobody
+ * listens there, or somebody who shares nothing. Throws `LINUX_NETNS_GONE`, `LINUX_NO_FILES`.
+ */
+export function isPortShared(netns: Netns | undefined, at: SocketAddress): boolean {
+  const look = (): boolean => !canBind(at, { reusePort: false }) && canBind(at, { reusePort: true });
+  return netns === undefined ? look() : inNetns(netns, look);
 }

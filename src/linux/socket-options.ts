@@ -187,16 +187,9 @@ export function closeFd(fd: number): void {
 }
 
 /** Binds and listens. Errors are `LINUX_PORT_IN_USE` with the address and the kernel's word. */
-export function bindAndListen(
-  fd: number,
-  at: { ip: IpAddress; port: number },
-  options: { reusePort: boolean; backlog: number },
-): void {
+export function bindAndListen(fd: number, at: SocketAddress, options: { reusePort: boolean; backlog: number }): void {
   const where = `${at.ip} port ${at.port}`;
-  setNumber(fd, "SO_REUSEADDR", 1);
-  if (options.reusePort) setNumber(fd, "SO_REUSEPORT", 1);
-  if (isV6(at.ip)) setNumber(fd, "IPV6_V6ONLY", 0);
-  const address = sockaddr(at.ip, at.port);
+  const address = prepareToBind(fd, at, options);
   for (const [call, result] of [
     ["bind", () => bindCall(fd, address, address.length)],
     ["listen", () => listenCall(fd, options.backlog)],
@@ -204,6 +197,24 @@ export function bindAndListen(
     if (Number(result()) === 0) continue;
     const { errno, text } = lastErrno();
     throw linuxError("LINUX_PORT_IN_USE", `cannot ${call} on ${where}: ${text}`, { details: { ...at, errno } });
+  }
+}
+
+function prepareToBind(fd: number, at: SocketAddress, { reusePort }: { reusePort: boolean }): Uint8Array {
+  setNumber(fd, "SO_REUSEADDR", 1);
+  if (reusePort) setNumber(fd, "SO_REUSEPORT", 1);
+  if (isV6(at.ip)) setNumber(fd, "IPV6_V6ONLY", 0);
+  return sockaddr(at.ip, at.port);
+}
+
+/** Whether a TCP socket with these options could be bound now. */
+export function canBind(at: SocketAddress, options: { reusePort: boolean }): boolean {
+  const fd = openSocket(isV6(at.ip));
+  try {
+    const address = prepareToBind(fd, at, options);
+    return Number(bindCall(fd, address, address.length)) === 0;
+  } finally {
+    closeFd(fd);
   }
 }
 

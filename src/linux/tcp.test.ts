@@ -6,7 +6,9 @@ import { describe, test } from "node:test";
 import { Worker } from "node:worker_threads";
 import { systemClock } from "#base/clock";
 import { CodedError } from "#base/errors";
+import { parseIp } from "#base/ip";
 import type { StreamOwner } from "./byte-stream.ts";
+import { isPortShared } from "./listener.ts";
 import { findWrongShape } from "./raw-stream.ts";
 import { connectTcp, listenTcp, socketPath, useSocketPath, type TcpSocket } from "./tcp.ts";
 
@@ -330,11 +332,18 @@ for (const path of ["handles", "public"] as const) {
           count[1] = (count[1] ?? 0) + 1;
           socket.close();
         });
+        const at = { ip: parseIp("127.0.0.1"), port: first.port };
+        assert.equal(isPortShared(undefined, at), true);
         first.stop();
+        assert.equal(isPortShared(undefined, at), true, "the second is there");
         const socket = await connectTcp({ ip: "127.0.0.1", port: second.port, timeoutMs: 60_000, clock });
         await until("the second has it", () => count[1] === 1);
         socket.close();
         second.stop();
+        await until("nobody listens", () => !isPortShared(undefined, at));
+        const alone = listenTcp({ ip: "127.0.0.1", port: first.port }, () => {});
+        assert.equal(isPortShared(undefined, at), false, "it shares nothing");
+        alone.stop();
       }),
     );
   });

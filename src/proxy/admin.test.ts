@@ -9,14 +9,14 @@ import { ProfilePages } from "./profile-page.ts";
 import { processSamples } from "./process-samples.ts";
 import { testView } from "./testing.ts";
 
-function parts(pending: readonly string[] = []): AdminParts & { quits: number } {
+function parts(pending: readonly string[] = [], isReady = pending.length === 0): AdminParts & { quits: number } {
   const page = {
     quits: 0,
     scopes: new LogScopes(silentLog()),
     quit: () => {
       page.quits++;
     },
-    pending: () => pending,
+    readiness: () => ({ isReady, pending }),
     samples: () => Promise.resolve([{ name: "workload_manager_active_proxy_count", labels: {}, value: 3 }]),
     profiles: new ProfilePages({ clock: new FakeClock(), record: () => Promise.resolve([]) }),
     dump: () => Promise.resolve(streamJson([["version", { value: "x" }]], systemClock())),
@@ -63,6 +63,7 @@ describe("pages for operators", () => {
       await handleReady(parts(["a", "b"]), get("/healthz/ready")),
       textPage(500, "not ready, pending: a, b"),
     );
+    assert.deepEqual(await handleReady(parts(["a"], true), get("/healthz/ready")), textPage(200, "ready, pending: a"));
     assert.equal((await handleReady(parts(), get("/"))).status, 404);
   });
 

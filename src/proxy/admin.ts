@@ -8,6 +8,7 @@ import type { PodPoolPeer, ThreadSamples } from "./looks.ts";
 import { proxyMetrics } from "./metrics.ts";
 import type { ProfilePages } from "./profile-page.ts";
 import type { OpenConnection } from "./record.ts";
+import type { ReadinessLook } from "./readiness.ts";
 import { explain, type WhyParts } from "./why.ts";
 
 /** What the operator's pages show and do. */
@@ -18,8 +19,7 @@ export interface AdminParts {
   readonly connections: () => Promise<readonly OpenConnection[]>;
   readonly pool: () => Promise<readonly PodPoolPeer[]>;
   readonly samples: () => Promise<ThreadSamples>;
-  /** What is missing for readiness; empty: ready. */
-  readonly pending: () => readonly string[];
+  readonly readiness: () => ReadinessLook;
   readonly quit: () => void;
   readonly profiles: ProfilePages;
   readonly scopes: LogScopes;
@@ -103,7 +103,8 @@ export async function handleMetrics(parts: AdminParts, { path, accept }: PageReq
 /** Answers on the readiness port. */
 export async function handleReady(parts: AdminParts, { path }: PageRequest): Promise<Page> {
   if (path !== "/healthz/ready") return textPage(404, "not found; there is /healthz/ready");
-  return readyPage(parts.pending());
+  const { isReady, pending } = parts.readiness();
+  return readyPage(pending, isReady);
 }
 
 /** Upstream's page: only POST changes anything; `reset` first goes back to what the process was started with. */

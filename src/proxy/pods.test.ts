@@ -80,12 +80,24 @@ class Rig {
   readonly threads = new FakeThreads();
   readonly certificates = new FakeCertificates();
   readonly pods: Pods;
+  /** What the proxy knows of addresses, and whether another one is there. */
+  synced = true;
+  other = false;
 
   constructor(...certified: readonly string[]) {
     for (const name of certified) this.certificates.arrive(idOf(name));
     const { threads, certificates, clock } = this;
     const config = proxyConfig({ node: "node1" });
-    this.pods = new Pods({ config, threads, certificates, clock, log: silentLog(), drainMs: 3_000 });
+    this.pods = new Pods({
+      config,
+      threads,
+      certificates,
+      clock,
+      log: silentLog(),
+      drainMs: 3_000,
+      synced: () => this.synced,
+      isServedByOther: () => this.other,
+    });
     this.pods.beginSnapshot();
   }
 
@@ -180,6 +192,37 @@ describe("the pods of a node", () => {
     assert.deepEqual(rig.pods.pending(), []);
     await rig.clock.advance(5_000);
     assert.equal(rig.threads.said.filter((said) => said.startsWith("add")).length, 1);
+  });
+
+  it("are left to the other proxy until their certificates and all addresses are there", async () => {
+    const rig = new Rig("a");
+    [rig.synced, rig.other] = [false, true];
+    await rig.add("a");
+    await rig.add("b");
+    await rig.endSnapshot();
+    await rig.clock.advance(20_000);
+    assert.deepEqual(rig.threads.said, []);
+    assert.deepEqual(rig.pods.pending(), ["shop/a", "shop/b"]);
+    rig.synced = true;
+    await rig.clock.advance(100);
+    assert.deepEqual(rig.pods.pending(), ["shop/b"], "this one has no certificate");
+    rig.certificates.arrive(idOf("b"));
+    await rig.clock.advance(100);
+    assert.deepEqual(rig.pods.pending(), []);
+    assert.equal(rig.pods.started, 2);
+  });
+
+  it("are not left to a proxy that is gone, or given up meanwhile", async () => {
+    const rig = new Rig();
+    rig.other = true;
+    for (const name of ["a", "b"]) await rig.add(name);
+    await rig.endSnapshot();
+    await rig.say("del", "b");
+    await rig.clock.advance(1_000);
+    assert.deepEqual(rig.threads.said, ["drop uid-b 3000"]);
+    rig.other = false;
+    await rig.clock.advance(100);
+    assert.deepEqual(rig.threads.said.slice(1), [`add a Kubernetes//Pod/shop/a ${idOf("a")} old`]);
   });
 
   it("are not tried again once they were given up", async () => {
@@ -396,7 +439,8 @@ describe("the proxy's own pod", () => {
     const certificates = new FakeCertificates();
     certificates.arrive(idOf("a"));
     const shared = { threads: new FakeThreads(), certificates, clock: new FakeClock(), log: silentLog(), drainMs: 0 };
-    const pods = new Pods({ ...shared, config: proxyConfig({ node: "node1" }), self: idOf("self") });
+    const alone = { synced: () => true, isServedByOther: () => false };
+    const pods = new Pods({ ...shared, ...alone, config: proxyConfig({ node: "node1" }), self: idOf("self") });
     pods.start();
     assert.deepEqual(certificates.wanted, [idOf("self")]);
     pods.beginSnapshot();

@@ -32,6 +32,10 @@ export interface PodsParts {
   readonly certificates: Certificates;
   readonly clock: Clock;
   readonly log: Log;
+  /** Whether all addresses are known. */
+  readonly synced: () => boolean;
+  /** Whether another proxy listens in a namespace: the one that this one is to replace. */
+  readonly isServedByOther: (netnsFd: number) => boolean;
   /** How long the connections of a pod that is given up may go on. */
   readonly drainMs: number;
   /** The proxy's own identity, when it has one. */
@@ -44,6 +48,8 @@ const CERTIFICATE_WAIT_MS = 4_000;
 const SNAPSHOT_WAIT_MS = 2_000;
 /** A pod whose listeners could not be opened is tried again this often. */
 const RETRY_MS = 5_000;
+/** While a pod is not listened for, it is looked whether its time has come this often. */
+const LOOK_MS = 100;
 /** Pods that one proxy serves. */
 const MAX_PODS = 1_024;
 
@@ -53,6 +59,8 @@ interface Pod {
   readonly netnsFd: number;
   readonly old: boolean;
   isListening: boolean;
+  /** When its listeners are tried to be opened again. */
+  tryAtMs: number;
 }
 
 /**
@@ -65,7 +73,7 @@ export class Pods {
   readonly #inSnapshot = new Set<string>();
   #hasSnapshot = false;
   #snapshotEndsMs = 0;
-  #cancelRetry: (() => void) | undefined;
+  #cancelLook: (() => void) | undefined;
   /** Counted for metrics. */
   started = 0;
   stopped = 0;
@@ -116,7 +124,7 @@ export class Pods {
 
   /** Stops trying. */
   stop(): void {
-    this.#cancelRetry?.();
+    this.#cancelLook?.();
   }
 
   /** Does what the agent asks. Owns the descriptor. Rejects with why not; a wrong order is `PROXY_ZDS_MESSAGE`. */
@@ -140,11 +148,19 @@ export class Pods {
     const old = !this.#hasSnapshot;
     if (old) this.#inSnapshot.add(request.uid);
     const isListening = this.#pods.get(request.uid)?.isListening ?? false;
-    const entry: Pod = { pod: this.#podOf(request, netnsFd), netnsFd, old, isListening };
+    const entry: Pod = { pod: this.#podOf(request, netnsFd), netnsFd, old, isListening, tryAtMs: 0 };
     const { podUid, namespace, name } = entry.pod;
     this.#forget(podUid); // the descriptor of an earlier add with it
     this.#pods.set(podUid, entry);
     this.#want();
+    if (this.#isLeftToOther(entry)) {
+      this.#parts.log.info(
+        { pod: `${namespace}/${name}`, uid: podUid },
+        "pod left to the other proxy until it can be served",
+      );
+      this.#lookLater();
+      return;
+    }
     await this.#listen(entry);
     if (this.#pods.get(podUid) === entry) await this.#certify(entry);
     this.#parts.log.info({ pod: `${namespace}/${name}`, uid: podUid }, "pod served");
@@ -166,9 +182,20 @@ export class Pods {
     }
   }
 
+  /**
+   * The kernel deals new connections to all that listen: while another proxy serves the pod, this one listens only once it can
+   * carry what it gets. Alone, it listens at once: connections are held rather than refused.
+   */
+  #isLeftToOther({ pod, netnsFd, isListening }: Pod): boolean {
+    const { certificates, synced, isServedByOther } = this.#parts;
+    if (isListening || (synced() && certificates.get(pod.identity) !== undefined)) return false;
+    return isServedByOther(netnsFd);
+  }
+
   /** Opens the pod's ports. Afterwards, or after a failure, the pod stays in the list: it is tried again. */
   async #listen(entry: Pod): Promise<void> {
-    const { threads, certificates } = this.#parts;
+    const { threads, certificates, clock } = this.#parts;
+    entry.tryAtMs = clock.monotonic() + RETRY_MS;
     const listening = threads.addPod(entry.pod, { fd: reopen(entry.netnsFd), old: entry.old });
     const identity = certificates.get(entry.pod.identity); // follows at once: the thread looks for messages only now and then
     const certified = identity === undefined ? undefined : threads.certificate(identity);
@@ -176,7 +203,7 @@ export class Pods {
       await Promise.all([listening, certified]);
     } catch (error) {
       entry.isListening = false;
-      this.#retryLater();
+      this.#lookLater();
       throw error;
     }
     if (!entry.isListening) this.started++;
@@ -235,15 +262,26 @@ export class Pods {
     return isListening && this.#parts.certificates.get(pod.identity) !== undefined;
   }
 
-  #retryLater(): void {
-    this.#cancelRetry ??= this.#parts.clock.after(RETRY_MS, () => {
-      this.#cancelRetry = undefined;
+  /** Opens the ports of pods whose time has come, as long as there are some without. */
+  #lookLater(): void {
+    const { clock, log } = this.#parts;
+    this.#cancelLook ??= clock.after(LOOK_MS, () => {
+      this.#cancelLook = undefined;
       for (const entry of this.#pods.values()) {
         if (entry.isListening) continue;
-        this.#listen(entry).catch((error: unknown) => {
-          const pod = `${entry.pod.namespace}/${entry.pod.name}`;
-          this.#parts.log.warn({ pod, error: messageOf(error) }, "pod still not served");
-        });
+        this.#lookLater();
+        if (entry.tryAtMs > clock.monotonic() || this.#isLeftToOther(entry)) continue;
+        this.#listen(entry).then(
+          () => {
+            log.info({ pod: `${entry.pod.namespace}/${entry.pod.name}` }, "pod served");
+          },
+          (error: unknown) => {
+            log.warn(
+              { pod: `${entry.pod.namespace}/${entry.pod.name}`, error: messageOf(error) },
+              "pod still not served",
+            );
+          },
+        );
       }
     });
   }

@@ -1,12 +1,13 @@
 import { deadline, every, type Clock } from "#base/clock";
 import { messageOf, type CodedError } from "#base/errors";
+import { parseIp } from "#base/ip";
 import { LogScopes, type Log } from "#base/log";
 import { CellSet } from "#base/metrics";
 import type { Random } from "#base/random";
 import type { Service } from "#base/service";
 import { ACCESS_LEVELS, type AccessLevel } from "#model/access-log";
 import { CertificateWatcher } from "#identity";
-import { connectSeqpacket } from "#linux";
+import { connectSeqpacket, isPortShared, openNetns } from "#linux";
 import { PageServer, rpcTransport } from "#rpc";
 import { TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, xdsMetrics } from "#xds";
 import type { Crl } from "#x509";
@@ -14,7 +15,7 @@ import { Addresses } from "./addresses.ts";
 import { ANY_ADDRESS } from "./any-address.ts";
 import { handleAdmin, handleMetrics, handleReady, type AdminParts } from "./admin.ts";
 import { dumpState } from "./config-dump.ts";
-import { ownPorts, type ProxyConfig } from "./config.ts";
+import { INBOUND_PORT, ownPorts, type ProxyConfig } from "./config.ts";
 import { CrlFile } from "./crl-file.ts";
 import { proxyError } from "./errors.ts";
 import { ABSENT_MS, type Answer } from "./knowledge.ts";
@@ -26,6 +27,7 @@ import { Pods } from "./pods.ts";
 import { processSamples } from "./process-samples.ts";
 import { ProfilePages } from "./profile-page.ts";
 import { recordProfile } from "./profiler.ts";
+import { Readiness } from "./readiness.ts";
 import { Records } from "./records.ts";
 import type { View } from "./route.ts";
 import { selfPod, serveSelf } from "./self-pod.ts";
@@ -86,10 +88,11 @@ export function assembleProxy(options: ProxyOptions, ports: readonly ThreadPort[
   scopes.onChange(() => {
     threads.setAccessLevel(accessThreshold(scopes));
   });
+  const readiness = readinessOf(options, parts);
   const admin: AdminParts = {
     scopes,
     quit,
-    pending: () => pending(options, parts),
+    readiness: () => readiness.look(),
     samples: async () => samples(options, parts),
     dump: async () => dump(options, parts),
     connections: async () => threads.connections(),
@@ -195,6 +198,8 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     certificates,
     clock,
     drainMs,
+    synced: () => addresses.synced,
+    isServedByOther,
     log: scopes.child("pods"),
   });
   const traffic = new Traffic({ threads, clock, log, hurry: options.hurry });
@@ -206,6 +211,16 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     log: scopes.child("zds"),
   });
   return { scopes, threads, addresses, policies, records, xds, xdsCells, certificates, pods, traffic, zds };
+}
+
+/** Whether another proxy, which this one is to replace, takes the connections of a namespace. */
+function isServedByOther(netnsFd: number): boolean {
+  try {
+    using netns = openNetns(`/proc/self/fd/${netnsFd}`);
+    return isPortShared(netns, { ip: parseIp(ANY_ADDRESS), port: INBOUND_PORT });
+  } catch {
+    return false; // to listen there fails, too, and says why
+  }
 }
 
 /** Asks the control plane, through the agent. What it finds has been put in force by then. */
@@ -290,13 +305,15 @@ function accessThreshold(scopes: LogScopes): AccessLevel {
   return ACCESS_LEVELS.find((known) => known === level) ?? "debug";
 }
 
-function pending({ config }: ProxyOptions, { addresses, pods, traffic, records }: Parts): readonly string[] {
-  if (traffic.draining) return ["nothing: it is shutting down"];
-  return [
-    ...(config.recordsRequired && records.isStalled ? ["a reader of the access log"] : []),
-    ...(addresses.synced ? [] : ["the first snapshot of addresses"]),
-    ...pods.pending(),
-  ];
+function readinessOf({ config }: ProxyOptions, { addresses, pods, traffic, records }: Parts): Readiness {
+  return new Readiness({
+    missing: () =>
+      traffic.draining ? [] : [...(addresses.synced ? [] : ["the first snapshot of addresses"]), ...pods.pending()],
+    obstacles: () => [
+      ...(traffic.draining ? ["nothing: it is shutting down"] : []),
+      ...(config.recordsRequired && records.isStalled ? ["a reader of the access log"] : []),
+    ],
+  });
 }
 
 async function samples({ version }: ProxyOptions, parts: Parts): Promise<ThreadSamples> {

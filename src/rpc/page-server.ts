@@ -157,7 +157,8 @@ export function statusPages({ sources, pending, more = {} }: StatusPages): (requ
     pages[request.path]?.(request) ?? textPage(404, `there is ${Object.keys(pages).join(", ")}`);
 }
 
-/** 200, or 500 with what is pending, in upstream's words. */
-export function readyPage(pending: readonly string[]): Page {
-  return pending.length === 0 ? textPage(200, "ready") : textPage(500, `not ready, pending: ${pending.join(", ")}`);
+/** 200, or 500, with what is pending, in upstream's words. */
+export function readyPage(pending: readonly string[], isReady = pending.length === 0): Page {
+  const words = isReady ? "ready" : "not ready";
+  return textPage(isReady ? 200 : 500, pending.length === 0 ? words : `${words}, pending: ${pending.join(", ")}`);
 }

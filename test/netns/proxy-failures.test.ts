@@ -165,7 +165,7 @@ describe("an agent that is away", () => {
   it("is not missed by pods that are served; a proxy that restarts meanwhile refuses, and serves when the agent is back", async () => {
     const { b, client, server } = world;
     await b.stopAgent();
-    const pending = /not ready, pending: the agent's list of pods/;
+    const pending = /^ready, pending: the agent's list of pods/;
     await until("the proxy misses its agent", async () => pending.test(await b.get(15_021, "/healthz/ready")));
     assert.equal(await say(client, { ip: server.ip, port: 8080 }, WORDS), WORDS);
     const before = b.dataPathPid;
