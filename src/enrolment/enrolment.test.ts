@@ -464,6 +464,33 @@ test("a pod that cannot be enrolled in time must not start, and is told why", as
   await unknown;
 });
 
+test("a pod that is about to start gets its rules while the proxy is asked, one that runs afterwards", async () => {
+  const node = new FakeNode();
+  await started(node, pod("a", { labels: LABEL, phase: "Pending" }), pod("b", { phase: "Pending" }));
+  await node.settle();
+  node.done.length = 0;
+  node.broken.add("hand-hangs");
+  node.found = false;
+  const event = { namespace: "shop", name: "b", uid: undefined, netnsPath: join(folder, "netns") };
+  node.enrolment.upsertPod(pod("b", { labels: LABEL, phase: "Pending" }));
+  let mayStart = false;
+  const asked = node.enrolment.enrolStarting(event, forever).then(() => (mayStart = true));
+  await node.settle(100);
+  assert.deepEqual(node.done, ["install"]);
+  assert.deepEqual([mayStart, node.state("b")], [false, "handing"], "it waits for the proxy all the same");
+  node.broken.clear();
+  await node.settle(100);
+  await asked;
+  assert.deepEqual(node.done, ["install", "hand uid-b", "announce"]);
+  node.enrolment.upsertPod(pod("b"));
+  await node.settle(1_000);
+  assert.equal(node.state("b"), "plain");
+  node.done.length = 0;
+  node.enrolment.upsertPod(pod("b", { labels: LABEL }));
+  await node.settle(100);
+  assert.deepEqual(node.done, ["hand uid-b", "install", "announce"], "now it runs");
+});
+
 test("a new network namespace of a pod replaces the old one", async () => {
   const node = new FakeNode();
   await started(node, pod("a", { labels: LABEL, phase: "Pending" }));
@@ -474,7 +501,7 @@ test("a new network namespace of a pod replaces the old one", async () => {
   const asked = node.enrolment.enrolStarting(event, forever);
   await node.settle();
   await asked;
-  assert.deepEqual(node.done, ["hand uid-a", "install"]);
+  assert.deepEqual(node.done.toSorted(), ["hand uid-a", "install"]);
 });
 
 test("a label that goes before the rules have come, and comes back, does not leave a pod that is called enrolled without rules", async () => {

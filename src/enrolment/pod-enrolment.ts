@@ -34,6 +34,8 @@ export class PodEnrolment {
   #state: EnrolmentState = { name: "plain" };
   /** Given by the CNI plugin for a pod that is about to start. */
   #startingNetns: string | undefined;
+  /** True from then until the pod is redirected, or is not to be: nothing runs in it. */
+  #isEmpty = false;
   #announced: boolean;
   #wishedAtMs: number;
   #interrupt = new AbortController();
@@ -89,6 +91,7 @@ export class PodEnrolment {
     this.#pod = pod;
     if (wish !== this.#wish) {
       this.#wish = wish;
+      this.#isEmpty &&= wish === "enrolled";
       this.#takenOver &&= wish === "enrolled";
       this.#prepared?.[Symbol.dispose]();
       this.#prepared = wish === "enrolled" ? this.#tools.prepare?.(pod) : undefined;
@@ -115,6 +118,7 @@ export class PodEnrolment {
     this.#startingNetns = netnsPath;
     const held = "netns" in this.#state ? this.#state.netns : undefined;
     const netns = held === undefined ? undefined : openIfNetns(netnsPath);
+    this.#isEmpty = held === undefined || (netns !== undefined && netns.key !== held.key);
     if (netns === undefined || netns.key === held?.key) {
       netns?.[Symbol.dispose]();
     } else {
@@ -187,15 +191,19 @@ export class PodEnrolment {
     rest: () => undefined,
     find: () => this.#find(),
     hand: async (signal) => {
-      await this.#tools.zds.add({ ...this.#pod, netns: this.#netns }, signal);
-      return { name: "redirecting", netns: this.#netns };
+      const handed = this.#tools.zds.add({ ...this.#pod, netns: this.#netns }, signal);
+      // Nobody can meet a port where nobody listens yet before the pod's first process runs, which waits for both.
+      const installed = this.#isEmpty ? this.#install() : undefined;
+      installed?.catch(() => undefined); // waited for below: no step begins before this one has ended
+      try {
+        await handed;
+      } finally {
+        await installed;
+      }
+      return { name: installed === undefined ? "redirecting" : "announcing", netns: this.#netns };
     },
     install: async () => {
-      const { redirector, probes, dnsCapture } = this.#tools;
-      await Promise.all([
-        probes.allow(this.#pod.uid, probeTargets(this.#netns, this.#pod.probePorts ?? [])),
-        redirector.install(this.#netns, captureOptions(this.#pod, dnsCapture)),
-      ]);
+      await this.#install();
       return { name: "announcing", netns: this.#netns };
     },
     announce: async (signal) => {
@@ -225,6 +233,14 @@ export class PodEnrolment {
     },
     return: () => ({ name: "handing", netns: this.#netns }),
   };
+
+  async #install(): Promise<void> {
+    const { redirector, probes, dnsCapture } = this.#tools;
+    await Promise.all([
+      probes.allow(this.#pod.uid, probeTargets(this.#netns, this.#pod.probePorts ?? [])),
+      redirector.install(this.#netns, captureOptions(this.#pod, dnsCapture)),
+    ]);
+  }
 
   /** The namespace that the state holds. */
   get #netns(): Netns {
@@ -332,6 +348,7 @@ export class PodEnrolment {
     if (state.name !== "closed") this.#gauge(state.name).value++;
     const kept = "netns" in state ? state.netns : undefined;
     if ("netns" in before && before.netns !== kept) before.netns[Symbol.dispose]();
+    if (state.name === "announcing") this.#isEmpty = false;
     if (state.name === "enrolled") this.#countEnrolled();
     if (state.name === "draining" && before.name === "releasing")
       this.#log.info({ tookMs: this.#tookMs() }, "pod un-enrolled");

@@ -2,7 +2,17 @@ import { readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { bytesToIp, parseIp, type IpAddress } from "#base/ip";
 import { enrolmentError } from "./errors.ts";
-import { flushConntrack, inNetns, runCommand, runIpBatch, runNft, type Netns } from "#linux";
+import {
+  addMarkRoute,
+  flushConntrack,
+  inNetns,
+  listTables,
+  removeMarkRoute,
+  runCommand,
+  runNft,
+  type MarkRoute,
+  type Netns,
+} from "#linux";
 import { PROBE_SOURCES, probesScript } from "./probes.ts";
 
 /**
@@ -123,8 +133,8 @@ function removeScript(): string {
   return `add table ${REDIRECTION_TABLE}\ndelete table ${REDIRECTION_TABLE}\n`;
 }
 
-const ROUTES = ["rule add fwmark 0x111/0xfff pref 32764 lookup 100", "route add local default dev lo table 100"];
-const UNDO_ROUTES = ["rule del fwmark 0x111/0xfff pref 32764 lookup 100", "route del local default dev lo table 100"];
+/** What the kept rules mark comes back to the proxy's sockets. */
+const TO_PROXY: MarkRoute = { mark: 0x111, mask: 0xfff, priority: 32_764, table: 100 };
 
 /** How enrolment changes and reads a pod's redirection; tests put a fake in its place. */
 export interface Redirector {
@@ -143,7 +153,8 @@ export interface Redirector {
 /** The kernel's nft tables. */
 export const nftRedirector: Redirector = {
   async install(netns, options) {
-    const [tables] = await Promise.all([findTables(netns), changeRoutes(netns, ROUTES)]);
+    const tables = findTables(netns);
+    changeRoutes(netns, addMarkRoute);
     // What is tracked without any rule is left over from earlier, and would lead a new connection with old ports past the proxy.
     if (!tables.ours && !tables.others) flushConntrack(netns);
     await runNft(captureScript(options), { netns });
@@ -153,12 +164,12 @@ export const nftRedirector: Redirector = {
   },
   async remove(netns) {
     // A socket that asks for names before and after: the answer under way would collide with the entry of its redirected questions.
-    if (!(await findTables(netns)).others) flushConntrack(netns);
+    if (!findTables(netns).others) flushConntrack(netns);
     await runNft(removeScript(), { netns });
-    await changeRoutes(netns, UNDO_ROUTES);
+    changeRoutes(netns, removeMarkRoute);
   },
   async read(netns) {
-    if (!(await findTables(netns)).ours) return "absent";
+    if (!findTables(netns).ours) return "absent";
     const { stdout } = await runCommand({
       program: "nft",
       args: ["list", "table", ...REDIRECTION_TABLE.split(" ")],
@@ -196,20 +207,20 @@ export async function checkRedirection({ dns }: Pick<CaptureOptions, "dns">): Pr
 }
 
 /** Whose rules a namespace has. Only where nobody else has any may what is tracked be forgotten: it may carry their translation. */
-async function findTables(netns: Netns): Promise<{ readonly ours: boolean; readonly others: boolean }> {
+function findTables(netns: Netns): { readonly ours: boolean; readonly others: boolean } {
   const legacy = inNetns(netns, () =>
     ["ip", "ip6"].map((family) => readIfThere(`/proc/thread-self/net/${family}_tables_names`)).join(""),
   );
-  const { stdout } = await runCommand({ program: "nft", args: ["list", "tables"], netns });
-  const tables = stdout.split("\n").filter((line) => line.startsWith("table "));
-  const isOurs = (line: string): boolean => line === `table ${REDIRECTION_TABLE}`;
+  const tables = listTables(netns);
+  const isOurs = (table: string): boolean => table === REDIRECTION_TABLE;
   return { ours: tables.some(isOurs), others: legacy !== "" || !tables.every(isOurs) };
 }
 
-async function changeRoutes(netns: Netns, lines: readonly string[]): Promise<void> {
+/** Adds or removes the way back to the proxy, for the families that the namespace has. */
+function changeRoutes(netns: Netns, change: typeof addMarkRoute): void {
+  change(netns, 4, TO_PROXY);
   const v6 = inNetns(netns, () => readIfThere("/proc/sys/net/ipv6/conf/lo/disable_ipv6").trim() === "0");
-  const families = v6 ? ([4, 6] as const) : ([4] as const);
-  await Promise.all(families.map((family) => runIpBatch(lines, { family, netns })));
+  if (v6) change(netns, 6, TO_PROXY);
 }
 
 /** One line of `/proc/net/tcp` or `tcp6`: our end, and the state as a number. */

@@ -20,8 +20,9 @@ export {
   type SeqpacketListener,
   type SeqpacketMessage,
 } from "./seqpacket.ts";
-export { flushConntrack } from "./conntrack.ts";
-export { runCommand, runIpBatch, runNft, type CommandOutcome, type SystemCommand } from "./nft.ts";
+export { addMarkRoute, removeMarkRoute, type MarkRoute } from "./mark-route.ts";
+export { flushConntrack, listTables } from "./netfilter.ts";
+export { runCommand, runNft, type CommandOutcome, type SystemCommand } from "./nft.ts";
 export type { ByteStream, StreamOwner, WriteOutcome } from "./byte-stream.ts";
 export { findWrongShape, refusedPeer } from "./raw-stream.ts";
 export type { SocketAddress } from "./socket-options.ts";

@@ -76,28 +76,6 @@ export async function runNft(
   });
 }
 
-/**
- * Runs lines of `ip -batch` of one address family, all of them. Lines whose object exists already (or, for a deletion, is gone already) count as done.
- * Throws `LINUX_COMMAND` with the first other complaint of `ip`.
- */
-export async function runIpBatch(
-  lines: readonly string[],
-  options: { family: 4 | 6; netns?: Netns; signal?: AbortSignal },
-): Promise<void> {
-  const { family, ...rest } = options;
-  const input = lines.map((line) => `${line}\n`).join("");
-  const args = [`-${family}`, "-force", "-batch", "-"];
-  const { status, stderr } = await runCommand({ program: "ip", args, input, ...rest });
-  const complaint = stderr
-    .split("\n")
-    .find((line) => line !== "" && !/: File exists|: No such (file or directory|process)|^Command failed /.test(line));
-  if (complaint !== undefined || (status !== 0 && stderr === "")) {
-    throw linuxError("LINUX_COMMAND", `ip refused a route or rule: ${complaint ?? `exit status ${status}`}`, {
-      details: { program: "ip", status, stderr: stderr.slice(0, 2000) },
-    });
-  }
-}
-
 /** The first line of a text, without white space around it. */
 function firstLine(text: string): string {
   return text.trim().split("\n", 1)[0] ?? "";

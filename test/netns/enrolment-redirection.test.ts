@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { ChildProcess } from "node:child_process";
+import { execFileSync, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
@@ -11,7 +11,16 @@ import { parseIp } from "#base/ip";
 import { CellSet } from "#base/metrics";
 import { systemRandom } from "#base/random";
 import { dnsMetrics, DNS_PORT, PodDns } from "#dns";
-import { connectTcp, connectUdp, listenUdp, runNft, TcpSocket, type UdpConnection, type UdpListener } from "#linux";
+import {
+  connectTcp,
+  connectUdp,
+  listenUdp,
+  removeMarkRoute,
+  runNft,
+  TcpSocket,
+  type UdpConnection,
+  type UdpListener,
+} from "#linux";
 import { dnsQuestion } from "../../src/dns/testing.ts";
 import { firstLine, TestWorld, type TestPod } from "./enrolment-world.ts";
 
@@ -73,6 +82,30 @@ async function until(condition: () => boolean | Promise<boolean>, what: string):
 async function passedOn(proxy: ChildProcess, direction: "outbound" | "inbound", count: number): Promise<void> {
   await until(async () => (await counts(proxy))[direction] >= count, `${count} ${direction} connections`);
 }
+
+test("rules and routes come once, are seen by ip and nft, and leave nothing, also where some have gone already", async () => {
+  const { a1 } = world.pods;
+  const shell = (words: string): string =>
+    execFileSync("nsenter", ["--net=/proc/self/fd/3", "sh", "-c", words], {
+      encoding: "utf8",
+      stdio: ["ignore", "pipe", "ignore", a1.netns.fd],
+    });
+  const seen = (): string =>
+    shell("ip rule; ip -6 rule; ip route show table 100; ip -6 route show table 100; nft list tables; true");
+  const before = seen();
+  shell("ip link set lo down"); // as it is when a pod's network is being made
+  await nftRedirector.install(a1.netns, CAPTURE);
+  const once = seen();
+  await nftRedirector.install(a1.netns, CAPTURE);
+  assert.equal(seen(), once);
+  assert.equal(once.match(/^32764:\s+from all fwmark 0x111\/0xfff lookup 100/gm)?.length, 2);
+  assert.equal(once.match(/^local default dev lo/gm)?.length, 2);
+  assert.equal(await nftRedirector.read(a1.netns), "capturing");
+  removeMarkRoute(a1.netns, 6, { mark: 0x111, mask: 0xfff, priority: 32_764, table: 100 });
+  for (let time = 0; time < 2; time++) await nftRedirector.remove(a1.netns);
+  assert.equal(seen(), before);
+  assert.equal(await nftRedirector.read(a1.netns), "absent");
+});
 
 test("this machine can redirect, and one where nft is missing is told so", async () => {
   await checkRedirection(CAPTURE);
