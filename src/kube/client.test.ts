@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { systemClock } from "#base/clock";
+import { systemClock, type Clock } from "#base/clock";
 import { silentLog } from "#base/log";
 import { seededRandom } from "#base/random";
 import { KubeClient } from "./client.ts";
@@ -77,6 +77,40 @@ test("an API that is away, or is none, is told by code", async () => {
   const reason = new Error("enough");
   await assert.rejects(client.list(resources.pods, { signal: AbortSignal.abort(reason) }), reason);
   api.intercept = undefined;
+});
+
+test("a request that the API wants later is sent again when it says, and a little later by chance", async () => {
+  const waits: number[] = [];
+  const clock: Clock = {
+    ...systemClock(),
+    after: (ms, work) => {
+      if (ms < 30_000) waits.push(ms); // the deadlines of requests
+      return systemClock().after(ms < 30_000 ? 0 : ms, work);
+    },
+  };
+  let refusals = 3;
+  let seconds = "2";
+  api.intercept = (_request, response) => {
+    if (refusals-- <= 0) return false;
+    response.writeHead(refusals === 0 ? 503 : 429, { "retry-after": seconds });
+    response.end("too many");
+    return true;
+  };
+  const throttled = new KubeClient({ config: api.config, log: silentLog(), clock, random: seededRandom(5) });
+  await throttled.create(resources.pods, { metadata: { name: "later", namespace: "shop" } });
+  api.remove(`${PODS}/later`);
+  assert.equal(waits.length, 3);
+  assert.ok(waits.every((ms) => ms >= 2_000 && ms < 3_000));
+  assert.equal(new Set(waits).size, 3, "not all at once");
+  for (const wrong of ["", "31", "soon"]) {
+    [refusals, seconds] = [1, wrong];
+    await assert.rejects(throttled.list(resources.pods), { code: "KUBE_UNAVAILABLE", message: /too many/ });
+  }
+  [refusals, seconds] = [99, "1"];
+  await assert.rejects(throttled.list(resources.pods), { code: "KUBE_TOO_MANY_REQUESTS" });
+  assert.equal(refusals, 99 - 11);
+  api.intercept = undefined;
+  throttled.close();
 });
 
 test("another server's certificate is refused", async () => {

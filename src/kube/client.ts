@@ -78,7 +78,7 @@ export class KubeClient {
   constructor(parts: { config: KubeConfig; log: Log; clock: Clock; random: Random }) {
     this.config = parts.config;
     this.#clock = parts.clock;
-    this.#transport = new KubeTransport(parts.config, parts.clock);
+    this.#transport = new KubeTransport(parts.config, parts);
   }
 
   /** Reads one object; `where` is its namespace, or namespace and signal. Rejects with `KUBE_NOT_FOUND`. */

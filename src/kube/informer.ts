@@ -44,6 +44,8 @@ export interface InformerOptions<T extends KubeObject> {
 /** First delay after a failure; a restarted API is found again within about a second. */
 const RETRY_INITIAL_MS = 100;
 const RETRY_MAX_MS = 5_000;
+/** All nodes lose the API in one moment, and are not to come back in one. */
+const RETRY_JITTER = 0.5;
 /** Between two looks for an optional kind that the cluster has not. */
 const OPTIONAL_MS = 5_000;
 /** A watch that lasted this long was no failure. */
@@ -121,7 +123,7 @@ export class Informer<T extends KubeObject> implements Service {
   async #run(): Promise<void> {
     const { clock, random } = this.#options;
     const { signal } = this.#stop;
-    const backoff = new Backoff({ initialMs: RETRY_INITIAL_MS, maxMs: RETRY_MAX_MS }, random);
+    const backoff = new Backoff({ initialMs: RETRY_INITIAL_MS, maxMs: RETRY_MAX_MS, jitter: RETRY_JITTER }, random);
     let version: string | undefined;
     while (!signal.aborted) {
       const startedMs = clock.monotonic();

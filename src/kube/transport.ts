@@ -1,6 +1,7 @@
 import { Agent, request as httpsRequest, type RequestOptions } from "node:https";
 import type { IncomingMessage } from "node:http";
-import { deadline, type Clock } from "#base/clock";
+import { deadline, sleep, type Clock } from "#base/clock";
+import type { Random } from "#base/random";
 import type { KubeConfig, KubeCredentials } from "./config.ts";
 import { kubeError, parseStatusText, statusError, transportError } from "./errors.ts";
 
@@ -10,6 +11,10 @@ const MAX_BODY_BYTES = 256 * 1024 * 1024;
 const MAX_SOCKETS = 32;
 const MAX_FREE_SOCKETS = 4;
 const KEEP_ALIVE_MS = 30_000;
+/** How often a request is sent again that the API wants later. */
+const MAX_LATER = 10;
+/** Longest time that an answer may ask to wait. */
+const MAX_RETRY_AFTER_S = 30;
 
 /** One request, below types and kinds. */
 export interface RawRequest {
@@ -26,10 +31,15 @@ export interface RawRequest {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** HTTPS to one API server, on connections that are kept. */
+/**
+ * HTTPS to one API server, on connections that are kept. A request that the API has no room for (429, or 503 during a start, with
+ * `Retry-After`) is sent again when it says, or up to half as much later, so that those who were sent away together do not come back
+ * together; within the request's own time.
+ */
 export class KubeTransport {
   readonly config: KubeConfig;
   readonly #clock: Clock;
+  readonly #random: Random;
   readonly #agent = new Agent({
     keepAlive: true,
     keepAliveMsecs: KEEP_ALIVE_MS,
@@ -37,9 +47,10 @@ export class KubeTransport {
     maxFreeSockets: MAX_FREE_SOCKETS,
   });
 
-  constructor(config: KubeConfig, clock: Clock) {
+  constructor(config: KubeConfig, { clock, random }: { readonly clock: Clock; readonly random: Random }) {
     this.config = config;
     this.#clock = clock;
+    this.#random = random;
   }
 
   /** Sends a request and reads the answer whole. Throws the codes of {@link statusError} and {@link transportError}. */
@@ -97,13 +108,19 @@ export class KubeTransport {
     if (body !== undefined) headers["content-length"] = String(Buffer.byteLength(body)); // node frames no DELETE by itself
     const send = (): Promise<IncomingMessage> =>
       sendRequest(url, { ...options, method: request.method, headers, agent, signal }, body);
-    const response = await send().catch((error: unknown) => {
-      if (error instanceof StaleConnection) return send();
-      throw error;
-    });
-    if ((response.statusCode ?? 500) < 400) return response;
-    const text = await readAll(response, signal);
-    throw statusError(nameOf(request), response.statusCode ?? 500, parseStatusText(text));
+    for (let tries = 0; ; tries++) {
+      const response = await send().catch((error: unknown) => {
+        if (error instanceof StaleConnection) return send();
+        throw error;
+      });
+      if ((response.statusCode ?? 500) < 400) return response;
+      const text = await readAll(response, signal);
+      const waitMs = retryAfterMs(response);
+      if (waitMs === undefined || tries === MAX_LATER) {
+        throw statusError(nameOf(request), response.statusCode ?? 500, parseStatusText(text));
+      }
+      await sleep(this.#clock, waitMs * (1 + this.#random.unit() / 2), signal);
+    }
   }
 
   /** The request's deadline, and how to name what ended it. */
@@ -150,6 +167,13 @@ function urlOf(server: string, request: RawRequest): URL {
     if (value !== undefined && value !== "") url.searchParams.append(name, String(value));
   }
   return url;
+}
+
+/** How long the API asks to wait, in whole seconds (RFC 9110, 10.2.3); undefined when the request is not to be sent again. */
+function retryAfterMs({ statusCode, headers }: IncomingMessage): number | undefined {
+  const seconds = /^\d+$/.test(headers["retry-after"] ?? "") ? Number(headers["retry-after"]) : Number.NaN;
+  if (statusCode !== 429 && statusCode !== 503) return undefined;
+  return seconds <= MAX_RETRY_AFTER_S ? seconds * 1000 : undefined;
 }
 
 /** How messages name a request. */
