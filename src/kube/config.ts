@@ -3,13 +3,7 @@ import { dirname, resolve } from "node:path";
 import { parse } from "yaml";
 import { formatHostPort } from "#base/ip";
 import { kubeError } from "./errors.ts";
-
-/** What a request authenticates itself with. */
-export interface KubeCredentials {
-  readonly token?: string;
-  readonly certPem?: string;
-  readonly keyPem?: string;
-}
+import { LOGIN_VERSIONS, programCredentials, type KubeCredentials, type LoginProgram } from "./login-program.ts";
 
 /** Where the API is and how to log in. */
 export interface KubeConfig {
@@ -78,6 +72,28 @@ class Section {
     throw this.#wrong(list, `has no entry "${name}"`);
   }
 
+  section(field: string): Section {
+    return new Section(this.#file, `${this.#path}.${field}`, this.#fields[field]);
+  }
+
+  /** The elements of a list; none when it is left out. */
+  list(field: string): readonly unknown[] {
+    const value = this.#fields[field] ?? [];
+    if (!Array.isArray(value)) throw this.#wrong(`${this.#path}.${field}`, "is no list");
+    return value;
+  }
+
+  texts(field: string): readonly string[] {
+    return this.list(field).map((value, index) => {
+      if (typeof value !== "string") throw this.#wrong(`${this.#path}.${field}[${index}]`, "is no text");
+      return value;
+    });
+  }
+
+  sections(field: string): readonly Section[] {
+    return this.list(field).map((value, index) => new Section(this.#file, `${this.#path}.${field}[${index}]`, value));
+  }
+
   /** The contents of `field` (a path, relative to the kubeconfig) or of `field-data` (base64). */
   async content(field: string): Promise<string | undefined> {
     const data = this.text(`${field}-data`);
@@ -87,6 +103,10 @@ class Section {
     }
     const path = this.text(field);
     return path === undefined ? undefined : readText(this.filePath(path), `${this.#file}: ${this.#path}.${field}`);
+  }
+
+  get place(): string {
+    return `${this.#file}: ${this.#path}`;
   }
 
   filePath(path: string): string {
@@ -117,16 +137,31 @@ async function readText(path: string, namedBy?: string): Promise<string> {
   }
 }
 
+/** Which part of a kubeconfig is taken, and how. */
+export interface KubeConfigOptions {
+  /** Default: the file's current one. */
+  readonly context?: string | undefined;
+  /**
+   * The environment for a program that the user logs in by. Without it such a user is refused: what runs unattended runs no program
+   * that a file names.
+   */
+  readonly loginEnv?: Readonly<Record<string, string | undefined>>;
+}
+
 /**
- * Reads a kubeconfig file and takes the named context, or its current one.
+ * Reads a kubeconfig file and takes one context of it.
  * Throws `KUBE_CONFIG_UNREADABLE`, `KUBE_CONFIG_INVALID` and `KUBE_CONFIG_UNSUPPORTED`, naming file and field.
  */
-export async function loadKubeConfig(path: string, context?: string): Promise<KubeConfig> {
-  return parseKubeConfig(await readText(path), path, context);
+export async function loadKubeConfig(path: string, options: KubeConfigOptions = {}): Promise<KubeConfig> {
+  return parseKubeConfig(await readText(path), path, options);
 }
 
 /** Reads the text of a kubeconfig; relative paths in it are relative to `file`. Throws as {@link loadKubeConfig}. */
-export async function parseKubeConfig(text: string, file: string, wanted?: string): Promise<KubeConfig> {
+export async function parseKubeConfig(
+  text: string,
+  file: string,
+  options: KubeConfigOptions = {},
+): Promise<KubeConfig> {
   let document: unknown;
   try {
     document = parse(text, { maxAliasCount: 100 });
@@ -134,20 +169,60 @@ export async function parseKubeConfig(text: string, file: string, wanted?: strin
     throw kubeError("KUBE_CONFIG_INVALID", `${file}: no YAML`, { cause, details: { file } });
   }
   const root = new Section(file, "the file", document);
-  const contextName = wanted ?? root.text("current-context");
+  const contextName = options.context ?? root.text("current-context");
   if (contextName === undefined) throw root.wrongField("current-context", "is missing");
   const context = root.entry("contexts", "context", contextName);
   const cluster = root.entry("clusters", "cluster", context.needText("cluster"));
   const userName = context.text("user");
   const user = userName === undefined ? undefined : root.entry("users", "user", userName);
-  return {
-    source: file,
+  const place = {
     server: parseServer(cluster),
     caPem: await cluster.content("certificate-authority"),
     insecureSkipTlsVerify: cluster.flag("insecure-skip-tls-verify"),
     tlsServerName: cluster.text("tls-server-name"),
+  };
+  const login =
+    user?.has("exec") && options.loginEnv ? parseLogin(user.section("exec"), place, options.loginEnv) : undefined;
+  return {
+    source: file,
+    ...place,
     namespace: context.text("namespace") ?? "default",
-    credentials: user === undefined ? async () => ({}) : await parseUser(user),
+    credentials:
+      user === undefined ? async () => ({}) : login === undefined ? await parseUser(user) : programCredentials(login),
+  };
+}
+
+/** Reads `user.exec`: https://kubernetes.io/docs/reference/config-api/client-authentication.v1/ and client-go's ExecConfig. */
+function parseLogin(
+  exec: Section,
+  place: Pick<KubeConfig, "server" | "caPem" | "insecureSkipTlsVerify" | "tlsServerName">,
+  env: Readonly<Record<string, string | undefined>>,
+): LoginProgram {
+  const apiVersion = LOGIN_VERSIONS.find((version) => version === exec.text("apiVersion"));
+  if (apiVersion === undefined) throw exec.wrongField("apiVersion", `is not one of ${LOGIN_VERSIONS.join(", ")}`);
+  const command = exec.needText("command");
+  const mode = exec.text("interactiveMode") ?? "IfAvailable";
+  const isTerminal = process.stdin.isTTY;
+  if (mode === "Always" && !isTerminal) throw exec.wrongField("interactiveMode", "is Always, and there is no terminal");
+  const { server, caPem, insecureSkipTlsVerify, tlsServerName } = place;
+  const cluster = {
+    server,
+    "tls-server-name": tlsServerName,
+    "insecure-skip-tls-verify": insecureSkipTlsVerify,
+    "certificate-authority-data": caPem === undefined ? undefined : Buffer.from(caPem).toString("base64"),
+  };
+  return {
+    place: exec.place,
+    apiVersion,
+    command: command.includes("/") ? exec.filePath(command) : command,
+    args: exec.texts("args"),
+    env: {
+      ...env,
+      ...Object.fromEntries(exec.sections("env").map((one) => [one.needText("name"), one.text("value")])),
+    },
+    interactive: mode !== "Never" && isTerminal,
+    cluster: exec.flag("provideClusterInfo") ? cluster : undefined,
+    installHint: exec.text("installHint"),
   };
 }
 
@@ -211,7 +286,7 @@ export async function inClusterConfig(
 
 /**
  * What commands use: the file given by flag, else `KUBECONFIG`, else a pod's own credentials (unless a context is asked for, which
- * only a file has), else `~/.kube/config`.
+ * only a file has), else `~/.kube/config`. A file may name a program to log in by, as those of AKS, EKS and GKE do: it is run.
  */
 export async function findKubeConfig(
   env: Readonly<Record<string, string | undefined>>,
@@ -219,7 +294,8 @@ export async function findKubeConfig(
   context?: string,
 ): Promise<KubeConfig> {
   const path = flag ?? env["KUBECONFIG"];
-  if (path !== undefined && path !== "") return loadKubeConfig(path, context);
+  const options = { context, loginEnv: env };
+  if (path !== undefined && path !== "") return loadKubeConfig(path, options);
   if (env["KUBERNETES_SERVICE_HOST"] !== undefined && context === undefined) return inClusterConfig(env);
-  return loadKubeConfig(`${env["HOME"] ?? "/root"}/.kube/config`, context);
+  return loadKubeConfig(`${env["HOME"] ?? "/root"}/.kube/config`, options);
 }

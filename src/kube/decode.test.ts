@@ -32,8 +32,8 @@ test("a kubeconfig is read with its certificate", async () => {
 test("another context than the current one can be asked for", async () => {
   const other = { name: "other", context: { cluster: "k", namespace: "bank" } };
   const text = JSON.stringify({ ...GOOD, "current-context": undefined, contexts: [...GOOD.contexts, other] });
-  assert.equal((await parseKubeConfig(text, "/x/config", "other")).namespace, "bank");
-  await assert.rejects(parseKubeConfig(text, "/x/config", "third"), /contexts has no entry "third"/);
+  assert.equal((await parseKubeConfig(text, "/x/config", { context: "other" })).namespace, "bank");
+  await assert.rejects(parseKubeConfig(text, "/x/config", { context: "third" }), /contexts has no entry "third"/);
 });
 
 test("each mistake in a kubeconfig is named by file and field", async () => {

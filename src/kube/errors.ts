@@ -11,8 +11,12 @@ export const kubeError = defineErrors("kube", {
     hint: "the message names the file and the field; correct it, or make a new file",
   },
   KUBE_CONFIG_UNSUPPORTED: {
-    when: "a kubeconfig asks for a way to log in that Veil does not have (exec or auth-provider plugins)",
-    hint: "use a kubeconfig with a client certificate, a token or a token file",
+    when: "a kubeconfig asks for a way to log in that Veil does not have (auth-provider plugins, a password; for controller and agent also exec programs)",
+    hint: "use a kubeconfig with a client certificate, a token or a token file; commands such as doctor and why also run a user's exec program",
+  },
+  KUBE_LOGIN: {
+    when: "the program that a kubeconfig's user logs in by could not be run, or gave no credentials",
+    hint: "the message names the program and carries the kubeconfig's own word on how to install it; run it by hand, or log in anew (az login, aws sso login, gcloud auth login)",
   },
   KUBE_CONFIG_NOT_IN_CLUSTER: {
     when: "the credentials of a pod were looked for where there are none",

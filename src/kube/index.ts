@@ -14,9 +14,9 @@ export {
   parseKubeConfig,
   SERVICE_ACCOUNT_DIRECTORY,
   type KubeConfig,
-  type KubeCredentials,
 } from "./config.ts";
 export { isKubeError, kubeError, type KubeStatus } from "./errors.ts";
+export type { KubeCredentials } from "./login-program.ts";
 export type { ExecRequest, ExecResult } from "./exec.ts";
 export { gatewayResources, selectsLabels, type Gateway, type GatewayClass, type LabelSelector } from "./gateway-api.ts";
 export { Informer, type InformerListener, type InformerOptions } from "./informer.ts";

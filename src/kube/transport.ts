@@ -2,8 +2,9 @@ import { Agent, request as httpsRequest, type RequestOptions } from "node:https"
 import type { IncomingMessage } from "node:http";
 import { deadline, sleep, type Clock } from "#base/clock";
 import type { Random } from "#base/random";
-import type { KubeConfig, KubeCredentials } from "./config.ts";
+import type { KubeConfig } from "./config.ts";
 import { kubeError, parseStatusText, statusError, transportError } from "./errors.ts";
+import type { KubeCredentials } from "./login-program.ts";
 
 /** No answer of the API is read beyond this many bytes (a list of 100,000 pods is about 300 MB; pages are smaller). */
 const MAX_BODY_BYTES = 256 * 1024 * 1024;
