@@ -3,6 +3,7 @@ import type { Service } from "#base/service";
 import { CniInstaller, cniMetrics, CniServer, type InstallStatus } from "#cni";
 import type { Enrolment } from "#enrolment";
 import type { AgentOptions } from "./options.ts";
+import { chainWarning } from "./chain-warning.ts";
 import { PluginCredentials } from "./plugin-credentials.ts";
 
 /** The agent's part of the CNI plugin: its socket, and its place on the node where the agent keeps that. */
@@ -46,6 +47,7 @@ export function createCni(
     clock,
     log,
     cells,
+    onProblem: chainWarning(options),
   });
   return { server, installer, cells, status: () => installer.status };
 }

@@ -18,7 +18,7 @@ export interface EventTools {
 export interface WarningEvent {
   /** Name of the event: one that is there already is not written again. */
   readonly name: string;
-  readonly kind: "Namespace" | "Pod";
+  readonly kind: "Namespace" | "Node" | "Pod";
   readonly object: { readonly name?: string; readonly namespace?: string; readonly uid?: string };
   readonly reason: string;
   readonly text: string;

@@ -27,6 +27,8 @@ interface World {
   readonly binDir: string;
   readonly credentials: string;
   readonly cells: CellSet;
+  /** What was told as a problem, by its code. */
+  readonly problems: string[];
   readonly make: () => CniInstaller;
 }
 
@@ -39,12 +41,15 @@ function setUp(t: TestContext): World {
   const credentials = join(folder, "api.json");
   const entry = { socket: "/s", namespace: "veil-system", strict: false, credentials };
   const cells = new CellSet(cniMetrics);
-  const rest = { credentials: async () => "secret", clock, log: silentLog(), cells };
+  const problems: string[] = [];
+  const onProblem = ({ code }: { readonly code: string }): void => void problems.push(code);
+  const rest = { credentials: async () => "secret", clock, log: silentLog(), cells, onProblem };
   return {
     confDir,
     binDir,
     credentials,
     cells,
+    problems,
     make: () => new CniInstaller({ confDir, binDir, plugin, entry, ...rest }),
   };
 }
@@ -137,7 +142,7 @@ test("what is removed, rewritten or replaced is put right", async (t) => {
 });
 
 test("a node without a network, or with one that is broken, is reported and left as it is", async (t) => {
-  const { confDir, cells, make } = setUp(t);
+  const { confDir, cells, problems, make } = setUp(t);
   const installer = make();
   const code = (): string | undefined => (installer.status.chained ? undefined : installer.status.code);
   await installer.start(never);
@@ -154,6 +159,7 @@ test("a node without a network, or with one that is broken, is reported and left
   assert.equal(cells.bind("veil_cni_chained", {}).value, 0);
   rmSync(join(confDir, "10-net.conflist"));
   await until("the end of the network", () => readdirSync(confDir).length === 0);
+  assert.deepEqual(problems, ["CNI_CONFIG_INVALID", "CNI_CONFIG_INVALID"], "no network yet is no problem");
 });
 
 test("folders that are not there or cannot be written are named", async (t) => {
@@ -166,6 +172,7 @@ test("folders that are not there or cannot be written are named", async (t) => {
     await installer.start(never);
     const { status } = installer;
     assert.ok(!status.chained && status.code === "CNI_FOLDER" && status.reason.includes(world[broken]));
+    assert.deepEqual(world.problems, ["CNI_FOLDER"]);
     await installer.drain(0);
   }
 });
