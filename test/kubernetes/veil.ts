@@ -14,8 +14,6 @@ const CHECKOUT = resolve(import.meta.dirname, "../..");
 /** This checkout's chart. */
 export const CHART = join(CHECKOUT, "deploy/chart");
 const TAG = "test";
-/** What runs on each node and before it, as `kubectl rollout status` takes them. */
-const WORKLOADS = ["deployment/veil-controller", "daemonset/veil-agent", "daemonset/ztunnel"];
 
 /** Runs helm for the cluster; fails the test when it fails. */
 export async function helm(cluster: TestCluster, ...words: string[]): Promise<string> {
@@ -76,7 +74,9 @@ export async function readmeLines(cluster: TestCluster): Promise<ReadmeLines> {
 
 /** Waits until all of Veil runs as it was asked for last. */
 export async function rolledOut(cluster: TestCluster): Promise<void> {
-  await cluster.kubectl("-n", VEIL_NAMESPACE, "rollout", "status", "--timeout=300s", ...WORKLOADS);
+  const workloads = await cluster.kubectl("-n", VEIL_NAMESPACE, "get", "deployments,daemonsets", "-o", "name");
+  const names = workloads.split("\n").filter(Boolean);
+  await cluster.kubectl("-n", VEIL_NAMESPACE, "rollout", "status", "--timeout=300s", ...names);
 }
 
 function valuesOf(values: Readonly<Record<string, string>>): string[] {
