@@ -89,7 +89,7 @@ export function createAgent(options: AgentOptions): Agent {
   });
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
   const fromCluster = [
-    patient(bundle.informer),
+    ...bundle.informers.map(patient),
     xds.client,
     cni.server,
     leaving,

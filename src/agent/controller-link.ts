@@ -2,8 +2,9 @@ import { readFile } from "node:fs/promises";
 import type { Transport } from "@connectrpc/connect";
 import { messageOf } from "#base/errors";
 import type { CellSet } from "#base/metrics";
-import { Informer, resources, type ConfigMap } from "#kube";
-import { ROOTS_PART } from "#model/authority-objects";
+import type { Service } from "#base/service";
+import { Informer, resources } from "#kube";
+import { OWN_TRUST_BUNDLE, ROOTS_PART } from "#model/authority-objects";
 import { rpcTransport } from "#rpc";
 import { relayUpdates, ResourceCache, TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, XdsServer } from "#xds";
 import type { AgentOptions } from "./options.ts";
@@ -16,26 +17,35 @@ const RECONNECT = { initialMs: 10, maxMs: 2000, jitter: 0.3 };
 
 /** The cluster's roots as the API has them. */
 export interface TrustBundle {
-  readonly informer: Informer<ConfigMap>;
+  readonly informers: readonly Service[];
   /** PEM; undefined while nobody has published them. */
   current(): string | undefined;
 }
 
-/** Follows the trust bundle that the controller publishes; `onChange` gets each new text. */
+/**
+ * Follows the trust bundle that the controller publishes; `onChange` gets each new text. That of Veil's own name counts; the one that
+ * the installation names, which may be somebody else's, only while there is none: an older controller knows no other.
+ */
 export function followTrustBundle(options: AgentOptions, onChange: (rootsPem: string) => void): TrustBundle {
-  const { client, clock, random, log, namespace, trustBundle: name } = options;
-  const fieldSelector = `metadata.name=${name}`;
-  const informer = new Informer({ client, clock, random, log, ref: resources.configMaps, namespace, fieldSelector });
-  informer.on({
-    upserted: ({ data }) => {
-      try {
-        if (data?.[ROOTS_PART] !== undefined) onChange(data[ROOTS_PART]);
-      } catch (error) {
-        log.error({ reason: messageOf(error) }, "trust bundle cannot be read");
-      }
-    },
+  const { client, clock, random, log, namespace, trustBundle } = options;
+  const shared = { client, clock, random, log, namespace, ref: resources.configMaps };
+  const followed = [...new Set([OWN_TRUST_BUNDLE, trustBundle])].map((name) => {
+    return { name, informer: new Informer({ ...shared, fieldSelector: `metadata.name=${name}` }) };
   });
-  return { informer, current: () => informer.get(name, namespace)?.data?.[ROOTS_PART] };
+  const current = (): string | undefined =>
+    followed
+      .map(({ name, informer }) => informer.get(name, namespace)?.data?.[ROOTS_PART])
+      .find((roots) => roots !== undefined);
+  const upserted = (): void => {
+    const roots = current();
+    try {
+      if (roots !== undefined) onChange(roots);
+    } catch (error) {
+      log.error({ reason: messageOf(error) }, "trust bundle cannot be read");
+    }
+  };
+  for (const { informer } of followed) informer.on({ upserted });
+  return { informers: followed.map(({ informer }) => informer), current };
 }
 
 /** The way to the controller: with the agent's own token, and without one for requests that carry their own. */

@@ -8,7 +8,7 @@ export const agentError = defineErrors("agent", {
   },
   AGENT_NO_ROOTS: {
     when: "the roots that the controller's certificate is checked with are not known yet",
-    hint: "none during installation; later look for ConfigMap istio-ca-root-cert (or what --trust-bundle says) in Veil's namespace, and at the controller that publishes it",
+    hint: "none during installation; later look for ConfigMap veil-ca-root-cert in Veil's namespace, and at the controller that publishes it",
   },
   AGENT_NO_TOKEN: {
     when: "the file with the agent's own token cannot be read",

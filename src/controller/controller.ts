@@ -18,7 +18,7 @@ import {
 } from "#ca";
 import type { Cluster } from "#discovery";
 import type { KubeClient } from "#kube";
-import { DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
+import { DEFAULT_TRUST_BUNDLE, OWN_TRUST_BUNDLE } from "#model/authority-objects";
 import { PageServer, RpcServer, statusPages } from "#rpc";
 import { ResourceCache, xdsMetrics, XdsServer } from "#xds";
 import { Catalog } from "./catalog.ts";
@@ -29,7 +29,8 @@ import { Neighbours } from "./neighbours.ts";
 import { Peers, type Peer } from "./peers.ts";
 import { LivePods } from "./pod-directory.ts";
 import { PropagationService } from "./propagation.ts";
-import { TrustBundles } from "./trust-bundles.ts";
+import { warnOnOwnPod } from "./own-event.ts";
+import { TrustBundles, type TrustBundlesOptions } from "./trust-bundles.ts";
 
 /** What is under way when the controller is told to stop may take so long before the lease is let go. */
 const RELEASE_MS = 2_000;
@@ -100,13 +101,7 @@ export function createController(options: ControllerOptions): Controller {
     log: log.child({ component: "authority" }),
     cells: cells.ca,
   });
-  const bundles = new TrustBundles({
-    ...shared,
-    leader,
-    bundleName: options.trustBundle ?? DEFAULT_TRUST_BUNDLE,
-    authority,
-    log: log.child({ component: "trust bundles" }),
-  });
+  const bundles = createBundles(options, { leader, authority, pods: catalog.pods, metrics: cells.own });
   const { serving, rpc } = createServing(options, { cells, cache, catalog, authority });
   const started = new Started();
   const pages = statusPages({
@@ -126,12 +121,31 @@ export function createController(options: ControllerOptions): Controller {
       started.watch(patient(authority, { clock, random, log })),
       started.watch(catalog),
       started.watch(serving),
-      started.watch(bundles),
+      ...bundles.map((one) => started.watch(one)),
       started.watch(rpc),
       lettingGo(election),
     ],
     ports: () => ({ rpc: rpc.port, status: status.port }),
   };
+}
+
+/** The roots in every namespace, and, under a name that is nobody else's, in Veil's own. */
+function createBundles(
+  options: ControllerOptions,
+  parts: Pick<TrustBundlesOptions, "leader" | "authority"> & { pods: Catalog["pods"]; metrics: CellSet },
+): TrustBundles[] {
+  const { client, clock, random, namespace, podName, trustBundle: bundleName = DEFAULT_TRUST_BUNDLE } = options;
+  const { pods, ...rest } = parts;
+  const log = options.log.child({ component: "trust bundles" });
+  const shared = { ...rest, client, clock, random, log };
+  const onForeign = (): void => {
+    const message = `ConfigMap ${bundleName} is somebody else's, and left to them: pods there that mount it do not get Veil's roots (chart value trustBundle gives them another name). Veil's own parts use ${OWN_TRUST_BUNDLE} in ${namespace}`;
+    const tools = { client, clock, log, pods, namespace, podName };
+    warnOnOwnPod(tools, { key: bundleName, reason: "VeilTrustBundle", message });
+  };
+  const everywhere = new TrustBundles({ ...shared, bundleName, onForeign });
+  if (bundleName === OWN_TRUST_BUNDLE) return [everywhere];
+  return [everywhere, new TrustBundles({ ...shared, bundleName: OWN_TRUST_BUNDLE, only: namespace })];
 }
 
 function createElection(options: ControllerOptions, metrics: CellSet): Election {

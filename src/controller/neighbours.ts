@@ -1,10 +1,7 @@
-import { hash } from "node:crypto";
-import type { Clock } from "#base/clock";
-import { messageOf } from "#base/errors";
-import type { Log } from "#base/log";
 import type { CellSet } from "#base/metrics";
 import { isLive } from "#discovery";
-import { objectKey, resources, warningEvent, type Informer, type KubeClient, type Pod } from "#kube";
+import { objectKey, type Informer, type Pod } from "#kube";
+import { warnOnOwnPod, type OwnEventTools } from "./own-event.ts";
 
 /** Another that encrypts, enrols or routes on the same cluster. */
 interface Neighbour {
@@ -25,7 +22,7 @@ const NEIGHBOURS: readonly Neighbour[] = [
     name: "Istio",
     isPod: hasLabel("app", "istiod"),
     advice:
-      "pods with its sidecar are left to it; AuthorizationPolicies and PeerAuthentications count for both; ConfigMap istio-ca-root-cert is its own: give Veil's another name (chart value trustBundle)",
+      "pods with its sidecar are left to it; AuthorizationPolicies and PeerAuthentications count for both; ConfigMap istio-ca-root-cert is left to it: Veil's own parts use veil-ca-root-cert; pods that mount Veil's roots need another name (chart value trustBundle)",
   },
   {
     name: "Istio's ambient mode",
@@ -60,15 +57,9 @@ export interface FoundNeighbour {
   readonly advice: string;
 }
 
-interface NeighboursOptions {
+interface NeighboursOptions extends OwnEventTools {
   readonly pods: Pick<Informer<Pod>, "on" | "get">;
-  /** Veil's namespace, and the controller's own pod in it: there the event is written. */
-  readonly namespace: string;
-  readonly podName: string;
-  readonly client: Pick<KubeClient, "create">;
   readonly metrics: CellSet;
-  readonly clock: Clock;
-  readonly log: Log;
 }
 
 /**
@@ -122,25 +113,8 @@ export class Neighbours {
     for (const neighbour of this.#found.keys()) this.#tell(neighbour);
   }
 
-  /** Where the controller runs outside of a pod there is no object to tell it on. */
   #tell({ name, advice }: Neighbour): void {
-    const { pods, namespace, podName, client, clock, log } = this.#options;
-    const own = pods.get(podName, namespace);
-    if (own === undefined) return;
-    const { uid = "" } = own.metadata ?? {};
-    const event = warningEvent({
-      name: `veil-neighbour.${hash("sha256", `${uid}\0${name}`, "hex").slice(0, 16)}`,
-      namespace,
-      about: { apiVersion: "v1", kind: "Pod", name: podName, namespace, uid },
-      reason: "VeilNotAlone",
-      message: `${name} is on this cluster: ${advice}`,
-      source: { component: "veil-controller" },
-      timeMs: clock.now(),
-    });
-    client
-      .create(resources.events, event)
-      .catch((error: unknown) =>
-        log.debug({ error: messageOf(error) }, "event not written: it is there, or the api is away"),
-      );
+    const message = `${name} is on this cluster: ${advice}`;
+    warnOnOwnPod(this.#options, { key: name, reason: "VeilNotAlone", message });
   }
 }

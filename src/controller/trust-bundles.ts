@@ -14,6 +14,9 @@ import { controllerMetrics } from "./metrics.ts";
 const MANAGED_VALUE = "veil-controller";
 
 const WRITERS = 8;
+/** One that somebody else changes more often than this is left to them: two programs would write it without end. */
+const MAX_CORRECTIONS = 5;
+const CORRECTIONS_MS = 600_000;
 
 /** What trust bundles are made of. */
 export interface TrustBundlesOptions {
@@ -21,6 +24,10 @@ export interface TrustBundlesOptions {
   readonly leader: Pick<LeaderClient, "leading" | "onLeading" | "create" | "patch">;
   /** Name of the ConfigMaps. */
   readonly bundleName: string;
+  /** The one namespace that gets it. Default: all. */
+  readonly only?: string;
+  /** Called once for each namespace whose ConfigMap of that name is left to somebody else. */
+  readonly onForeign?: (namespace: string) => void;
   readonly authority: Pick<Authority, "trustBundlePem" | "onTrustBundle">;
   readonly clock: Clock;
   readonly random: Random;
@@ -31,7 +38,7 @@ export interface TrustBundlesOptions {
 /**
  * Keeps the trust bundle in a ConfigMap of every namespace: made for a new namespace, corrected when somebody changes
  * it, written anew when the bundle changes. The replica that leads writes, and looks at all of them when it begins to lead.
- * A ConfigMap of that name that somebody else made is left as it is, and reported.
+ * A ConfigMap of that name that somebody else made, or changes again and again, is left as it is, and reported.
  */
 export class TrustBundles implements Service {
   readonly name = "trust bundles";
@@ -43,6 +50,8 @@ export class TrustBundles implements Service {
   /** Namespaces to look at. */
   readonly #dirty = new Set<string>();
   readonly #foreign = new Set<string>();
+  /** By namespace: how often it was corrected since when. */
+  readonly #corrections = new Map<string, { count: number; readonly sinceMs: number }>();
   #bell = Promise.withResolvers<void>();
   #unlisten = (): void => {};
   #running: Promise<unknown> = Promise.resolve();
@@ -52,10 +61,13 @@ export class TrustBundles implements Service {
     this.#metrics = options.metrics ?? new CellSet(controllerMetrics);
     const { client, clock, random, log } = options;
     const shared = { client, clock, random, log };
-    this.#namespaces = new Informer({ ...shared, ref: resources.namespaces });
+    const { only } = options;
+    const fieldSelector = only === undefined ? undefined : `metadata.name=${only}`;
+    this.#namespaces = new Informer({ ...shared, ref: resources.namespaces, fieldSelector });
     this.#configMaps = new Informer({
       ...shared,
       ref: resources.configMaps,
+      namespace: only,
       fieldSelector: `metadata.name=${options.bundleName}`,
     });
     const mark = (namespace: string | undefined): void => this.#mark(namespace ?? "");
@@ -99,6 +111,7 @@ export class TrustBundles implements Service {
   #forget(namespace: string): void {
     this.#dirty.delete(namespace);
     this.#foreign.delete(namespace);
+    this.#corrections.delete(namespace);
   }
 
   /** One of the writers: takes marked namespaces until it is told to stop. */
@@ -138,7 +151,7 @@ export class TrustBundles implements Service {
     const current = this.#configMaps.get(this.#options.bundleName, namespace);
     const data = { [ROOTS_PART]: authority.trustBundlePem };
     if (current?.data?.[ROOTS_PART] === data[ROOTS_PART]) return;
-    if (current !== undefined && current.metadata?.labels?.[MANAGED_LABEL] !== MANAGED_VALUE) {
+    if (current !== undefined && (isForeign(current) || this.#isContested(namespace))) {
       this.#leaveAlone(namespace);
       return;
     }
@@ -164,6 +177,16 @@ export class TrustBundles implements Service {
     }
   }
 
+  /** Counts a correction; true when there were too many. */
+  #isContested(namespace: string): boolean {
+    const nowMs = this.#options.clock.monotonic();
+    let known = this.#corrections.get(namespace);
+    if (known === undefined || nowMs - known.sinceMs > CORRECTIONS_MS) known = { count: 0, sinceMs: nowMs };
+    known.count++;
+    this.#corrections.set(namespace, known);
+    return known.count > MAX_CORRECTIONS;
+  }
+
   #leaveAlone(namespace: string): void {
     if (this.#foreign.has(namespace)) return;
     this.#foreign.add(namespace);
@@ -171,7 +194,12 @@ export class TrustBundles implements Service {
       { namespace, name: this.#options.bundleName },
       "somebody else's trust bundle is left as it is",
     );
+    this.#options.onForeign?.(namespace);
   }
+}
+
+function isForeign({ metadata }: ConfigMap): boolean {
+  return metadata?.labels?.[MANAGED_LABEL] !== MANAGED_VALUE;
 }
 
 /** Somebody else was first, or the object or its namespace has just gone: the watch tells. */

@@ -1,4 +1,4 @@
-import { AUTHORITY_SECRET, DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
+import { AUTHORITY_SECRET, DEFAULT_TRUST_BUNDLE, OWN_TRUST_BUNDLE } from "#model/authority-objects";
 import { AGENTS } from "#model/leaving";
 
 /** The roles of an installation that run as pods. */
@@ -56,11 +56,17 @@ export const INSIDE_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]>
   controller: [
     { apiGroups: [""], resources: ["secrets"], resourceNames: [AUTHORITY_SECRET], verbs: ["get", "update"] },
     { apiGroups: [""], resources: ["secrets"], verbs: ["create"] },
+    { apiGroups: [""], resources: ["configmaps"], resourceNames: [OWN_TRUST_BUNDLE], verbs: [...FOLLOW, "patch"] },
     { apiGroups: [LEASES], resources: ["leases"], resourceNames: [LEASE], verbs: ["get", "update"] },
     { apiGroups: [LEASES], resources: ["leases"], verbs: ["create"] },
   ],
   agent: [
-    { apiGroups: [""], resources: ["configmaps"], resourceNames: [DEFAULT_TRUST_BUNDLE], verbs: FOLLOW },
+    {
+      apiGroups: [""],
+      resources: ["configmaps"],
+      resourceNames: [DEFAULT_TRUST_BUNDLE, OWN_TRUST_BUNDLE],
+      verbs: FOLLOW,
+    },
     { apiGroups: ["apps"], resources: ["daemonsets"], resourceNames: [AGENTS], verbs: FOLLOW },
     { apiGroups: [""], resources: ["serviceaccounts/token"], resourceNames: [PLUGIN_ACCOUNT], verbs: ["create"] },
   ],

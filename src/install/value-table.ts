@@ -57,7 +57,7 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
     default: DEFAULT_TRUST_BUNDLE,
     pattern: DNS_NAME,
     about:
-      "Name of the ConfigMap with the roots, which the controller keeps in each namespace. Where Istio is installed it must be another: that one is Istio's.",
+      "Name of the ConfigMap with the roots, which the controller keeps in each namespace for who mounts it there. One that is somebody else's, such as Istio's, is left alone: Veil's own parts use veil-ca-root-cert in Veil's namespace.",
   },
   {
     path: "clusterId",

@@ -111,10 +111,12 @@ test("Istio and Cilium are named, and nothing of theirs is changed", { timeout: 
     await define(client, one);
     await create(client, one.ref, one.object);
   }
-  await client.create(resources.configMaps, {
-    metadata: { name: BUNDLE, namespace: "shop", labels: { "istio.io/config": "true" } },
-    data: { "root-cert.pem": "Istio's own" },
-  });
+  for (const namespace of ["shop", "veil-system"]) {
+    await client.create(resources.configMaps, {
+      metadata: { name: BUNDLE, namespace, labels: { "istio.io/config": "true" } },
+      data: { "root-cert.pem": "Istio's own" },
+    });
+  }
   await client.create(resources.configMaps, {
     metadata: { name: "cilium-config", namespace: "kube-system" },
     data: { "enable-wireguard": "true", "cni-exclusive": "true" },
@@ -128,6 +130,7 @@ test("Istio and Cilium are named, and nothing of theirs is changed", { timeout: 
     for (const { ref } of THEIRS) all.push(...(await client.list(ref)).items);
     for (const [ref, name, namespace] of [
       [resources.configMaps, BUNDLE, "shop"],
+      [resources.configMaps, BUNDLE, "veil-system"],
       [resources.configMaps, "cilium-config", "kube-system"],
       [resources.namespaces, "shop", undefined],
       [resources.pods, "istiod-1", "istio-system"],
@@ -140,32 +143,31 @@ test("Istio and Cilium are named, and nothing of theirs is changed", { timeout: 
   const before = await look();
 
   const listens = ["--listen", `127.0.0.1:${rpcPort}`, "--metrics-listen", `127.0.0.1:${statusPort}`];
-  await using controller = new Role(
-    "controller",
-    "--kubeconfig",
-    kubeconfig,
-    "--pod-name",
-    "own",
-    "--trust-bundle",
-    OWN_BUNDLE,
-    ...listens,
-  );
+  await using controller = new Role("controller", "--kubeconfig", kubeconfig, "--pod-name", "own", ...listens);
   const page = (path: string): Promise<Response> => fetch(`http://127.0.0.1:${statusPort}${path}`);
   await controller.start(async () => (await page("/healthz/ready")).ok);
 
   const named = (await (await page("/neighbours")).json()) as { name: string; pods: string[] }[];
   const found = named.map(({ name, pods }) => `${name}: ${pods.join()}`);
   assert.deepEqual(found.toSorted(), ["Cilium: kube-system/cilium-1", "Istio: istio-system/istiod-1"]);
-  const told = async (): Promise<string[]> =>
+  const warnings = async (reason: string): Promise<string[]> =>
     (await client.list(resources.events, { namespace: "veil-system" })).items
-      .filter(({ reason, involvedObject }) => reason === "VeilNotAlone" && involvedObject.name === "own")
-      .map(({ message = "" }) => message.split(" is on ")[0] ?? "")
-      .toSorted();
+      .filter((event) => event.reason === reason && event.involvedObject.name === "own")
+      .map(({ message = "" }) => message);
+  const told = async (): Promise<string[]> =>
+    (await warnings("VeilNotAlone")).map((message) => message.split(" is on ")[0] ?? "").toSorted();
   await until(async () => (await told()).length === 2);
   assert.deepEqual(await told(), ["Cilium", "Istio"]);
-  // It has done its work: its own bundle is beside theirs.
-  await until(
-    async () => (await client.find(resources.configMaps, { name: OWN_BUNDLE, namespace: "shop" }))?.data !== undefined,
+  // It has done its work: the roots that its agents ask for are beside theirs.
+  const bundle = async (name: string, namespace: string): Promise<string | undefined> =>
+    (await client.find(resources.configMaps, { name, namespace }))?.data?.["root-cert.pem"];
+  await until(async () => (await bundle(OWN_BUNDLE, "veil-system"))?.includes("BEGIN CERTIFICATE") === true);
+  await until(async () => (await bundle(BUNDLE, "istio-system")) !== undefined);
+  await until(async () => (await warnings("VeilTrustBundle")).length === 1);
+  assert.match(
+    (await warnings("VeilTrustBundle"))[0] ?? "",
+    /istio-ca-root-cert is somebody else's.*veil-ca-root-cert/,
   );
   assert.equal(await look(), before, "what is theirs is as it was");
+  assert.equal(await bundle(OWN_BUNDLE, "shop"), undefined, "who needs it there is told the other name");
 });

@@ -254,6 +254,7 @@ describe("Veil on a cluster", () => {
     assert.deepEqual(await objectsLeft(cluster), [
       "ConfigMap istio-ca-root-cert",
       "ConfigMap kube-root-ca.crt",
+      "ConfigMap veil-ca-root-cert",
       "Secret veil-ca",
       "ServiceAccount default",
     ]);
