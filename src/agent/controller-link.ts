@@ -6,10 +6,12 @@ import type { Service } from "#base/service";
 import { Informer, resources } from "#kube";
 import { OWN_TRUST_BUNDLE, ROOTS_PART } from "#model/authority-objects";
 import { rpcTransport } from "#rpc";
-import { relayUpdates, ResourceCache, TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, XdsServer } from "#xds";
+import { relayUpdates, ResourceCache, TYPE_ADDRESS, TYPE_AUTHORIZATION, VERSION_KEY, XdsClient, XdsServer } from "#xds";
 import type { AgentOptions } from "./options.ts";
 import { agentError } from "./errors.ts";
 
+/** What a node's proxy is told about. */
+const FOLLOWED: readonly string[] = [TYPE_ADDRESS, TYPE_AUTHORIZATION];
 /** Updates of the controller that may be in work at once: each waits for this node's proxy. */
 const XDS_PIPELINE = 64;
 /** A controller that has come back is found again within this time. */
@@ -68,7 +70,7 @@ export function controllerTransports(
 
 /** A cache between the controller and the proxies of this node. */
 export function createRelay(
-  options: AgentOptions,
+  options: Pick<AgentOptions, "clock" | "random" | "log" | "node" | "namespace" | "instance">,
   parts: { transport: Transport; cells: CellSet; onConnected: () => void },
 ): { client: XdsClient; server: XdsServer } {
   const { clock, random, log, node, namespace, instance } = options;
@@ -79,7 +81,8 @@ export function createRelay(
   const server: XdsServer = new XdsServer({
     cache,
     log: xdsLog,
-    ready: (typeUrl) => received.has(typeUrl),
+    // Of a type that only a newer proxy knows there is nothing, and that is said: it waits for the first answer of each.
+    ready: (typeUrl) => received.has(typeUrl) || !FOLLOWED.includes(typeUrl),
     onDemand: (typeUrl, name, signal) => client.find(typeUrl, name, signal),
     metrics: parts.cells,
   });
@@ -88,9 +91,9 @@ export function createRelay(
     transport: parts.transport,
     node: {
       id: `agent~${instance.ip}~${instance.pod}.${namespace}~${namespace}.svc.cluster.local`,
-      metadata: { NODE_NAME: node, NAMESPACE: namespace, NAME: instance.pod },
+      metadata: { NODE_NAME: node, NAMESPACE: namespace, NAME: instance.pod, [VERSION_KEY]: instance.version },
     },
-    types: [TYPE_ADDRESS, TYPE_AUTHORIZATION].map((typeUrl) => ({ typeUrl, mode: "wildcard" as const })),
+    types: FOLLOWED.map((typeUrl) => ({ typeUrl, mode: "wildcard" as const })),
     onUpdate: (update) => {
       const confirmed = relay(update);
       if (!received.has(update.typeUrl)) {

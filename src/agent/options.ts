@@ -20,7 +20,7 @@ export interface AgentOptions {
   readonly namespace: string;
   readonly node: string;
   /** This agent as the controller's logs name it. */
-  readonly instance: { readonly ip: string; readonly pod: string };
+  readonly instance: { readonly ip: string; readonly pod: string; readonly version: string };
   /** `https://host:port`. */
   readonly controller: string;
   /** Labels by which pods are enrolled, of `ENROL_LABELS`. */

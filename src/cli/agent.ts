@@ -48,7 +48,7 @@ interface AgentFlags {
 }
 
 /** `veil agent`: enrols the pods of a node and keeps its proxy supplied. */
-export function agentCommand(context: CliContext): Command {
+export function agentCommand(context: CliContext, version: string): Command {
   const { env } = context;
   return new Command("agent")
     .description("enrol this node's pods, give its proxy addresses and certificates")
@@ -94,10 +94,10 @@ export function agentCommand(context: CliContext): Command {
         .default(true),
     )
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
-    .action(async (flags: AgentFlags) => run(context, flags));
+    .action(async (flags: AgentFlags) => run(context, flags, version));
 }
 
-async function run(context: CliContext, flags: AgentFlags): Promise<void> {
+async function run(context: CliContext, flags: AgentFlags, version: string): Promise<void> {
   const { createAgent } = await import("#agent");
   const { directoryFinder, procFinder } = await import("#enrolment");
   const { inClusterConfig, KubeClient, loadKubeConfig } = await import("#kube");
@@ -111,7 +111,7 @@ async function run(context: CliContext, flags: AgentFlags): Promise<void> {
     client: new KubeClient({ config, log, clock, random: systemRandom }),
     namespace,
     node,
-    instance: { ip: env["INSTANCE_IP"] ?? "1.1.1.1", pod: env["POD_NAME"] ?? `veil-agent-${node}` },
+    instance: { ip: env["INSTANCE_IP"] ?? "1.1.1.1", pod: env["POD_NAME"] ?? `veil-agent-${node}`, version },
     controller,
     controllerName: flags.controllerName,
     trustBundle: flags.trustBundle,

@@ -37,7 +37,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     kubectlCommand(context),
     manifestsCommand(context, version),
     controllerCommand(context),
-    agentCommand(context),
+    agentCommand(context, version),
     cniCommand(context),
     leaveCommand(context),
     proxyCommand(context, version),

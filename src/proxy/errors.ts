@@ -54,6 +54,10 @@ export const proxyError = defineErrors("proxy", {
     when: "a message of the agent on the ZDS socket was malformed or out of order",
     hint: "agent and proxy may be of different versions; the connection is opened again",
   },
+  PROXY_ZDS_UNKNOWN: {
+    when: "the agent asked for something that this version of the proxy does not know",
+    hint: "agent and proxy are of different versions: finish the upgrade; what the proxy knows goes on",
+  },
   PROXY_ZDS_CONNECTION: {
     when: "the agent's ZDS socket cannot be reached or was closed",
     hint: "check that the agent of this node runs; pods that are served stay served",

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { closeSync, openSync, readdirSync, readlinkSync } from "node:fs";
 import { describe, it } from "node:test";
-import { create, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { FakeClock } from "#base/clock";
 import { CodedError } from "#base/errors";
 import { silentLog } from "#base/log";
@@ -9,7 +9,7 @@ import { seededRandom } from "#base/random";
 import { parseSpiffeId, type SpiffeId } from "#model/spiffe-id";
 import type { TlsIdentity } from "#model/tls-identity";
 import { proxyConfig } from "./config.ts";
-import { WorkloadRequestSchema } from "#proto";
+import { WorkloadRequestSchema, WorkloadResponseSchema } from "#proto";
 import { Pods, type Certificates, type PodThreads } from "./pods.ts";
 import type { LocalPod } from "./route.ts";
 import { selfPod, serveSelf } from "./self-pod.ts";
@@ -413,6 +413,39 @@ describe("the ZDS client", () => {
     const { client } = await run(rig, [bad, good]);
     assert.ok(bad.isClosed);
     assert.equal(good.sent.length, 2);
+    assert.equal(openFiles(), before);
+    await client.drain(1_000);
+  });
+});
+
+describe("an agent of a newer version", () => {
+  const unknown = Uint8Array.of(0xa2, 0x06, 0x00); // a request of field 100
+  const snapshotSent = { data: Uint8Array.of(0x1a, 0x00), fds: [] };
+
+  it("is told what is not known, and the rest is done; no pod is given up that it may have named", async () => {
+    const rig = new Rig("a", "b");
+    for (const name of ["a", "b"]) await rig.add(name);
+    await rig.endSnapshot();
+    const before = openFiles();
+    const fds = (): number[] => [0, 1].map(() => openSync("/proc/self/ns/net", "r"));
+    const connection = new FakeConnection([zdsAdd("a"), { data: unknown, fds: fds() }, snapshotSent]);
+    const client = new ZdsClient({
+      connect: () => connection,
+      pods: rig.pods,
+      clock: rig.clock,
+      random: seededRandom(1),
+      log: silentLog(),
+    });
+    await client.start(new AbortController().signal);
+    await turn();
+    await turn();
+    const answers = connection.sent.slice(1).map((packet) => fromBinary(WorkloadResponseSchema, packet).payload.value);
+    assert.deepEqual(
+      answers.map((answer) => answer?.error),
+      ["", "this version knows no request 100", ""],
+    );
+    assert.equal(rig.pods.count, 2);
+    assert.deepEqual(rig.pods.pending(), []);
     assert.equal(openFiles(), before);
     await client.drain(1_000);
   });

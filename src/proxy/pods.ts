@@ -72,6 +72,8 @@ export class Pods {
   readonly #pods = new Map<string, Pod>();
   readonly #inSnapshot = new Set<string>();
   #hasSnapshot = false;
+  /** The snapshot held something that a newer agent may have meant for a pod. */
+  #isSnapshotPartial = false;
   #snapshotEndsMs = 0;
   #cancelLook: (() => void) | undefined;
   /** Counted for metrics. */
@@ -113,6 +115,7 @@ export class Pods {
   /** A connection to an agent begins: its snapshot follows. */
   beginSnapshot(): void {
     this.#hasSnapshot = false;
+    this.#isSnapshotPartial = false;
     this.#inSnapshot.clear();
     this.#snapshotEndsMs = this.#parts.clock.monotonic() + SNAPSHOT_WAIT_MS;
   }
@@ -127,8 +130,16 @@ export class Pods {
     this.#cancelLook?.();
   }
 
-  /** Does what the agent asks. Owns the descriptor. Rejects with why not; a wrong order is `PROXY_ZDS_MESSAGE`. */
+  /**
+   * Does what the agent asks. Owns the descriptor. Rejects with why not: a wrong order is `PROXY_ZDS_MESSAGE`, what only a newer version
+   * knows `PROXY_ZDS_UNKNOWN`.
+   */
   async handle(request: ZdsRequest, netnsFd: number | undefined): Promise<void> {
+    if (request.kind === "unknown") {
+      if (netnsFd !== undefined) closeSync(netnsFd);
+      this.#isSnapshotPartial ||= !this.#hasSnapshot;
+      throw proxyError("PROXY_ZDS_UNKNOWN", `this version knows no request ${request.field}`);
+    }
     if (request.kind === "add") {
       await this.#add(request, netnsFd ?? -1);
       return;
@@ -225,6 +236,7 @@ export class Pods {
 
   #endSnapshot(): void {
     this.#hasSnapshot = true;
+    if (this.#isSnapshotPartial) return; // pods that it did not name may have been in what could not be read
     for (const uid of this.#pods.keys()) if (!this.#inSnapshot.has(uid)) this.#drop(uid);
   }
 

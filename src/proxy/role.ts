@@ -9,7 +9,7 @@ import { ACCESS_LEVELS, type AccessLevel } from "#model/access-log";
 import { CertificateWatcher } from "#identity";
 import { connectSeqpacket, isPortShared, openNetns } from "#linux";
 import { PageServer, rpcTransport } from "#rpc";
-import { TYPE_ADDRESS, TYPE_AUTHORIZATION, XdsClient, xdsMetrics } from "#xds";
+import { TYPE_ADDRESS, TYPE_AUTHORIZATION, VERSION_KEY, XdsClient, xdsMetrics, type XdsClientOptions } from "#xds";
 import type { Crl } from "#x509";
 import { Addresses } from "./addresses.ts";
 import { ANY_ADDRESS } from "./any-address.ts";
@@ -153,7 +153,7 @@ interface Parts {
 }
 
 function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (error: CodedError) => void): Parts {
-  const { config, clock, random, log, instance, drainMs } = options;
+  const { config, clock, random, log, drainMs } = options;
   const scopes = new LogScopes(log);
   const transport = rpcTransport({ target: `unix://${options.agentSocket}` });
   const records = new Records(options.output, log);
@@ -173,15 +173,7 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     clock,
     random,
     log: scopes.child("xds"),
-    node: {
-      id: `ztunnel~${instance.ip}~${instance.pod}.${instance.namespace}~${instance.namespace}.svc.cluster.local`,
-      metadata: {
-        NAME: instance.pod,
-        NAMESPACE: instance.namespace,
-        INSTANCE_IPS: instance.ip,
-        NODE_NAME: config.node,
-      },
-    },
+    node: xdsNode(options),
     types: [
       { typeUrl: TYPE_ADDRESS, mode: "wildcard" },
       { typeUrl: TYPE_AUTHORIZATION, mode: "wildcard" },
@@ -211,6 +203,21 @@ function assemble(options: ProxyOptions, ports: readonly ThreadPort[], failed: (
     log: scopes.child("zds"),
   });
   return { scopes, threads, addresses, policies, records, xds, xdsCells, certificates, pods, traffic, zds };
+}
+
+/** How this proxy calls itself. */
+function xdsNode({ config, instance, version }: ProxyOptions): XdsClientOptions["node"] {
+  const { ip, pod, namespace } = instance;
+  return {
+    id: `ztunnel~${ip}~${pod}.${namespace}~${namespace}.svc.cluster.local`,
+    metadata: {
+      NAME: pod,
+      NAMESPACE: namespace,
+      INSTANCE_IPS: ip,
+      NODE_NAME: config.node,
+      [VERSION_KEY]: version,
+    },
+  };
 }
 
 /** Whether another proxy, which this one is to replace, takes the connections of a namespace. */

@@ -114,6 +114,7 @@ export class ZdsClient implements Service {
     let request;
     try {
       request = decodeRequest(data, fds.length);
+      if (fds.length > 1) for (const fd of fds.slice(1)) closeSync(fd); // of a request that is not known
     } catch (error) {
       for (const fd of fds) closeSync(fd);
       throw error;

@@ -64,6 +64,12 @@ describe("ZDS messages", () => {
     });
   }
 
+  it("of a newer agent are read as far as they are known, and named where they are not", () => {
+    const added = Uint8Array.of(...encode({ case: "del", value: { uid: "u" } }), 0xa2, 0x06, 0x01, 0x78); // field 100
+    assert.deepEqual(decodeRequest(added, 0), { kind: "del", uid: "u" });
+    assert.deepEqual(decodeRequest(Uint8Array.of(0xa2, 0x06, 0x00), 1), { kind: "unknown", field: 100 });
+  });
+
   it("throw only their own code on any bytes", () => {
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 1024 }), fc.integer({ min: 0, max: 3 }), (bytes, fds) => {

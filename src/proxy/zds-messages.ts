@@ -14,7 +14,9 @@ export type ZdsRequest =
     }
   | { readonly kind: "keep"; readonly uid: string }
   | { readonly kind: "del"; readonly uid: string }
-  | { readonly kind: "snapshotSent" };
+  | { readonly kind: "snapshotSent" }
+  /** One that a newer agent makes: the number of its field. */
+  | { readonly kind: "unknown"; readonly field: number };
 
 /** The proxy's first message. */
 export function encodeHello(): Uint8Array {
@@ -28,9 +30,10 @@ export function encodeAck(error: string): Uint8Array {
   return toBinary(WorkloadResponseSchema, response);
 }
 
-/** Reads one request that came with `fdCount` descriptors. Throws `PROXY_ZDS_MESSAGE`. */
+/** Reads one request that came with `fdCount` descriptors; fields that this version does not know are ignored. Throws `PROXY_ZDS_MESSAGE`. */
 export function decodeRequest(data: Uint8Array, fdCount: number): ZdsRequest {
   const request = toRequest(data);
+  if (request.kind === "unknown") return request;
   const expected = request.kind === "add" ? 1 : 0;
   if (fdCount !== expected) {
     throw malformed(`"${request.kind}" came with ${fdCount} descriptors, ${expected} expected`);
@@ -39,12 +42,15 @@ export function decodeRequest(data: Uint8Array, fdCount: number): ZdsRequest {
 }
 
 function toRequest(data: Uint8Array): ZdsRequest {
-  const { payload } = decodeMessage(data);
+  const { payload, $unknown: [unknown] = [] } = decodeMessage(data);
   if (payload.case === "snapshotSent") return { kind: "snapshotSent" };
   if (payload.case === "keep" || payload.case === "del") {
     return { kind: payload.case, uid: nonEmpty(payload.value.uid, `${payload.case}.uid`) };
   }
-  if (payload.case === undefined) throw malformed("no payload, or one that is not known");
+  if (payload.case === undefined) {
+    if (unknown === undefined) throw malformed("no payload");
+    return { kind: "unknown", field: unknown.no };
+  }
   const { uid, workloadInfo } = payload.value;
   if (workloadInfo === undefined) throw malformed("add.workload_info is missing");
   return {

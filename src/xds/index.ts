@@ -12,4 +12,5 @@ export type { Rejection, XdsClientOptions } from "./client-options.ts";
 export type { SubscriptionMode } from "./client-type.ts";
 export { xdsMetrics } from "./metrics.ts";
 export { relayUpdates, type RelayOptions } from "./relay.ts";
+export { VERSION_KEY } from "./server-stream.ts";
 export { XdsServer, type Acknowledged, type XdsServerOptions } from "./server.ts";

@@ -19,6 +19,11 @@ export const xdsMetrics = defineMetrics("xds", {
     labels: ["url"],
   },
   veil_xds_streams: { kind: "gauge", help: "Streams that are open at this server.", labels: [] },
+  veil_xds_client_versions: {
+    kind: "gauge",
+    help: "Streams that are open at this server, by the version that their client says it has; none: it says none.",
+    labels: ["version"],
+  },
   veil_xds_sent_messages_total: { kind: "counter", help: "Responses that this server sent.", labels: ["url"] },
   veil_xds_sent_resources_total: {
     kind: "counter",

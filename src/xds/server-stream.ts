@@ -2,6 +2,11 @@ import type { DeltaDiscoveryRequest } from "#proto";
 import type { CacheChange, CachedResource, ResourceCache } from "./cache.ts";
 import { Subscription } from "./subscription.ts";
 
+/** What a client's version is called in its node's metadata. */
+export const VERSION_KEY = "VEIL_VERSION";
+/** A release; whatever else a client calls its version is none, so that metrics have few labels. */
+const VERSION = /^\d{1,4}\.\d{1,4}\.\d{1,4}$/;
+
 /** Resource types that one stream may follow; requests for further ones are ignored. */
 const MAX_TYPES = 16;
 
@@ -19,6 +24,7 @@ export class ServerStream {
   readonly #subscriptions = new Map<string, Subscription>();
   readonly #closed = new AbortController();
   #node: string;
+  #version = "none";
   #nonce = 0;
   #bell = Promise.withResolvers<void>();
 
@@ -43,10 +49,16 @@ export class ServerStream {
     return this.#closed.signal;
   }
 
-  /** Takes the client's own name from its first request when it was not authenticated. Returns the name. */
-  name({ node }: DeltaDiscoveryRequest): string {
+  /** The client's version, as it said; `none` when it did not. */
+  get version(): string {
+    return this.#version;
+  }
+
+  /** Takes what the client says of itself in its first request: its version, and its name when it was not authenticated. */
+  introduce({ node }: DeltaDiscoveryRequest): void {
     if (this.#node === "" && node !== undefined) this.#node = nodeName(node);
-    return this.node;
+    const version = node?.metadata?.[VERSION_KEY];
+    if (typeof version === "string" && VERSION.test(version)) this.#version = version;
   }
 
   /** Takes a request. Returns the client's words when it refuses (part of) a response. */

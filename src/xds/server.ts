@@ -157,7 +157,7 @@ export class XdsServer {
     let named = false;
     try {
       for await (const request of requests) {
-        if (!named) log.info({ node: stream.name(request) }, "xds stream opened");
+        if (!named) this.#introduced(stream, request);
         named = true;
         const refusal = stream.request(request);
         if (refusal !== undefined) {
@@ -210,6 +210,18 @@ export class XdsServer {
     this.#streams.add(stream);
     this.#metrics.bind("veil_xds_streams", {}).value++;
     for (const { target, behind } of this.#waiters) if (!stream.holds(target)) behind.add(stream);
+  }
+
+  #introduced(stream: ServerStream, request: DeltaDiscoveryRequest): void {
+    stream.introduce(request);
+    const { node, version } = stream;
+    this.#options.log.info({ node, version }, "xds stream opened");
+    if (stream.closed) return; // it is not counted any more
+    const count = (by: 1 | -1): void => {
+      this.#metrics.bind("veil_xds_client_versions", { version }).value += by;
+    };
+    count(1);
+    stream.signal.addEventListener("abort", () => count(-1), { once: true });
   }
 
   #closed(stream: ServerStream): void {

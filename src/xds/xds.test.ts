@@ -4,14 +4,17 @@ import { createRouterTransport, type ConnectRouter, type HandlerContext } from "
 import fc from "fast-check";
 import { systemClock } from "#base/clock";
 import { silentLog } from "#base/log";
+import { CellSet } from "#base/metrics";
 import { seededRandom } from "#base/random";
 import { AggregatedDiscoveryService, type DeltaDiscoveryRequest, type DeltaDiscoveryResponse } from "#proto";
 import {
   ResourceCache,
   TYPE_ADDRESS,
+  VERSION_KEY,
   XdsClient,
   XdsServer,
   relayUpdates,
+  xdsMetrics,
   type CachedResource,
   type ResourceUpdate,
   type XdsClientOptions,
@@ -615,4 +618,36 @@ test("whatever a server sends, the client answers it and goes on", async () => {
     }),
     { numRuns: 100 },
   );
+});
+
+test("a server counts its clients by the versions that they say, and takes nothing else for one", async () => {
+  const metrics = new CellSet(xdsMetrics);
+  await using pair = new Pair({ metrics });
+  const counted = (): string[] =>
+    metrics
+      .snapshot()
+      .filter(({ name, value }) => name === "veil_xds_client_versions" && value > 0)
+      .map(({ labels, value }) => `${labels["version"]}: ${value}`)
+      .toSorted();
+  const versions = { n1: "0.1.0", n2: "0.2.0", n3: "0.2.0", n4: "<script>", n5: undefined };
+  for (const [id, version] of Object.entries(versions)) {
+    const metadata = version === undefined ? {} : { [VERSION_KEY]: version };
+    await pair.client(id, { node: { id, metadata } }).start(soon());
+  }
+  await until(() => counted().join(" ") === "0.1.0: 1 0.2.0: 2 none: 2");
+  await pair.clients[0]?.drain(1000);
+  await until(() => counted().join(" ") === "0.2.0: 2 none: 2");
+});
+
+test("a client that knows a type more than its server hears that there is nothing of it, and gets the rest", async () => {
+  await using pair = new Pair();
+  pair.cache.apply({ typeUrl: TYPE_ADDRESS, upserts: [resource("a")], removes: [] });
+  const types = [TYPE_ADDRESS, "type.googleapis.com/veil.later"].map((typeUrl) => ({
+    typeUrl,
+    mode: "wildcard" as const,
+  }));
+  const client = pair.client("n1", { types });
+  await client.start(soon());
+  await client.whenWarm(soon());
+  assert.deepEqual([...pair.view.keys()], ["a"]);
 });
