@@ -13,7 +13,7 @@ import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Packet } from "#capture";
 import { must, startLab } from "../test/netns/harness.ts";
-import { buildScene, enrolled, enterPod, label, LOAD_PORT, runLoad, TUNNEL_PORT } from "../test/netns/mesh.ts";
+import { buildScene, enrolled, label, labMesh, LOAD_PORT, runLoad, TUNNEL_PORT } from "../test/netns/mesh.ts";
 
 const { values } = parseArgs({ options: { trials: { type: "string", default: "50" } } });
 const TRIALS = Number(values.trials);
@@ -49,19 +49,20 @@ function delays(flips: readonly Flip[], packets: readonly Packet[], on: boolean)
 
 const lab = await startLab("latency");
 try {
-  const scene = await buildScene(lab, "latency");
+  const mesh = labMesh(lab);
+  const scene = await buildScene(mesh, "latency");
   const seconds = Math.ceil((TRIALS * 2 * (SETTLE_MS + 600)) / 1000) + 10;
   const filter = `tcp and src host ${scene.far.status?.podIP} and (dst port ${LOAD_PORT} or dst port ${TUNNEL_PORT})`;
   const capture = await lab.captureNode("node1", { filter });
-  const load = runLoad(await enterPod(lab, scene.far), scene.server, ["--rate", "100", "--seconds", String(seconds)]);
+  const load = runLoad(await mesh.enterPod(scene.far), scene.server, ["--rate", "100", "--seconds", String(seconds)]);
   await wait(1_000);
   const flips: Flip[] = [];
   for (let trial = 0; trial < TRIALS; trial++) {
     for (const on of [true, false]) {
       const startUs = Date.now() * 1000;
-      await label(lab, scene.namespaces, on);
+      await label(mesh, scene.namespaces, on);
       flips.push({ on, startUs, returnedUs: Date.now() * 1000 });
-      await enrolled(lab, scene.namespaces, on);
+      await enrolled(mesh, scene.namespaces, on);
       await wait(SETTLE_MS);
     }
   }

@@ -20,12 +20,13 @@ import { startLab, type TestLab } from "../test/netns/harness.ts";
 import {
   buildScene,
   enrolled,
-  enterPod,
   label,
+  labMesh,
   LOAD_PORT,
   PROPAGATION_BOUND_MS,
   runLoad,
   type LoadResult,
+  type Mesh,
   type Scene,
 } from "../test/netns/mesh.ts";
 import { formatReport, type Count, type Soak } from "./soak/report.ts";
@@ -110,13 +111,13 @@ function reasonsOf(records: readonly FlowRecord[], startMs: number): Soak["reaso
   return reasons;
 }
 
-async function load(lab: TestLab, scene: Scene): Promise<LoadResult[]> {
+async function load(mesh: Mesh, scene: Scene): Promise<LoadResult[]> {
   const words = Object.entries({ ...LOAD, seconds: MINUTES * 60 }).flatMap(([key, value]) => [
     `--${key}`,
     String(value),
   ]);
   const pods = [scene.far, scene.near];
-  return Promise.all(pods.map(async (pod) => runLoad(await enterPod(lab, pod), scene.server, words)));
+  return Promise.all(pods.map(async (pod) => runLoad(await mesh.enterPod(pod), scene.server, words)));
 }
 
 /** Connections that were made, and their records at each proxy on their way. */
@@ -150,9 +151,10 @@ function countRecords(
 }
 
 async function run(lab: TestLab): Promise<Soak> {
-  const scene = await buildScene(lab, "soak");
-  await label(lab, scene.namespaces, true);
-  await enrolled(lab, scene.namespaces, true);
+  const mesh = labMesh(lab);
+  const scene = await buildScene(mesh, "soak");
+  await label(mesh, scene.namespaces, true);
+  await enrolled(mesh, scene.namespaces, true);
   await wait(PROPAGATION_BOUND_MS);
   const logs = { node1: await keepLog(lab, "node1"), node2: await keepLog(lab, "node2") };
   const soak: Soak = {
@@ -167,7 +169,7 @@ async function run(lab: TestLab): Promise<Soak> {
   const startMs = Date.now();
   const observing = observe(lab, soak, end.signal);
   const [loads] = await Promise.all([
-    load(lab, scene).then(async (results) => {
+    load(mesh, scene).then(async (results) => {
       await wait(2 * SAMPLE_MS); // what is left when all has ended
       end.abort();
       return results;

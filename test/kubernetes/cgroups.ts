@@ -59,14 +59,14 @@ export function clusterProcesses(name = ""): number[] {
   });
 }
 
-/** The cluster's cgroups that are there, the inner ones first. */
-export function clusterCgroups(): string[] {
-  return hierarchies().flatMap((root) => foldersBelow(join(root, CGROUP)));
+/** The cluster's cgroups that are there, or one of them and those in it; the inner ones first. */
+export function clusterCgroups(name = ""): string[] {
+  return hierarchies().flatMap((root) => foldersBelow(join(root, CGROUP, name)));
 }
 
-/** Removes the cgroups that have no process. */
-export function removeCgroups(): void {
-  for (const folder of clusterCgroups()) {
+/** Removes all cgroups that have no process, or those of a place. */
+export function removeCgroups(name = ""): void {
+  for (const folder of clusterCgroups(name)) {
     try {
       rmdirSync(folder);
     } catch {

@@ -17,8 +17,8 @@ interface Dump {
 
 /**
  * Compares everything that a node has of pods with the pods that the API says are there: network namespaces, addresses, the agent's
- * list and its certificates, the proxy's pods, certificates and table, descriptors of namespaces, rules for probes. Answers what is
- * too many, and what is missing; empty when all is right.
+ * list, the proxy's pods, certificates and table, descriptors of namespaces, rules for probes. Answers what is too many, and what is
+ * missing; empty when all is right. Certificates that the agent keeps for a while: {@link keptCertificates}.
  */
 export async function leftBehind(cluster: TestCluster, node: string): Promise<string[]> {
   const { items: all } = await cluster.client.list(resources.pods);
@@ -28,14 +28,12 @@ export async function leftBehind(cluster: TestCluster, node: string): Promise<st
   const uids = (pods: readonly Pod[]): string[] => pods.map(({ metadata }) => metadata?.uid ?? "");
   const ips = (pods: readonly Pod[]): string[] => pods.map(({ status }) => status?.podIP ?? "");
   const identities = [...new Set(enrolled.map(identityOf))];
-  const agent = await agentOf(cluster, node);
   const dump = await dumpOf(cluster, node);
   const namespaces = await onNode(cluster, node, "stat -c %i /run/netns/* 2>/dev/null");
   return [
     ...compare("network namespaces", namespaces.length, own.length),
     ...compare("addresses", await onNode(cluster, node, "ls /var/lib/cni/networks/pods | grep '^[0-9]'"), ips(own)),
-    ...compare("pods of the agent", agent.enrolled, uids(enrolled)),
-    ...compare("certificates of the agent", agent.certificates, identities.length),
+    ...compare("pods of the agent", await podsOfAgent(cluster, node), uids(enrolled)),
     ...compare("pods of the proxy", Object.keys(dump.workloadState), uids(enrolled)),
     ...compare(
       "certificates of the proxy",
@@ -54,6 +52,14 @@ export async function leftBehind(cluster: TestCluster, node: string): Promise<st
     ),
     ...compare("probes", await onNode(cluster, node, PROBED), ips(enrolled.filter(hasProbes))),
   ];
+}
+
+/** How many identities a node's agent has certificates of beyond those of the pods that are there; for 10 s it keeps them. */
+export async function keptCertificates(cluster: TestCluster, node: string): Promise<number> {
+  const { items } = await cluster.client.list(resources.pods);
+  const there = new Set(items.filter((pod) => pod.spec?.nodeName === node && isEnrolled(pod)).map(identityOf));
+  const gauges = (await askAgent(cluster, node, "/metrics")).matchAll(/^veil_identity_certificates\{.*\} (\d+)$/gm);
+  return [...gauges].reduce((sum, [, count]) => sum + Number(count), 0) - there.size;
 }
 
 /** The addresses whose probes have a source of their own. */
@@ -92,16 +98,14 @@ async function onNode(cluster: TestCluster, node: string, script: string): Promi
   return stdout.split("\n").filter(Boolean);
 }
 
-/** The pods that a node's agent has enrolled, or that it has not let go; and how many identities it holds. */
-async function agentOf(cluster: TestCluster, node: string): Promise<{ enrolled: string[]; certificates: number }> {
-  const ask = (path: string): Promise<string> =>
-    must([...cluster.node(node).enter, "curl", "-sf", `http://127.0.0.1:9965${path}`]);
-  const pods = JSON.parse(await ask("/pods")) as { uid: string; state: string }[];
-  const gauges = [...(await ask("/metrics")).matchAll(/^veil_identity_certificates\{.*\} (\d+)$/gm)];
-  return {
-    enrolled: pods.filter(({ state }) => state !== "plain" && state !== "closed").map(({ uid }) => uid),
-    certificates: gauges.reduce((sum, [, count]) => sum + Number(count), 0),
-  };
+/** The pods that a node's agent has enrolled, or that it has not let go. */
+async function podsOfAgent(cluster: TestCluster, node: string): Promise<string[]> {
+  const pods = JSON.parse(await askAgent(cluster, node, "/pods")) as { uid: string; state: string }[];
+  return pods.filter(({ state }) => state !== "plain" && state !== "closed").map(({ uid }) => uid);
+}
+
+function askAgent(cluster: TestCluster, node: string, path: string): Promise<string> {
+  return must([...cluster.node(node).enter, "curl", "-sf", `http://127.0.0.1:9965${path}`]);
 }
 
 async function dumpOf(cluster: TestCluster, node: string): Promise<Dump> {

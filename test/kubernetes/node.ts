@@ -2,7 +2,7 @@ import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { kubernetesFolder } from "../../tools/kubernetes-programs.ts";
 import { eventually, must, run } from "../netns/harness.ts";
-import { clusterProcesses, makeCgroups } from "./cgroups.ts";
+import { clusterCgroups, clusterProcesses, makeCgroups, removeCgroups } from "./cgroups.ts";
 import { writeKubeconfig } from "./control-plane.ts";
 import { startDaemon, type Daemon } from "./daemons.ts";
 import { killProcesses } from "./leftovers.ts";
@@ -122,6 +122,11 @@ export class ClusterNode {
     const { daemonsCgroup, podsCgroup, mountNamespace, utsNamespace } = this.layout;
     await killProcesses(() => [...clusterProcesses(daemonsCgroup), ...clusterProcesses(podsCgroup)]);
     this.#daemons.clear();
+    // A kubelet that finds those of earlier pods looks for each one's container for seconds.
+    await eventually(`the cgroups of ${this.name} to be gone`, () => {
+      removeCgroups(podsCgroup);
+      return clusterCgroups(podsCgroup).length === 0 || undefined;
+    });
     for (const file of [mountNamespace, utsNamespace]) {
       await run(["umount", "-l", file]);
       rmSync(file, { force: true });

@@ -1,5 +1,6 @@
 import { after, before, describe } from "node:test";
 import { startCluster, type TestCluster } from "./cluster.ts";
+import { meshOnNodes } from "./mesh-on-nodes.ts";
 import { nodeLife } from "./node-life.ts";
 import { trafficKinds } from "./traffic-kinds.ts";
 import { installVeil } from "./veil.ts";
@@ -12,6 +13,7 @@ describe("Veil on real nodes", () => {
   });
   after(() => cluster?.[Symbol.asyncDispose]());
 
+  meshOnNodes(() => cluster);
   trafficKinds(() => cluster);
   nodeLife(() => cluster);
 });

@@ -20,14 +20,15 @@ import {
   childrenOf,
   clearStreams,
   enrolled,
-  enterPod,
   label,
+  labMesh,
   pidsOf,
   PROPAGATION_BOUND_MS,
   runLoad,
   startLoad,
   TUNNEL_PORT,
   type LoadResult,
+  type Mesh,
   type RunningLoad,
   type Scene,
 } from "./mesh.ts";
@@ -40,13 +41,15 @@ const NODES = ["node1", "node2"] as const;
 const clock = systemClock();
 
 let lab: TestLab;
+let mesh: Mesh;
 let scene: Scene;
 
 before(async () => {
   lab = await startLab("chaos");
-  scene = await buildScene(lab, "chaos");
-  await label(lab, scene.namespaces, true);
-  await enrolled(lab, scene.namespaces, true);
+  mesh = labMesh(lab);
+  scene = await buildScene(mesh, "chaos");
+  await label(mesh, scene.namespaces, true);
+  await enrolled(mesh, scene.namespaces, true);
   await sleep(clock, PROPAGATION_BOUND_MS);
 });
 after(() => lab[Symbol.asyncDispose]());
@@ -111,7 +114,7 @@ test("under kills, loss and silence at once, a connection ends with right bytes 
     ...[scene.far, scene.near, scene.server].map((pod) => lab.capturePod(pod, "tcp")),
   ]);
   const words = ["--long", String(LONG), "--rate", "10"];
-  const start = async (pod: Pod): Promise<RunningLoad> => startLoad(await enterPod(lab, pod), scene.server, words);
+  const start = async (pod: Pod): Promise<RunningLoad> => startLoad(await mesh.enterPod(pod), scene.server, words);
   const loads = await Promise.all([scene.far, scene.near].map(start));
   await chaos(clock.monotonic() + SECONDS * 1000, (line) => t.diagnostic(line));
   const results: LoadResult[] = [];
@@ -145,7 +148,7 @@ test("under kills, loss and silence at once, a connection ends with right bytes 
 test("when it is over, all is as before", async () => {
   for (const pod of [scene.far, scene.near]) {
     await eventually("a load without a failure", async () => {
-      assertFlawless(await runLoad(await enterPod(lab, pod), scene.server, ["--rate", "20", "--seconds", "2"]), 0);
+      assertFlawless(await runLoad(await mesh.enterPod(pod), scene.server, ["--rate", "20", "--seconds", "2"]), 0);
       return true;
     });
   }

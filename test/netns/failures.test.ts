@@ -1,82 +1,23 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { sleep, systemClock } from "#base/clock";
-import type { Packet } from "#capture";
 import { resources, type Pod } from "#kube";
 import { isPodReady } from "#lab";
 import { findAccessRecord } from "#model/access-log";
 import { eventually, startLab, type TestLab } from "./harness.ts";
-import {
-  assertFlawless,
-  buildScene,
-  childrenOf,
-  clearStreams,
-  enrolled,
-  enterPod,
-  label,
-  LOAD_PORT,
-  loadServer,
-  pidsOf,
-  PROPAGATION_BOUND_MS,
-  runLoad,
-  startLoad,
-  type LoadProgress,
-  type LoadResult,
-  type Scene,
-} from "./mesh.ts";
+import { buildEnrolled, killFailsClosed, killFailsNothing, underLoad, type EnrolledScene } from "./mesh-bodies.ts";
+import { assertFlawless, childrenOf, clearStreams, labMesh, LOAD_PORT, loadServer, pidsOf, runLoad } from "./mesh.ts";
 
-const LONG = 10;
-/** So many new connections are a load. */
-const SERVED = 50;
 /** It is over when nothing has failed for so long, and new connections were served. */
 const SERVED_MS = 1_500;
-const clock = systemClock();
 
 let lab: TestLab;
-let scene: Scene;
-let enter: readonly string[];
+let at: EnrolledScene;
 
 before(async () => {
   lab = await startLab("fail");
-  scene = await buildScene(lab, "fail");
-  await label(lab, scene.namespaces, true);
-  await enrolled(lab, scene.namespaces, true);
-  await sleep(clock, PROPAGATION_BOUND_MS);
-  enter = await enterPod(lab, scene.far);
+  at = await buildEnrolled(labMesh(lab), "fail");
 });
 after(() => lab[Symbol.asyncDispose]());
-
-/**
- * Runs load on the enrolled pair, does `harm` in the middle, and goes on until `isOver` says so of what the load tells; answers what
- * the load says. Nothing between the pair went in clear.
- */
-async function underLoad(
-  harm: () => Promise<void>,
-  isOver: (now: LoadProgress, before: LoadProgress) => boolean,
-): Promise<LoadResult> {
-  const captures = await Promise.all([
-    lab.captureNode("node1", { filter: "tcp" }),
-    lab.capturePod(scene.far, "tcp"),
-    lab.capturePod(scene.server, "tcp"),
-  ]);
-  const load = await startLoad(enter, scene.server, ["--long", String(LONG), "--rate", "50"]);
-  const before = await load.until("a load", ({ short }) => short.done > SERVED);
-  await harm();
-  await load.until("the load to be served after the harm", (now) => isOver(now, before));
-  const result = await load.stop();
-  const packets: Packet[] = (await Promise.all(captures.map((capture) => capture.stop()))).flat();
-  assert.deepEqual(clearStreams(packets, scene.far, scene.server), [], "an enrolled pair spoke in clear");
-  assert.ok(packets.length > 100, "the capture saw nothing");
-  return result;
-}
-
-async function healthy(): Promise<void> {
-  await eventually("the lab to be healthy again", async () => {
-    const result = await runLoad(enter, scene.server, ["--rate", "20", "--seconds", "1"]);
-    assertFlawless(result, 0);
-    return true;
-  });
-}
 
 for (const [role, node] of [
   ["controller", undefined],
@@ -84,30 +25,16 @@ for (const [role, node] of [
   ["agent", "node2"],
   ["apiserver", undefined],
 ] as const) {
-  test(`kill -9 of the ${role}${node === undefined ? "" : ` of ${node}`} fails no connection, old or new`, async (t) => {
-    const kill = async (): Promise<void> => {
-      const pids = await pidsOf(lab, role, node);
-      assert.ok(pids.length > 0, `the lab shows no ${role}`);
-      for (const pid of pids) process.kill(pid, "SIGKILL");
-      await eventually(`another ${role}`, async () => {
-        const now = await pidsOf(lab, role, node);
-        return now.length > 0 && now.every((pid) => !pids.includes(pid)) ? true : undefined;
-      });
-    };
-    const result = await underLoad(kill, (now, before) => now.short.done > before.short.done + SERVED);
-    assertFlawless(result, LONG);
-    t.diagnostic(`${role}: ${result.short.done} new connections, 0 failed`);
-    await healthy();
-  });
+  test(`kill -9 of the ${role}${node === undefined ? "" : ` of ${node}`} fails no connection, old or new`, (t) =>
+    killFailsNothing(at, t, { role, node }));
 }
 
 /** Ends the process that carries the data of a node, or the supervisor above it, which takes that process along. */
 async function killProxy(node: string, part: "data path" | "supervisor"): Promise<void> {
+  if (part === "data path") return at.mesh.kill(part, node);
   const [pid] = await pidsOf(lab, "proxy", node);
   assert.ok(pid !== undefined);
-  const [data] = childrenOf(pid);
-  assert.ok(data !== undefined, "the proxy's supervisor has no child");
-  process.kill(part === "supervisor" ? pid : data, "SIGKILL");
+  process.kill(pid, "SIGKILL");
 }
 
 for (const [part, node] of [
@@ -116,22 +43,14 @@ for (const [part, node] of [
   ["supervisor", "node1"],
   ["supervisor", "node2"],
 ] as const) {
-  test(`kill -9 of the proxy's ${part} on ${node} breaks its connections, refuses new ones, never in clear, and passes`, async (t) => {
-    const isOver = ({ long, failedToMs, lastDoneMs }: LoadProgress): boolean =>
-      long.alive === 0 && lastDoneMs > failedToMs + SERVED_MS;
-    const result = await underLoad(() => killProxy(node, part), isOver);
-    const spanMs = result.failedToMs - result.failedFromMs;
-    const broken = (result.failures["long:ECONNRESET"] ?? 0) + (result.failures["long:closed"] ?? 0);
-    assert.ok(broken >= LONG, "its connections did not break");
-    assert.equal(result.corrupt, 0);
-    t.diagnostic(`${part} on ${node}: connections failed for ${spanMs} ms: ${JSON.stringify(result.failures)}`);
-    await healthy();
-  });
+  test(`kill -9 of the proxy's ${part} on ${node} breaks its connections, refuses new ones, never in clear, and passes`, (t) =>
+    killFailsClosed(at, t, () => killProxy(node, part)));
 }
 
 async function dialNewServer(name: string): Promise<void> {
+  const { scene, enter } = at;
   const [east = ""] = scene.namespaces;
-  await lab.apply([loadServer(east, name, "node2")]);
+  await lab.apply([loadServer(at.mesh, { namespace: east, name, node: "node2" })]);
   const server = await eventually(`${name} to have an address`, async () => {
     const pods = JSON.parse(await lab.kubectl("get", "pods", "-n", east, "-o", "json")) as { items: Pod[] };
     return pods.items.find((pod) => pod.metadata?.name === name && pod.status?.podIP !== undefined);
@@ -172,6 +91,7 @@ async function proxyOf(node: string): Promise<string> {
 }
 
 test("with the controller stopped, an old enrolled client does not reach a new enrolled server, and never in clear; also with a restarted proxy", async () => {
+  const { scene, enter } = at;
   await lab.kubectl("-n", "veil-system", "scale", "deployment", "veil-controller", "--replicas=0");
   await eventually("the controller to be gone", async () => {
     const { items } = await lab.client.list(resources.pods, {
@@ -226,6 +146,7 @@ async function podsOf(app: string): Promise<readonly Pod[]> {
 
 test("proxies that are replaced beside each other fail no new connection, and reset those that outlast the drain", async (t) => {
   const result = await underLoad(
+    at,
     async () => {
       await startNext();
       await eventually(

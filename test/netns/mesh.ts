@@ -45,14 +45,32 @@ export interface LoadResult {
   readonly latencyMs: { readonly p50: number; readonly p99: number; readonly max: number };
 }
 
+/** What tests of a mesh want of the cluster underneath them: a lab's, or that of real kubelets. */
+export interface Mesh extends Pick<
+  TestLab,
+  "client" | "kubectl" | "apply" | "readyPod" | "captureNode" | "capturePod"
+> {
+  /** What makes a pod's container run this machine's programs, and what its pod needs for that. */
+  readonly programs: { readonly container: object; readonly spec: object };
+  /** Words that run a program of this machine in a pod's network; they work while the API is away, too. */
+  enterPod(pod: Pod): Promise<readonly string[]>;
+  /** Kills a role, on one node or everywhere, with SIGKILL; resolves when it runs again. */
+  kill(role: MeshRole, node?: string): Promise<void>;
+  /** The metrics of a node's proxy. */
+  proxyMetrics(node: string): Promise<string>;
+}
+
+/** What can be killed. `data path`: the process of a proxy that carries connections; the one above it lives on. */
+export type MeshRole = "controller" | "agent" | "apiserver" | "data path";
+
 /** A pod that only waits: commands are run in it. */
-export function idlePod(namespace: string, name: string, node: string): object {
-  return podObject({ namespace, name, node }, ["sleep", "100000"]);
+function idlePod(mesh: Mesh, place: PodPlace): object {
+  return podObject(mesh, place, ["sleep", "100000"]);
 }
 
 /** A pod that serves the load. */
-export function loadServer(namespace: string, name: string, node: string): object {
-  const pod = podObject({ namespace, name, node }, [
+export function loadServer(mesh: Mesh, place: PodPlace): object {
+  const pod = podObject(mesh, place, [
     process.execPath,
     LOAD,
     "server",
@@ -68,20 +86,24 @@ export function loadServer(namespace: string, name: string, node: string): objec
   return pod;
 }
 
+interface PodPlace {
+  readonly namespace: string;
+  readonly name: string;
+  readonly node: string;
+}
+
 interface PodObject {
   readonly spec: { readonly containers: object[] };
 }
 
-function podObject(
-  at: { namespace: string; name: string; node: string },
-  command: readonly string[],
-): PodObject & object {
-  const { namespace, name, node } = at;
+function podObject({ programs }: Mesh, place: PodPlace, command: readonly string[]): PodObject & object {
+  const { namespace, name, node } = place;
+  const main = { name: "main", command, ...programs.container };
   return {
     apiVersion: "v1",
     kind: "Pod",
     metadata: { namespace, name, labels: { app: name } },
-    spec: { nodeName: node, terminationGracePeriodSeconds: 1, containers: [{ name: "main", image: "none", command }] },
+    spec: { nodeName: node, terminationGracePeriodSeconds: 1, containers: [main], ...programs.spec },
   } as PodObject & object; // written just above
 }
 
@@ -100,33 +122,38 @@ export interface Scene {
 }
 
 /** Builds a scene whose namespaces begin with `prefix`, and waits until it stands. */
-export async function buildScene(lab: TestLab, prefix: string): Promise<Scene> {
+export async function buildScene(mesh: Mesh, prefix: string): Promise<Scene> {
   const [east, west] = [`${prefix}-east`, `${prefix}-west`];
-  await lab.apply([
+  const objects = [
     namespaceObject(east),
     namespaceObject(west),
-    loadServer(east, "server", "node2"),
-    idlePod(west, "far", "node1"),
-    idlePod(west, "near", "node2"),
-  ]);
+    loadServer(mesh, { namespace: east, name: "server", node: "node2" }),
+    idlePod(mesh, { namespace: west, name: "far", node: "node1" }),
+    idlePod(mesh, { namespace: west, name: "near", node: "node2" }),
+  ];
+  // Pods are refused until their namespace has its account.
+  await eventually(`the pods of ${prefix} to be accepted`, async () => {
+    await mesh.apply(objects);
+    return true;
+  });
   const [server, far, near] = await Promise.all([
-    lab.readyPod(east, "server"),
-    lab.readyPod(west, "far"),
-    lab.readyPod(west, "near"),
+    mesh.readyPod(east, "server"),
+    mesh.readyPod(west, "far"),
+    mesh.readyPod(west, "near"),
   ]);
   return { namespaces: [east, west], server, far, near };
 }
 
 /** Labels namespaces (or takes the label off) with kubectl. */
-export async function label(lab: TestLab, namespaces: readonly string[], on: boolean): Promise<void> {
-  await lab.kubectl("label", "namespace", ...namespaces, on ? `${LABEL}=true` : `${LABEL}-`, "--overwrite");
+export async function label(mesh: Mesh, namespaces: readonly string[], on: boolean): Promise<void> {
+  await mesh.kubectl("label", "namespace", ...namespaces, on ? `${LABEL}=true` : `${LABEL}-`, "--overwrite");
 }
 
 /** Waits until every pod of the namespaces says that it is redirected, or that it is not. */
-export async function enrolled(lab: TestLab, namespaces: readonly string[], on: boolean): Promise<void> {
+export async function enrolled(mesh: Mesh, namespaces: readonly string[], on: boolean): Promise<void> {
   await eventually(`pods of ${namespaces.join(", ")} to be ${on ? "enrolled" : "un-enrolled"}`, async () => {
     for (const namespace of namespaces) {
-      const { items } = await lab.client.list(resources.pods, { namespace });
+      const { items } = await mesh.client.list(resources.pods, { namespace });
       const annotations = items.map(({ metadata }) => metadata?.annotations?.[REDIRECTED]);
       if (!annotations.every((value) => (value === "enabled") === on)) return undefined;
     }
@@ -134,9 +161,37 @@ export async function enrolled(lab: TestLab, namespaces: readonly string[], on: 
   });
 }
 
-/** Words that run a command in a pod; asked once, so that they work while the API is away. */
-export async function enterPod(lab: TestLab, pod: Pod): Promise<string[]> {
-  return enterPlace({ lab: lab.layout, clock: systemClock() }, `${pod.metadata?.namespace}/${pod.metadata?.name}`);
+/** A lab as the cluster underneath. */
+export function labMesh(lab: TestLab): Mesh {
+  return {
+    ...lab,
+    programs: { container: { image: "none" }, spec: {} },
+    enterPod: ({ metadata }) =>
+      enterPlace({ lab: lab.layout, clock: systemClock() }, `${metadata?.namespace}/${metadata?.name}`),
+    kill: (role, node) => (role === "data path" ? killDataPath(lab, node) : killRole(lab, role, node)),
+    proxyMetrics(node) {
+      const netns = lab.nodes.find(({ name }) => name === node)?.netns ?? "";
+      return must(["ip", "netns", "exec", netns, "curl", "-sf", "http://127.0.0.1:15020/metrics"]);
+    },
+  };
+}
+
+async function killRole(lab: TestLab, role: string, node?: string): Promise<void> {
+  const pids = await pidsOf(lab, role, node);
+  assert.ok(pids.length > 0, `the lab shows no ${role}`);
+  for (const pid of pids) process.kill(pid, "SIGKILL");
+  await eventually(`another ${role}`, async () => {
+    const now = await pidsOf(lab, role, node);
+    return now.length > 0 && now.every((pid) => !pids.includes(pid)) ? true : undefined;
+  });
+}
+
+async function killDataPath(lab: TestLab, node?: string): Promise<void> {
+  const [pid] = await pidsOf(lab, "proxy", node);
+  assert.ok(pid !== undefined);
+  const [data] = childrenOf(pid);
+  assert.ok(data !== undefined, "the proxy's supervisor has no child");
+  process.kill(data, "SIGKILL");
 }
 
 /** Process ids of a role, by `veil lab status`. */
