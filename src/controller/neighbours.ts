@@ -1,53 +1,9 @@
 import type { CellSet } from "#base/metrics";
-import { isLive } from "#discovery";
+import { isLive, NEIGHBOURS, type Neighbour } from "#discovery";
 import { objectKey, type Informer, type Pod } from "#kube";
 import { warnOnOwnPod, type OwnEventTools } from "./own-event.ts";
 
-/** Another that encrypts, enrols or routes on the same cluster. */
-interface Neighbour {
-  readonly name: string;
-  readonly isPod: (pod: Pod, ownNamespace: string) => boolean;
-  /** What it means for both, and what to do. */
-  readonly advice: string;
-}
-
-const hasLabel =
-  (label: string, value: string) =>
-  ({ metadata }: Pod): boolean =>
-    metadata?.labels?.[label] === value;
-
-/** By the labels that their charts give to their pods, whatever the namespace. */
-const NEIGHBOURS: readonly Neighbour[] = [
-  {
-    name: "Istio",
-    isPod: hasLabel("app", "istiod"),
-    advice:
-      "pods with its sidecar are left to it; AuthorizationPolicies and PeerAuthentications count for both; ConfigMap istio-ca-root-cert is left to it: Veil's own parts use veil-ca-root-cert; pods that mount Veil's roots need another name (chart value trustBundle)",
-  },
-  {
-    name: "Istio's ambient mode",
-    isPod: hasLabel("k8s-app", "istio-cni-node"),
-    advice:
-      "it enrols what carries istio.io/dataplane-mode=ambient, too: let Veil enrol by io.cilium/mtls-enabled alone (chart value enrolLabels)",
-  },
-  {
-    name: "Cilium",
-    isPod: hasLabel("k8s-app", "cilium"),
-    advice: "its network policies are enforced by it alone; they must let in TCP 15008 between enrolled pods",
-  },
-  {
-    name: "Cilium's mutual TLS",
-    isPod: ({ metadata }) =>
-      metadata?.namespace === "kube-system" && metadata.name?.startsWith("ztunnel-cilium-") === true,
-    advice:
-      "it enrols what carries io.cilium/mtls-enabled=true, too: let Veil enrol by istio.io/dataplane-mode alone (chart value enrolLabels)",
-  },
-  {
-    name: "another Veil",
-    isPod: (pod, own) => pod.metadata?.namespace !== own && hasLabel("app", "veil-agent")(pod),
-    advice: "both enrol the same pods: uninstall one of the two",
-  },
-];
+const ALL: readonly Neighbour[] = Object.values(NEIGHBOURS);
 
 /** A neighbour that was found. */
 export interface FoundNeighbour {
@@ -75,10 +31,10 @@ export class Neighbours {
     this.#options = options;
     options.pods.on({
       upserted: (pod, old) => {
-        for (const one of NEIGHBOURS) this.#look(one, pod, isLive(pod) && one.isPod(pod, options.namespace));
+        for (const one of ALL) this.#look(one, pod, isLive(pod) && one.isPod(pod, options.namespace));
         if (pod.metadata?.name === options.podName && old === undefined) this.#tellAll();
       },
-      deleted: (pod) => NEIGHBOURS.forEach((one) => this.#look(one, pod, false)),
+      deleted: (pod) => ALL.forEach((one) => this.#look(one, pod, false)),
     });
   }
 

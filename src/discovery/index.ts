@@ -2,6 +2,7 @@ export { addressAlias, endpointUid, podUid, type Cluster, type Problem } from ".
 export { Discovery, type DiscoveryUpdate } from "./discovery.ts";
 export type { AddressVerdict } from "./entry-addresses.ts";
 export type { PolicyVerdict } from "./policies.ts";
+export { NEIGHBOURS, type Neighbour } from "./neighbours.ts";
 export { isLive, podWorkload, type PodSurroundings } from "./pod.ts";
 export type { PublishedAddress } from "./publication.ts";
 export {

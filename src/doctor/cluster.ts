@@ -164,11 +164,9 @@ function checkGuards(facts: Facts, { namespace }: ClusterOptions): Finding[] {
 }
 
 function checkAround(facts: Facts, { namespace }: ClusterOptions): readonly Finding[] {
-  const { daemonSets, deployments, namespaces, ciliumConfig } = facts;
-  return withFacts(
-    about("neighbours", "what else is installed"),
-    { daemonSets, deployments, namespaces, ciliumConfig },
-    (parts) => checkNeighbours({ namespace, ...parts }),
+  const { judged: pods, namespaces, ciliumConfig } = facts;
+  return withFacts(about("neighbours", "what else is installed"), { pods, namespaces, ciliumConfig }, (parts) =>
+    checkNeighbours({ namespace, ...parts }),
   );
 }
 

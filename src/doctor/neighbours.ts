@@ -1,7 +1,8 @@
-import { INSTALLED } from "#install";
-import type { ConfigMap, DaemonSet, Deployment, Namespace } from "#kube";
+import { isLive, NEIGHBOURS, type Neighbour } from "#discovery";
+import type { ConfigMap, Namespace } from "#kube";
 import { DATAPLANE_MODE_LABEL, MTLS_LABEL } from "#model/enrol-labels";
 import { count, someOf, voiceOf, type Finding } from "./finding.ts";
+import type { JudgedPod } from "./pods.ts";
 
 const voice = voiceOf("neighbours");
 
@@ -9,8 +10,7 @@ const voice = voiceOf("neighbours");
 export interface Neighbourhood {
   /** Where Veil is installed. */
   readonly namespace: string;
-  readonly daemonSets: readonly DaemonSet[];
-  readonly deployments: readonly Deployment[];
+  readonly pods: readonly Pick<JudgedPod, "pod" | "namespace">[];
   readonly namespaces: readonly Namespace[];
   /** `kube-system/cilium-config`. */
   readonly ciliumConfig: ConfigMap | undefined;
@@ -24,18 +24,18 @@ export function checkNeighbours(around: Neighbourhood): readonly Finding[] {
     : [voice.ok("no other Veil, no Istio, and no Cilium that would act on the same pods")];
 }
 
-function placesOf(objects: readonly (DaemonSet | Deployment)[], name: string): string[] {
-  return objects.filter(({ metadata }) => metadata?.name === name).map(({ metadata }) => metadata?.namespace ?? "");
+/** The namespaces where pods of theirs are. */
+function placesOf({ pods, namespace }: Neighbourhood, neighbour: Neighbour): string[] {
+  const theirs = pods.filter(({ pod }) => isLive(pod) && neighbour.isPod(pod, namespace));
+  return [...new Set(theirs.map((pod) => pod.namespace))];
 }
 
-function otherVeils({ namespace, daemonSets, deployments }: Neighbourhood): Finding[] {
-  const agents = placesOf(daemonSets, INSTALLED.agent.app);
-  const places = new Set([...agents, ...placesOf(deployments, INSTALLED.controller.app)]);
-  places.delete(namespace);
-  if (places.size === 0) return [];
+function otherVeils(around: Neighbourhood): Finding[] {
+  const places = placesOf(around, NEIGHBOURS.veil);
+  if (places.length === 0) return [];
   return [
     voice.problem(
-      `Veil is installed in ${someOf([...places])}, too: two agents of a node enrol the same pods, under two authorities`,
+      `Veil is installed in ${someOf(places)}, too: two agents of a node enrol the same pods, under two authorities`,
       "uninstall one of them (helm uninstall, docs/upgrade.md)",
     ),
   ];
@@ -48,13 +48,11 @@ function labelled(namespaces: readonly Namespace[], label: string, value: string
 }
 
 /** Istio's own agents act on `istio.io/dataplane-mode=ambient`, its webhook on `istio-injection`. */
-function istio({ namespace, daemonSets, deployments, namespaces }: Neighbourhood): Finding[] {
-  const agents = placesOf(daemonSets, "istio-cni-node");
-  const ztunnels = placesOf(daemonSets, INSTALLED.proxy.app).filter((place) => place !== namespace);
-  const control = placesOf(deployments, "istiod");
-  const places = [...new Set([...agents, ...ztunnels, ...control])];
+function istio(around: Neighbourhood): Finding[] {
+  const agents = placesOf(around, NEIGHBOURS.ambient);
+  const places = [...new Set([...agents, ...placesOf(around, NEIGHBOURS.istio)])];
   if (places.length === 0) return [];
-  const shared = labelled(namespaces, DATAPLANE_MODE_LABEL, "ambient");
+  const shared = labelled(around.namespaces, DATAPLANE_MODE_LABEL, "ambient");
   if (agents.length > 0 && shared.length > 0) {
     return [
       voice.problem(
@@ -71,7 +69,8 @@ function istio({ namespace, daemonSets, deployments, namespaces }: Neighbourhood
   ];
 }
 
-function cilium({ daemonSets, namespaces, ciliumConfig }: Neighbourhood): Finding[] {
+function cilium(around: Neighbourhood): Finding[] {
+  const { namespaces, ciliumConfig } = around;
   const findings: Finding[] = [];
   if (ciliumConfig?.data?.["cni-exclusive"] === "true") {
     findings.push(
@@ -83,8 +82,7 @@ function cilium({ daemonSets, namespaces, ciliumConfig }: Neighbourhood): Findin
   }
   const shared = labelled(namespaces, MTLS_LABEL, "true");
   const ztunnel =
-    daemonSets.some(({ metadata }) => metadata?.name === "ztunnel-cilium") ||
-    ciliumConfig?.data?.["enable-ztunnel"] === "true";
+    placesOf(around, NEIGHBOURS.ciliumMtls).length > 0 || ciliumConfig?.data?.["enable-ztunnel"] === "true";
   if (ztunnel && shared.length > 0) {
     findings.push(
       voice.problem(

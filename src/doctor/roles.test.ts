@@ -188,8 +188,14 @@ test("labels that enrol nothing are named", () => {
 
 const alone: Neighbourhood = {
   namespace: NAMESPACE,
-  daemonSets: [daemonSet("veil-agent"), daemonSet("ztunnel"), daemonSet("cilium", "kube-system")],
-  deployments: [deployment("veil-controller")],
+  pods: judged(
+    [
+      podAt(`${NAMESPACE}/veil-agent-1`, { labels: { app: "veil-agent" } }),
+      podAt(`${NAMESPACE}/veil-controller-1`, { labels: { app: "veil-controller" } }),
+      podAt("kube-system/cilium-1", { labels: { "k8s-app": "cilium" } }),
+    ],
+    [],
+  ),
   namespaces: [namespaceOf("shop")],
   ciliumConfig: { data: { "cni-exclusive": "false" } },
 };
@@ -200,22 +206,18 @@ test("Veil alone, beside a Cilium that leaves it room, is well", () => {
 
 test("a second Veil, Istio's agents and Cilium's own mutual TLS are found", () => {
   const say = (more: Partial<Neighbourhood>) => said(checkNeighbours({ ...alone, ...more })).join("\n");
-  assert.match(
-    say({ daemonSets: [...alone.daemonSets, daemonSet("veil-agent", "other")] }),
-    /^problem: Veil is installed in other, too/,
-  );
-  const istio = [
-    ...alone.daemonSets,
-    daemonSet("istio-cni-node", "istio-system"),
-    daemonSet("ztunnel", "istio-system"),
-  ];
-  assert.match(say({ daemonSets: istio }), /^warning: Istio is installed \(istio-system\)/);
+  const beside = (place: string, labels: Record<string, string> = {}): Pick<Neighbourhood, "pods"> => ({
+    pods: [...alone.pods, ...judged([podAt(place, { labels })], [])],
+  });
+  for (const app of ["veil-agent", "veil-controller"]) {
+    assert.match(say(beside("other/one", { app })), /^problem: Veil is installed in other, too/);
+  }
+  const istio = beside("istio-system/istio-cni-node-1", { "k8s-app": "istio-cni-node" });
+  assert.match(say(istio), /^warning: Istio is installed \(istio-system\)/);
   const ambient = [namespaceOf("shop", { "istio.io/dataplane-mode": "ambient" })];
-  assert.match(
-    say({ daemonSets: istio, namespaces: ambient }),
-    /^problem: Istio's agents .* both enrol 1 namespace .*: shop$/,
-  );
-  assert.match(say({ deployments: [deployment("istiod", "istio-system")] }), /^warning: Istio is installed/);
+  assert.match(say({ ...istio, namespaces: ambient }), /^problem: Istio's agents .* both enrol 1 namespace .*: shop$/);
+  assert.match(say(beside("istio-system/istiod-1", { app: "istiod" })), /^warning: Istio is installed/);
+  assert.match(say(beside("kube-system/ztunnel-cilium-1")), /^problem: Cilium's own mutual TLS/);
   assert.match(
     say({ ciliumConfig: { data: { "cni-exclusive": "true" } } }),
     /^problem: Cilium removes other programs' CNI/,
