@@ -579,9 +579,31 @@ describe("a plaintext connection", () => {
   it("is reset when both ends have been enrolled from the start", async () => {
     const rig = new Rig({ pod: "server", addresses: everything });
     const socket = await rig.plaintext("10.1.0.1:4000");
+    await rig.clock.advance(2_000);
+    await rig.settle();
     assert.equal(socket.state, "reset");
     assert.equal(outcome(rig), "refused none plaintext_refused");
     assert.deepEqual(rig.network.dialled, []);
+  });
+
+  it("waits a moment for what its client's node knows already: that one of the two is plain again", async () => {
+    for (const news of [
+      { ...server, tunnelProtocol: "none" },
+      { ...client, tunnelProtocol: "none" },
+    ] as const) {
+      const rig = new Rig({ pod: "server", addresses: everything });
+      const socket = await rig.plaintext("10.1.0.1:4000");
+      rig.addresses([plain]); // of somebody else
+      await rig.settle();
+      await rig.clock.advance(1_900);
+      assert.deepEqual([socket.state === "reset", rig.network.dialled.length], [false, 0]);
+      rig.addresses([news]);
+      await rig.settle();
+      assert.equal(rig.network.dialled.length, 1);
+      rig.network.copies[0]?.end();
+      await rig.settle();
+      assert.equal(outcome(rig), "forwarded plaintext source_not_enrolled");
+    }
   });
 
   it("passes as enrolling for ten seconds after the client was enrolled", async () => {
@@ -593,7 +615,10 @@ describe("a plaintext connection", () => {
     await rig.settle();
     assert.equal(outcome(rig), "forwarded plaintext enrolling");
     await rig.clock.advance(1);
-    assert.equal((await rig.plaintext("10.1.0.1:4001")).state, "reset");
+    const late = await rig.plaintext("10.1.0.1:4001");
+    await rig.clock.advance(2_000);
+    await rig.settle();
+    assert.equal(late.state, "reset");
   });
 
   it("is refused before any snapshot has come, when the client is inside the cluster", async () => {

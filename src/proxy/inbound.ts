@@ -192,7 +192,7 @@ export async function carryPlaintext(context: PodContext, socket: PodSocket): Pr
   const goesOn = connections.hold((cause) => {
     giveUp(undefined, cause);
   });
-  const verdict = await settle(context, (view) => decidePlaintext(context.pod, request, view));
+  const verdict = await settlePlaintext(context, request);
   if (verdict.kind === "refuse") {
     if (goesOn()) giveUp(verdict.source, verdict);
     return;
@@ -246,6 +246,23 @@ async function settle(
   const unknown = verdict.kind === "wait" ? "who is where" : "which policies apply to this pod";
   const detail = `no control plane has said yet ${unknown}`;
   return { kind: "refuse", status: 503, reason: "control_plane_unavailable", detail, source: undefined };
+}
+
+/** How long plaintext between two enrolled pods may wait for the news that one of them is not any more. */
+const NEWS_MS = 2_000;
+
+/**
+ * Stage 4 of a plaintext connection. Its client's node may know already that one of the two is plain again, when this one does not yet:
+ * what would be refused for that is looked at again with each change, for a moment.
+ */
+async function settlePlaintext(context: PodContext, request: PlainRequest): Promise<Settled> {
+  const { knowledge, clock, pod } = context;
+  const endMs = clock.monotonic() + NEWS_MS;
+  for (;;) {
+    const verdict = await settle(context, (view) => decidePlaintext(pod, request, view));
+    const isFinal = verdict.kind === "connect" || verdict.reason !== "plaintext_refused";
+    if (isFinal || !(await knowledge.whenChanged(endMs - clock.monotonic()))) return verdict;
+  }
 }
 
 interface Dialled {

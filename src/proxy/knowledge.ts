@@ -68,6 +68,7 @@ export class Knowledge {
   /** Takes a change of addresses. */
   apply(change: PackedChange): void {
     this.table.apply(change, this.#clock.monotonic());
+    this.#changes.settle("addresses", true);
   }
 
   /** The first snapshot is complete. */
@@ -102,6 +103,11 @@ export class Knowledge {
   /** Waits for the first snapshot; false when it does not come in time. */
   async whenSynced(): Promise<boolean> {
     return this.#isSynced || (await this.#changes.wait("synced", this.#config.holdMs)) === true;
+  }
+
+  /** Waits for the next change of addresses; false when none comes in time. */
+  async whenChanged(timeoutMs: number): Promise<boolean> {
+    return (await this.#changes.wait("addresses", timeoutMs)) === true;
   }
 
   /** Asks the control plane who `name` is (one question for all who ask at once). */

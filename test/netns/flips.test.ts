@@ -1,11 +1,12 @@
 import { after, before, test } from "node:test";
 import { startLab, type TestLab } from "./harness.ts";
-import { flipsFailNothing, nothingIsClear } from "./mesh-bodies.ts";
+import { flipsFailNothing, nothingIsClear, unenrolmentFailsNothing, type EnrolledScene } from "./mesh-bodies.ts";
 import { labMesh } from "./mesh.ts";
 
 const FLIPS = 10;
 
 let lab: TestLab;
+let at: EnrolledScene;
 
 before(async () => {
   lab = await startLab("flips");
@@ -16,5 +17,8 @@ test("ten flips of the label break no connection: nothing reset, refused, lost o
   flipsFailNothing(labMesh(lab), t, FLIPS));
 
 test("once both ends have been enrolled for the bound, no new connection has a byte in clear; without the label the capture finds them", async () => {
-  await nothingIsClear(labMesh(lab));
+  at = await nothingIsClear(labMesh(lab));
 });
+
+test("un-enrolling a pair that has been enrolled for longer than the bound breaks no connection", () =>
+  unenrolmentFailsNothing(at));
