@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { systemClock } from "#base/clock";
 import type { SpiffeId } from "#model/spiffe-id";
 import { createKeyPair, issueCertificate, keyPairSigner, parseCsr, type Certificate, type Signer } from "#x509";
 import type { CertificateIssuer } from "./issuer.ts";
@@ -81,10 +82,12 @@ async function makeRoot(nowMs: number): Promise<{ certificate: Certificate; sign
   return { certificate, signer };
 }
 
-/** For tests: gives OpenSSL's threads time until `done`; fails after two seconds. */
+/** For tests: gives OpenSSL's threads time until `done`; fails after a minute. */
 export async function until(done: () => boolean, what: string): Promise<void> {
+  const clock = systemClock();
+  const endMs = clock.monotonic() + 60_000;
   for (let turns = 0; !done(); turns++) {
-    if (turns > 1000) throw new Error(`it did not happen: ${what}`);
+    if (clock.monotonic() > endMs) throw new Error(`it did not happen: ${what}`);
     await new Promise((resolve) => setImmediate(resolve));
     await new Promise((resolve) => setImmediate(resolve));
     if (turns % 4 === 3) await createKeyPair();
