@@ -1,5 +1,11 @@
 import { describe, it } from "node:test";
-import { killFailsClosed, killFailsNothing, nothingIsClear, type EnrolledScene } from "../netns/mesh-bodies.ts";
+import {
+  killFailsClosed,
+  killFailsNothing,
+  nothingIsClear,
+  unenrolmentFailsNothing,
+  type EnrolledScene,
+} from "../netns/mesh-bodies.ts";
 import { clusterMesh } from "./cluster-mesh.ts";
 import type { TestCluster } from "./cluster.ts";
 
@@ -25,5 +31,8 @@ export function meshOnNodes(find: () => TestCluster): void {
       it(`kill -9 of the proxy's data path on ${node} breaks its connections, refuses new ones, never in clear, and passes`, (t) =>
         killFailsClosed(at, t, () => at.mesh.kill("data path", node)));
     }
+
+    it("un-enrolling a pair that has been enrolled for longer than the bound breaks no connection, nor does enrolling it again", () =>
+      unenrolmentFailsNothing(at));
   });
 }

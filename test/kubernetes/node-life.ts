@@ -7,6 +7,7 @@ import { resources, type Pod } from "#kube";
 import { eventually } from "../netns/harness.ts";
 import { clusterMesh } from "./cluster-mesh.ts";
 import type { TestCluster } from "./cluster.ts";
+import { fillAndEmpty, fullNodeAccounts } from "./full-node.ts";
 import { keptCertificates, leftBehind } from "./left-behind.ts";
 import {
   accessRecords,
@@ -27,6 +28,8 @@ const QUESTION = "a-question-about-yellow-bicycles";
 /** After a reboot everything of a node starts at once. */
 const BOOT_MS = 240_000;
 const NODES = ["node1", "node2"];
+/** A node takes 110; filling it takes a minute, and is a benchmark: bench/full-node.ts. */
+const MANY = 25;
 const PROBE = { readinessProbe: { httpGet: { path: "/", port: WEB_PORT }, periodSeconds: 1, timeoutSeconds: 20 } };
 
 /** A script that asks a URL from its first moment on, again and again, and says what it was answered. */
@@ -221,6 +224,13 @@ export function nodeLife(find: () => TestCluster): void {
       assert.equal(await askFrom(cluster, "life/caller", `http://${service.spec?.clusterIP}/`), ANSWER);
       await nothingLeft();
       await cluster.kubectl("uncordon", "node2");
+    });
+
+    it("gives each of many pods that begin at once its own identity, and leaves nothing when all end at once", async (t) => {
+      await applySoon(cluster, [namespaceOf("many", true), ...fullNodeAccounts("many")]);
+      const place = { namespace: "many", node: "node2", count: MANY, asker: "life/caller", isEnrolled: true };
+      const { filledS, emptiedS } = await fillAndEmpty(cluster, place);
+      t.diagnostic(`${MANY} pods are enrolled after ${filledS.toFixed(1)} s, and gone after ${emptiedS.toFixed(1)} s`);
     });
 
     it("lets no pod of a node that boots say a word in clear, and each has its identity again", async () => {

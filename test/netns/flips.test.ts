@@ -20,5 +20,5 @@ test("once both ends have been enrolled for the bound, no new connection has a b
   at = await nothingIsClear(labMesh(lab));
 });
 
-test("un-enrolling a pair that has been enrolled for longer than the bound breaks no connection", () =>
+test("un-enrolling a pair that has been enrolled for longer than the bound breaks no connection, nor does enrolling it again", () =>
   unenrolmentFailsNothing(at));
