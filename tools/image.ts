@@ -23,8 +23,16 @@ const PROGRAMS = ["/usr/sbin/nft", "/usr/sbin/ip", "/usr/bin/unshare"];
 /** The user of roles that need no rights on their node. */
 const NOBODY = 65_532;
 
-/** Makes `docker.io/local/veil:TAG` as a tar in `file`; answers its digest. Takes some seconds. */
-export async function makeImage(tag: string, file: string): Promise<string> {
+/** An image to be made: `docker.io/local/veil:TAG`, as a tar. */
+export interface Image {
+  readonly tag: string;
+  readonly file: string;
+  /** What its programs say they are. Default: this checkout's version. */
+  readonly version?: string;
+}
+
+/** Makes images of this checkout, which differ in their versions alone; answers their digests. Takes some seconds. */
+export async function makeImages(images: readonly Image[]): Promise<string[]> {
   const root = await mkdtemp(join(tmpdir(), "veil-image-"));
   try {
     await addPackage(root);
@@ -36,8 +44,13 @@ export async function makeImage(tag: string, file: string): Promise<string> {
       User: `${NOBODY}:${NOBODY}`,
       Env: ["PATH=/usr/local/bin:/usr/sbin:/usr/bin"],
     };
-    await run("chmod", ["-R", "a+rX,go-w", root]); // the image is for all its users, whatever this machine's umask
-    return await writeOciImage({ root, name: `docker.io/local/veil:${tag}`, config }, file);
+    const digests: string[] = [];
+    for (const { tag, file, version } of images) {
+      if (version !== undefined) await setVersion(root, version);
+      await run("chmod", ["-R", "a+rX,go-w", root]); // the image is for all its users, whatever this machine's umask
+      digests.push(await writeOciImage({ root, name: `docker.io/local/veil:${tag}`, config }, file));
+    }
+    return digests;
   } finally {
     await rm(root, { recursive: true, force: true });
   }
@@ -52,6 +65,12 @@ async function addPackage(root: string): Promise<void> {
   await mkdir(dirname(join(root, HOME)), { recursive: true });
   await rename(join(work, "package"), join(root, HOME));
   await rm(work, { recursive: true });
+}
+
+async function setVersion(root: string, version: string): Promise<void> {
+  const file = join(root, HOME, "package.json");
+  const contents = JSON.parse(await readFile(file, "utf8")) as object; // our own file
+  await writeFile(file, JSON.stringify({ ...contents, version }, undefined, 2));
 }
 
 /** The production modules of this checkout and what they are made of (SBOM). Node itself is a program of the image, no module. */
@@ -98,5 +117,5 @@ async function addSystemFiles(root: string): Promise<void> {
 if (import.meta.main) {
   const [tag, file] = process.argv.slice(2);
   if (tag === undefined || file === undefined) throw new Error(`usage: ${basename(import.meta.filename)} TAG FILE`);
-  process.stdout.write(`${await makeImage(tag, file)}\n`);
+  process.stdout.write(`${(await makeImages([{ tag, file }])).join("")}\n`);
 }

@@ -244,6 +244,8 @@ function kubeletConfig({ folder, podsCgroup }: NodeLayout): object {
     evictionHard: { "memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%" },
     imageGCHighThresholdPercent: 100,
     makeIPTablesUtilChains: false,
+    // What a proxy writes while a test runs stays in one file.
+    containerLogMaxSize: "1Gi",
     clusterDNS: ["10.96.0.10"],
     clusterDomain: "cluster.local",
     resolvConf: `${folder}/resolv.conf`,

@@ -1,15 +1,15 @@
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { delimiter, dirname, join, resolve } from "node:path";
 import { ensureHelm, ensureKubectl } from "#apiserver";
-import { makeImage } from "../../tools/image.ts";
+import { makeImages, type Image } from "../../tools/image.ts";
 import { must } from "../netns/harness.ts";
 import type { TestCluster } from "./cluster.ts";
 import { FOLDER } from "./layout.ts";
 
 export const VEIL_NAMESPACE = "veil-system";
 /** Where agents find the controller: the cluster has no DNS. */
-const CONTROLLER_ADDRESS = "10.96.0.50";
+export const CONTROLLER_ADDRESS = "10.96.0.50";
 const CHECKOUT = resolve(import.meta.dirname, "../..");
 /** This checkout's chart. */
 export const CHART = join(CHECKOUT, "deploy/chart");
@@ -29,9 +29,33 @@ function environment(cluster: TestCluster): Record<string, string> {
 
 /** Makes this checkout's image and brings it to all nodes. */
 async function bringImage(cluster: TestCluster): Promise<void> {
-  const tar = join(FOLDER, "images", "veil.tar");
-  await makeImage(TAG, tar);
-  await cluster.importImage(tar);
+  await bringImages(cluster, [{ tag: TAG, file: join(FOLDER, "images", "veil.tar") }]);
+}
+
+async function bringImages(cluster: TestCluster, images: readonly Image[]): Promise<void> {
+  await makeImages(images);
+  for (const { file } of images) {
+    await cluster.importImage(file);
+    rmSync(file); // it would fill the memory file system
+  }
+}
+
+/**
+ * Releases of this checkout in several versions: charts that want the image of their own version, and the images on all nodes.
+ * Answers the charts' paths.
+ */
+export async function bringReleases(cluster: TestCluster, ...versions: string[]): Promise<string[]> {
+  const folder = join(FOLDER, "releases");
+  mkdirSync(folder);
+  const fileOf = (version: string): string => join(folder, `image-${version}.tar`);
+  await bringImages(
+    cluster,
+    versions.map((version) => ({ tag: version, version, file: fileOf(version) })),
+  );
+  for (const version of versions) {
+    await helm(cluster, "package", CHART, "--version", version, "--app-version", version, "--destination", folder);
+  }
+  return versions.map((version) => join(folder, `veil-${version}.tgz`));
 }
 
 /** Installs the chart of this checkout, with these values besides; ready on return. */

@@ -12,7 +12,7 @@ import { systemClock } from "#base/clock";
 import { eventually, must, veil, type TestLab } from "./harness.ts";
 
 /** The program that puts load on connections and checks every byte at both ends. */
-const LOAD = fileURLToPath(new URL("load.ts", import.meta.url));
+export const LOAD_PROGRAM = fileURLToPath(new URL("load.ts", import.meta.url));
 /** Port of the load's server. */
 export const LOAD_PORT = 9000;
 /** Port on which proxies accept tunnels. */
@@ -72,7 +72,7 @@ function idlePod(mesh: Mesh, place: PodPlace): object {
 export function loadServer(mesh: Mesh, place: PodPlace): object {
   const pod = podObject(mesh, place, [
     process.execPath,
-    LOAD,
+    LOAD_PROGRAM,
     "server",
     "--port",
     String(LOAD_PORT),
@@ -217,7 +217,7 @@ export function childrenOf(pid: number): number[] {
 export async function runLoad(enter: readonly string[], server: Pod, words: readonly string[]): Promise<LoadResult> {
   const target = `${server.status?.podIP}:${LOAD_PORT}`;
   const seconds = Number(words[words.indexOf("--seconds") + 1]);
-  const stdout = await must([...enter, process.execPath, LOAD, "client", "--target", target, ...words], {
+  const stdout = await must([...enter, process.execPath, LOAD_PROGRAM, "client", "--target", target, ...words], {
     timeoutMs: seconds * 1000 + LOAD_GRACE_MS,
   });
   return JSON.parse(stdout) as LoadResult; // printed by load.ts
@@ -240,7 +240,7 @@ export async function startLoad(enter: readonly string[], server: Pod, words: re
   const [program = "", ...args] = [
     ...enter,
     process.execPath,
-    LOAD,
+    LOAD_PROGRAM,
     "client",
     "--target",
     target,

@@ -16,7 +16,7 @@ import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
 import { readValues, renderInstallation } from "#install";
-import { ENTRYPOINT, makeImage } from "../../tools/image.ts";
+import { ENTRYPOINT, makeImages } from "../../tools/image.ts";
 import { writeOciImage } from "../../tools/oci.ts";
 
 const SETUP_MS = 900_000;
@@ -27,7 +27,7 @@ const layout = join(folder, "layout");
 
 before(
   async () => {
-    await makeImage("test", archive);
+    await makeImages([{ tag: "test", file: archive }]);
     for (const made of [root, layout]) mkdirSync(made);
     execFileSync("tar", ["-xf", archive, "-C", layout]);
     execFileSync("tar", ["-xf", blob(manifest().layers[0]?.digest ?? ""), "-C", root]);
