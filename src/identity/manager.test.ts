@@ -149,10 +149,10 @@ test("an identity that nobody holds is kept for a while and then forgotten with 
   await ready();
   hold[Symbol.dispose]();
   hold[Symbol.dispose]();
-  await clock.advance(4 * 60_000);
+  await clock.advance(9_000);
   manager.hold(cart, "realtime")[Symbol.dispose]();
   assert.equal(issuer.asked.length, 1, "a proxy that comes back finds it");
-  await clock.advance(5 * 60_000);
+  await clock.advance(10_000);
   assert.equal(stateOf(), undefined);
   const held = manager.hold(cart, "realtime");
   await ready();
