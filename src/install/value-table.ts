@@ -161,6 +161,13 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
   },
   { path: "controller.tolerations", default: [], about: "Taints that it tolerates, as a deployment." },
   {
+    path: "nodesAtOnce",
+    default: "1%",
+    pattern: "([1-9][0-9]?|100)%",
+    about:
+      "Share of the nodes, rounded up, on which an upgrade replaces agent or proxy at a time. A node takes some 10 seconds.",
+  },
+  {
     path: "agent.unenrolDeadlineSeconds",
     default: 3600,
     range: [0, 9_999_999],

@@ -160,7 +160,13 @@ export function agentObjects(): Tree[] {
       when(withCni, folder("cni-bin", value("cni.binDir"))),
     ],
   };
-  return [daemonSet("agent", { pod, metricsPort: readyPort, rollingUpdate: { maxSurge: 0, maxUnavailable: 1 } }, app)];
+  return [
+    daemonSet(
+      "agent",
+      { pod, metricsPort: readyPort, rollingUpdate: { maxSurge: 0, maxUnavailable: value("nodesAtOnce") } },
+      app,
+    ),
+  ];
 }
 
 function agentContainer(): Tree {
@@ -244,7 +250,7 @@ export function proxyObjects(): Tree[] {
       { name: "kernel-settings", hostPath: { path: "/proc/sys/net", type: "Directory" } },
     ],
   };
-  const rollingUpdate = { maxSurge: 1, maxUnavailable: 0 };
+  const rollingUpdate = { maxSurge: value("nodesAtOnce"), maxUnavailable: 0 };
   return [when({ path: "proxy.enabled" }, daemonSet("proxy", { pod, metricsPort: 15_020, rollingUpdate }, app))];
 }
 
