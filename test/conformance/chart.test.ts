@@ -59,6 +59,7 @@ function otherThan(spec: ValueSpec): unknown {
     "image.pullSecrets": [{ name: "registry" }],
     "controller.clusterIP": "10.96.0.9",
     "ca.intermediateLifeDays": 30,
+    nodesAtOnce: "10%",
     enrolLabels: ["io.cilium/mtls-enabled"],
     "controller.tolerations": [{ key: "a", operator: "Exists" }],
     "agent.ztunnelListen": "127.0.0.1:15012",
