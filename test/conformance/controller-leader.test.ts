@@ -14,6 +14,7 @@ import { systemRandom } from "#base/random";
 import { drainAll, startAll } from "#base/service";
 import { createController } from "#controller";
 import { KubeClient, loadKubeConfig, resources } from "#kube";
+import { OWN_TRUST_BUNDLE } from "#model/authority-objects";
 import { rpcTransport } from "#rpc";
 import { TYPE_ADDRESS, XdsClient } from "#xds";
 import { FakeApi } from "../../src/kube/testing.ts";
@@ -184,7 +185,8 @@ async function writersAtOnce(leases: readonly [string, string], patienceMs: numb
     clusterDomain: "cluster.local",
   };
   const local = { host: "127.0.0.1", port: 0 };
-  const shared = { client, cluster, listen: local, status: local, clock, random, log };
+  // One bundle, so that a leader writes one ConfigMap in a namespace.
+  const shared = { client, cluster, listen: local, status: local, trustBundle: OWN_TRUST_BUNDLE, clock, random, log };
   const replicas = leases.map((namespace, index) =>
     createController({ ...shared, namespace, podName: `controller-${index}` }),
   );
