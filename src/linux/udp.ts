@@ -1,5 +1,6 @@
 import { createSocket, type Socket } from "node:dgram";
 import { findIp, isV6, type IpAddress } from "#base/ip";
+import { bindToDevice } from "./bind-device.ts";
 import { inNetns, type Netns } from "./netns.ts";
 import {
   bindDatagrams,
@@ -17,6 +18,8 @@ export interface UdpOptions {
   /** Undefined: this thread's own. */
   readonly netns?: Netns | undefined;
   readonly mark?: number | undefined;
+  /** Name of the interface that all its packets leave by, and none come from another. */
+  readonly device?: string | undefined;
   readonly ip: string;
   /** Of a listener 0 chooses one. */
   readonly port: number;
@@ -112,10 +115,11 @@ export function connectUdp(options: UdpOptions, handlers: UdpHandlers): UdpConne
   };
 }
 
-function makeIn({ netns, mark }: UdpOptions, ip: IpAddress, ready: (fd: number) => void): number {
+function makeIn({ netns, mark, device }: UdpOptions, ip: IpAddress, ready: (fd: number) => void): number {
   const make = (): number => {
     const fd = makeUdpSocket({ v6: isV6(ip), mark });
     try {
+      if (device !== undefined) bindToDevice(fd, device);
       ready(fd);
     } catch (error) {
       closeFd(fd);

@@ -1,3 +1,6 @@
+export type { Backend } from "./backend.ts";
+export { DeviceTunnels, type DeviceTunnelsOptions } from "./device-tunnels.ts";
+export { generateKeyPair } from "./keys.ts";
 export {
   SLOT_PORTS,
   slotOf,
@@ -7,3 +10,4 @@ export {
   type SlotStatus,
   type Tunnels,
 } from "./slots.ts";
+export { findUserspaceVersion, UserspaceBackend, type UserspaceOptions } from "./userspace.ts";

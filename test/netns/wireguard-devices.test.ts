@@ -1,0 +1,159 @@
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, test } from "node:test";
+import { CodedError } from "#base/errors";
+import { parseIp } from "#base/ip";
+import { findLink, setLink } from "#linux";
+import { generateKeyPair } from "#wireguard";
+import { ensureWireguardGo } from "../../tools/test-programs.ts";
+import { eventually, must } from "./harness.ts";
+import { DEVICES, peerOf, processOf, wireguardWorld, type WireguardNode } from "./wireguard-world.ts";
+
+// What every back end has to do, and what a node's two devices do with it. Each program of user space that this machine has is held to it.
+
+const programs = await ensureWireguardGo();
+const device = DEVICES[0];
+
+for (const program of programs) {
+  void describe(`devices run by ${program}`, () => {
+    void test("a device takes a change and tells it back, to another agent, too, and to wg", () =>
+      tellsItBack(program));
+    void test("two nodes reach each other by each slot, and only with each other's keys", () => reach(program));
+    void test("a device whose process is killed is made anew, and nothing goes another way meanwhile", () =>
+      madeAnew(program));
+  });
+}
+
+async function tellsItBack(program: string): Promise<void> {
+  await using world = await wireguardWorld(program, 1);
+  const [node] = world.nodes;
+  assert.ok(node);
+  const backend = node.backend();
+  assert.equal(await backend.open(device, () => {}), "made");
+  assert.equal((await backend.read(device)).publicKey, undefined);
+  using own = generateKeyPair();
+  using one = generateKeyPair();
+  using two = generateKeyPair();
+  const { privateKey, publicKey } = own;
+  const endpoint = { ip: parseIp("fd30::2"), port: 51871 };
+  const peers = [
+    { publicKey: one.publicKey, endpoint, keepaliveSeconds: 25, allowedIps: ["10.30.2.0/24", "fd30::2/128"] },
+    { publicKey: two.publicKey, allowedIps: ["10.30.3.0/24"] },
+  ];
+  const secret = [privateKey.toString("hex"), privateKey.toString("base64")];
+  await backend.configure(device, { replacePeers: true, privateKey, listenPort: 51871, mark: 0xe00, peers });
+  const state = await backend.read(device);
+  const { listenPort, mark } = state;
+  assert.deepEqual({ publicKey: state.publicKey, listenPort, mark }, { publicKey, listenPort: 51871, mark: 0xe00 });
+  assert.equal(state.peers.length, 2);
+  const found = state.peers.find((peer) => peer.publicKey === one.publicKey);
+  assert.deepEqual([found?.endpoint, found?.keepaliveSeconds, found?.lastHandshakeMs], [endpoint, 25, 0]);
+  assert.deepEqual(found?.allowedIps.toSorted(), ["10.30.2.0/24", "fd30::2/128"]);
+  // A prefix belongs to one peer: who gets it takes it from the other.
+  await backend.configure(device, { peers: [{ publicKey: two.publicKey, allowedIps: ["10.30.2.0/24"] }] });
+  const after = (await backend.read(device)).peers.find((peer) => peer.publicKey === one.publicKey);
+  assert.deepEqual(after?.allowedIps, ["fd30::2/128"]);
+  await backend.configure(device, { peers: [{ publicKey: one.publicKey, remove: true }] });
+  backend.close();
+  // Another agent finds what this one has left, and so does wg.
+  const next = node.backend();
+  assert.equal(await next.open(device, () => {}), "found");
+  assert.deepEqual(
+    (await next.read(device)).peers.map((peer) => peer.publicKey),
+    [two.publicKey],
+  );
+  const { stdout } = await node.exec("wg", "show", device, "public-key");
+  assert.equal(stdout.trim(), publicKey);
+  const wrong = { peers: [{ publicKey: two.publicKey, allowedIps: ["nonsense"] }] };
+  await assert.rejects(
+    next.configure(device, wrong),
+    (error) => error instanceof CodedError && error.code === "WIREGUARD_DEVICE",
+  );
+  assertNoSecret(node, secret);
+  await next.remove(device);
+  await eventually("the device's process to end", () => processOf(node, device) === undefined || undefined);
+  assert.equal(findLink(node.netns, device), undefined);
+  await next.remove(device);
+}
+
+/** A private key stands in no file of the node, no argument and no variable of its processes. */
+function assertNoSecret(node: WireguardNode, secret: readonly string[]): void {
+  const pid = processOf(node, device) ?? 0;
+  const files = readdirSync(node.socketFolder).filter((name) => !name.endsWith(".sock"));
+  const places = [`/proc/${pid}/cmdline`, `/proc/${pid}/environ`, "/proc/self/cmdline", "/proc/self/environ"];
+  for (const place of [...places, ...files.map((name) => join(node.socketFolder, name))]) {
+    for (const text of secret) assert.ok(!readFileSync(place, "latin1").includes(text), `the key stands in ${place}`);
+  }
+  const limits = readFileSync(`/proc/${pid}/limits`, "latin1");
+  assert.match(limits, /Max core file size\s+0\s/, "the device's process may leave a core file with its key");
+}
+
+async function reach(program: string): Promise<void> {
+  await using world = await wireguardWorld(program, 2);
+  const [a, b] = world.nodes;
+  assert.ok(a && b);
+  const [here, there] = [a.tunnels(), b.tunnels()];
+  await Promise.all([here.open(), there.open()]);
+  for (const slot of [0, 1] as const) {
+    const [ka, kb] = [await here.rekey(slot, []), await there.rekey(slot, [])];
+    await there.install(slot, peerOf(a, ka, slot));
+    const peer = peerOf(b, kb, slot);
+    await here.install(slot, peer);
+    assert.ok(await here.probe(slot, peer, 10_000), `no echo by slot ${slot}`);
+    assert.ok(await here.probe(slot, { ...peer, endpoint: b.addresses[1] ?? "" }, 10_000), "no echo over IPv6");
+    assert.ok(await there.probe(slot, peerOf(a, ka, slot), 10_000), "no echo the other way");
+    assert.equal((await here.status(slot)).publicKey, ka);
+    const known = (await here.status(slot)).peers.get(kb);
+    assert.ok((known?.lastHandshakeMs ?? 0) > 0 && (known?.receivedBytes ?? 0) > 0);
+    // A new key on the other side: nothing comes until it is known.
+    const fresh = await there.rekey(slot, [peerOf(a, ka, slot)]);
+    assert.equal(await here.probe(slot, peer, 300), false);
+    await here.install(slot, peerOf(b, fresh, slot), kb);
+    assert.ok(await here.probe(slot, peer, 10_000), "no echo with the new key");
+    await here.remove(slot, fresh);
+    assert.equal((await here.status(slot)).peers.size, 0);
+  }
+  // The underlay's size is followed.
+  const [link, large] = [findLink(a.netns, "eth0"), 3900];
+  assert.equal(findLink(a.netns, device)?.mtu, 1420);
+  setLink(a.netns, link?.index ?? 0, { mtu: large });
+  await eventually("the tunnel's MTU to follow", () => findLink(a.netns, device)?.mtu === large - 80 || undefined);
+  await here.removeAll();
+  assert.equal(findLink(a.netns, device), undefined);
+  const rules = await must(["ip", "-n", a.netnsName, "rule"]);
+  assert.equal(rules.trim().split("\n").length, 3, rules);
+  there.close();
+}
+
+async function madeAnew(program: string): Promise<void> {
+  await using world = await wireguardWorld(program, 2);
+  const [a, b] = world.nodes;
+  assert.ok(a && b);
+  const tunnels = a.tunnels();
+  await tunnels.open();
+  const lost: number[] = [];
+  tunnels.onLost((slot) => lost.push(slot));
+  const key = await tunnels.rekey(0, []);
+  await tunnels.route(peerOf(b, key), 0);
+  const way = (): Promise<string> =>
+    must(["ip", "-n", a.netnsName, "route", "get", b.podAddress, "from", a.podAddress]);
+  assert.match(await way(), /dev cilium_wg0/);
+  const pid = processOf(a, device) ?? 0;
+  process.kill(pid, "SIGKILL");
+  assert.match(await way(), /dev cilium_wg0/);
+  await eventually("the device to be made anew", () => lost.length > 0 || undefined);
+  assert.deepEqual(lost, [0]);
+  assert.match(await way(), /dev cilium_wg0/);
+  assert.notEqual(processOf(a, device), pid);
+  assert.deepEqual(await tunnels.status(0), { publicKey: undefined, peers: new Map() });
+  assert.notEqual(await tunnels.rekey(0, []), key);
+  // An agent that comes finds both, and takes all away when it is told to.
+  tunnels.close();
+  const next = a.tunnels();
+  await next.open();
+  assert.match(await way(), /dev cilium_wg0/);
+  await next.route(peerOf(b, key), undefined);
+  assert.doesNotMatch(await must(["ip", "-n", a.netnsName, "route", "show", "table", "201"]), /10\.30/);
+  await next.removeAll();
+}
