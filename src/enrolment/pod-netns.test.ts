@@ -36,9 +36,16 @@ test("the oldest process of the pod outside the node's own namespace decides", (
   process("11", `1:cpu:/kubepods/pod${uid}/y`, { startTicks: 100, ns: node });
   process("12", `1:cpu:/kubepods/pod${uid}/y`, { startTicks: 200, ns: first });
   process("13", "0::/user.slice", { startTicks: 5, ns: second });
+  // Version 2, seen from the agent's own namespace of groups.
+  const apart = "2c5f39cb-2fa1-11d2-883f-0016d3cca427";
+  const slice = `kubepods-burstable-pod${apart.replaceAll("-", "_")}.slice`;
+  process("14", `0::/../../kubepods-burstable.slice/${slice}/cri-containerd-0a.scope`, { startTicks: 7, ns: second });
   using expected = openNetns(first);
   using found = procFinder(proc).find(uid);
   assert.equal(found?.key, expected.key);
+  using other = openNetns(second);
+  using foundApart = procFinder(proc).find(apart);
+  assert.equal(foundApart?.key, other.key);
   assert.equal(procFinder(proc).find("1b4e28ba-0000-11d2-883f-0016d3cca427"), undefined);
   assert.equal(procFinder(proc).find(""), undefined);
 });
