@@ -19,11 +19,12 @@ import { xdsMetrics, type XdsServer } from "#xds";
 import { kubeAnnouncer } from "./announcer.ts";
 import { createCni } from "./cni.ts";
 import { controllerTransports, createRelay, followTrustBundle } from "./controller-link.ts";
-import { Following } from "./following.ts";
+import { Following, type FollowingParts } from "./following.ts";
 import { Leaving, type LeavingParts } from "./leaving.ts";
 import { LabelWarnings } from "./label-warnings.ts";
 import type { AgentOptions } from "./options.ts";
 import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
+import { createWireguard } from "./wireguard.ts";
 import { stuckWarning } from "./stuck-warning.ts";
 
 /** An agent that was put together but not started: its services in the order of their start. */
@@ -43,7 +44,7 @@ export interface Agent {
  * Sockets for the proxy are there before the API has answered: a proxy that starts while everything else is away connects and waits.
  */
 export function createAgent(options: AgentOptions): Agent {
-  const { client, node, clock, random, log } = options;
+  const { client, clock, random, log } = options;
   const cells = { xds: new CellSet(xdsMetrics), own: new CellSet(enrolmentMetrics), ids: new CellSet(identityMetrics) };
   const bundle = followTrustBundle(options, (roots) => certificates.updateTrustBundle(roots));
   const controller = controllerTransports(options, () => bundle.current());
@@ -58,10 +59,12 @@ export function createAgent(options: AgentOptions): Agent {
     certificates.retryNow();
     enrolment.poke();
   };
-  const xds = createRelay(options, { transport: controller.own, cells: cells.xds, onConnected });
+  const tunnels = createWireguard(options);
+  const xds = createRelay(options, { transport: controller.own, cells: cells.xds, onConnected, gate: tunnels?.gate });
   const announcer = kubeAnnouncer({ client, controller: controller.own, clusterId: options.clusterId });
   const local = createEnrolment(options, {
     cells: cells.own,
+    redirector: tunnels?.redirector ?? nftRedirector,
     announcer,
     controllerReachable: () => xds.client.connected,
     prepare: (pod) => holdCertificate(certificates, pod, options),
@@ -74,19 +77,14 @@ export function createAgent(options: AgentOptions): Agent {
   ];
   const cni = createCni(options, { enrolment, pending });
   const ztunnel = createZtunnelPort(options, xds.server, controller.passThrough);
-  const following = new Following({
-    pods: new Informer({ client, clock, random, log, ref: resources.pods, fieldSelector: `spec.nodeName=${node}` }),
-    namespaces: new Informer({ client, clock, random, log, ref: resources.namespaces }),
-    enrolment,
-    warnings: new LabelWarnings({ client, node, clock, log }),
-    enrolLabels: options.enrolLabels,
-  });
+  const following = createFollowing(options, { enrolment, onSynced: tunnels?.synced });
   const leaving = createLeaving(options, { enrolment, installer: cni.installer, knowsPods: () => following.started });
   const status = createStatus(options, {
     cells: { ...cells, cni: cni.cells },
     pending: () => [...pending(), ...(cni.status()?.chained === false && !leaving.asked ? ["cni"] : [])],
     more: { "/pods": () => enrolment.list(), "/cni": cni.status },
   });
+  const first = [preflight(options), status, ...(tunnels?.services ?? []), certificates, local.zds, enrolment];
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
   const fromCluster = [
     ...bundle.informers.map(patient),
@@ -97,10 +95,23 @@ export function createAgent(options: AgentOptions): Agent {
     following,
   ];
   return {
-    services: [preflight(options), status, certificates, local.zds, enrolment, ...forProxy, ...fromCluster],
+    services: [...first, ...forProxy, ...fromCluster],
     enrolment,
     ports: () => ({ status: status.port, ztunnel: ztunnel.port() }),
   };
+}
+
+function createFollowing(
+  { client, node, clock, random, log, enrolLabels }: AgentOptions,
+  parts: Pick<FollowingParts, "enrolment" | "onSynced">,
+): Following {
+  return new Following({
+    ...parts,
+    pods: new Informer({ client, clock, random, log, ref: resources.pods, fieldSelector: `spec.nodeName=${node}` }),
+    namespaces: new Informer({ client, clock, random, log, ref: resources.namespaces }),
+    warnings: new LabelWarnings({ client, node, clock, log }),
+    enrolLabels,
+  });
 }
 
 function createLeaving(
@@ -144,7 +155,7 @@ function createStatus(
 /** Enrolment and the socket that hands its pods to the proxy. */
 function createEnrolment(
   options: AgentOptions,
-  parts: Pick<EnrolmentTools, "cells" | "announcer" | "controllerReachable" | "prepare" | "onStuck">,
+  parts: Pick<EnrolmentTools, "cells" | "redirector" | "announcer" | "controllerReachable" | "prepare" | "onStuck">,
 ): { zds: ZdsServer; enrolment: Enrolment } {
   const { clock, random, log, sockets, finder, times } = options;
   const { cells } = parts;
@@ -152,7 +163,6 @@ function createEnrolment(
   const enrolment = new Enrolment({
     ...parts,
     zds,
-    redirector: nftRedirector,
     probes: new Probes(),
     finder,
     clock,

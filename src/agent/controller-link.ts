@@ -6,7 +6,17 @@ import type { Service } from "#base/service";
 import { Informer, resources } from "#kube";
 import { OWN_TRUST_BUNDLE, ROOTS_PART } from "#model/authority-objects";
 import { rpcTransport } from "#rpc";
-import { relayUpdates, ResourceCache, TYPE_ADDRESS, TYPE_AUTHORIZATION, VERSION_KEY, XdsClient, XdsServer } from "#xds";
+import {
+  relayUpdates,
+  ResourceCache,
+  TYPE_ADDRESS,
+  TYPE_AUTHORIZATION,
+  VERSION_KEY,
+  XdsClient,
+  XdsServer,
+  type ResourceUpdate,
+  type XdsClientOptions,
+} from "#xds";
 import type { AgentOptions } from "./options.ts";
 import { agentError } from "./errors.ts";
 
@@ -68,10 +78,29 @@ export function controllerTransports(
   return { own: rpcTransport({ ...base, token, headers: { clusterid: clusterId } }), passThrough: rpcTransport(base) };
 }
 
+/** What happens around each update: before the proxies of this node get it, and after they have confirmed it. */
+export interface UpdateGate {
+  before(update: ResourceUpdate): Promise<void>;
+  after(update: ResourceUpdate): Promise<void>;
+}
+
+/** Lets updates pass in their order, each when what comes before it is done. */
+function gated(gate: UpdateGate, apply: XdsClientOptions["onUpdate"]): XdsClientOptions["onUpdate"] {
+  let queue: Promise<void> = Promise.resolve();
+  return async (update) => {
+    const admitted = queue.then(() => gate.before(update));
+    queue = admitted;
+    await admitted;
+    const refused = await apply(update);
+    await gate.after(update);
+    return refused;
+  };
+}
+
 /** A cache between the controller and the proxies of this node. */
 export function createRelay(
   options: Pick<AgentOptions, "clock" | "random" | "log" | "node" | "namespace" | "instance">,
-  parts: { transport: Transport; cells: CellSet; onConnected: () => void },
+  parts: { transport: Transport; cells: CellSet; onConnected: () => void; gate?: UpdateGate | undefined },
 ): { client: XdsClient; server: XdsServer } {
   const { clock, random, log, node, namespace, instance } = options;
   const cache = new ResourceCache();
@@ -87,6 +116,14 @@ export function createRelay(
     metrics: parts.cells,
   });
   const relay = relayUpdates({ cache, server, clock, log: xdsLog });
+  const apply: XdsClientOptions["onUpdate"] = (update) => {
+    const confirmed = relay(update);
+    if (!received.has(update.typeUrl)) {
+      received.add(update.typeUrl);
+      server.recheck();
+    }
+    return confirmed;
+  };
   const client: XdsClient = new XdsClient({
     transport: parts.transport,
     node: {
@@ -94,14 +131,7 @@ export function createRelay(
       metadata: { NODE_NAME: node, NAMESPACE: namespace, NAME: instance.pod, [VERSION_KEY]: instance.version },
     },
     types: FOLLOWED.map((typeUrl) => ({ typeUrl, mode: "wildcard" as const })),
-    onUpdate: (update) => {
-      const confirmed = relay(update);
-      if (!received.has(update.typeUrl)) {
-        received.add(update.typeUrl);
-        server.recheck();
-      }
-      return confirmed;
-    },
+    onUpdate: parts.gate === undefined ? apply : gated(parts.gate, apply),
     pipeline: XDS_PIPELINE,
     onConnection: (connected) => {
       if (!connected) return;

@@ -4,13 +4,16 @@ import type { Informer, Namespace, Pod } from "#kube";
 import type { LabelWarnings } from "./label-warnings.ts";
 import { podFacts } from "./pod-facts.ts";
 
-interface FollowingParts {
+/** What {@link Following} works with. */
+export interface FollowingParts {
   readonly pods: Pick<Informer<Pod>, "on" | "start" | "drain">;
   readonly namespaces: Pick<Informer<Namespace>, "on" | "start" | "drain">;
   readonly enrolment: Pick<Enrolment, "setNamespace" | "upsertPod" | "removePod" | "synced">;
   readonly warnings: Pick<LabelWarnings, "look">;
   /** Labels by which pods are enrolled; others of them are not seen. */
   readonly enrolLabels: readonly string[];
+  /** Called once pods that were enrolled before are taken over. */
+  readonly onSynced?: (() => Promise<void>) | undefined;
 }
 
 /** Tells enrolment what the API knows of this node's pods, from the first complete picture on. */
@@ -48,6 +51,7 @@ export class Following implements Service {
     });
     await Promise.all([namespaces.start(signal), pods.start(signal)]);
     await enrolment.synced();
+    await this.#parts.onSynced?.();
     this.#started = true;
   }
 

@@ -1,9 +1,11 @@
 import type { Clock } from "#base/clock";
+import type { Cidr } from "#base/ip";
 import type { Log } from "#base/log";
 import type { Random } from "#base/random";
 import type { InstallerOptions, PluginEntry } from "#cni";
 import type { EnrolmentTimes, NetnsFinder } from "#enrolment";
 import type { KubeClient } from "#kube";
+import type { StrictMode } from "#wireguard";
 
 type CniPlaces = Pick<InstallerOptions, "confDir" | "binDir" | "plugin">;
 
@@ -11,6 +13,16 @@ type CniPlaces = Pick<InstallerOptions, "confDir" | "binDir" | "plugin">;
 interface CniInstall extends Omit<PluginEntry, "socket" | "namespace">, CniPlaces {
   /** Service account in Veil's namespace with whose token the plugin asks the API; undefined: the agent's own credentials. */
   readonly account: string | undefined;
+}
+
+/** How this node's part of WireGuard is done. */
+export interface WireguardAgentOptions {
+  /** `wireguard-go`, for where the kernel cannot. */
+  readonly program: string;
+  /** What becomes of packets between pods that would leave the node in clear. */
+  readonly strict: StrictMode;
+  /** Ranges of all pods of the cluster; empty: those of the nodes that are known. */
+  readonly clusterRanges: readonly Cidr[];
 }
 
 /** What an agent is made of. */
@@ -42,6 +54,8 @@ export interface AgentOptions {
   readonly times?: Partial<EnrolmentTimes>;
   /** Whether DNS questions are captured of pods that do not say. */
   readonly dnsCapture: boolean;
+  /** Tunnels between the nodes; undefined: none, and those of an earlier agent are removed. */
+  readonly wireguard: WireguardAgentOptions | undefined;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;

@@ -1,12 +1,13 @@
 import { resolve } from "node:path";
 import { Command, InvalidArgumentError, Option } from "commander";
 import type { AgentOptions } from "#agent";
-import { findHostPort } from "#base/ip";
+import { findHostPort, parseCidr, type Cidr } from "#base/ip";
 import { LOG_LEVELS, type LogLevel } from "#base/log";
 import { systemClock } from "#base/clock";
 import { systemRandom } from "#base/random";
 import { DEFAULT_TRUST_BUNDLE } from "#model/authority-objects";
 import { ENROL_LABELS } from "#model/enrol-labels";
+import type { StrictMode } from "#wireguard";
 import { runRole, trueOrFalse, type CliContext } from "./context.ts";
 
 const DRAIN_MS = 3000;
@@ -44,6 +45,10 @@ interface AgentFlags {
   readonly rootFile: string;
   readonly unenrolDeadline: number;
   readonly dnsCapture: boolean;
+  readonly wireguard: "off" | "on";
+  readonly wireguardProgram: string;
+  readonly wireguardStrict: StrictMode;
+  readonly wireguardRanges: readonly Cidr[];
   readonly logLevel: LogLevel;
 }
 
@@ -93,6 +98,14 @@ export function agentCommand(context: CliContext, version: string): Command {
         .argParser(trueOrFalse)
         .default(true),
     )
+    .addOption(new Option("--wireguard <mode>", "tunnels between the nodes").choices(["off", "on"]).default("off"))
+    .option("--wireguard-program <file>", "what runs them where the kernel cannot", "wireguard-go")
+    .addOption(
+      new Option("--wireguard-strict <mode>", "drop, or count, what would leave this node's pods in clear for others")
+        .choices(["off", "audit", "on"])
+        .default("off"),
+    )
+    .option("--wireguard-ranges <cidrs>", "ranges of all pods (default: those of the nodes that are known)", cidrs, [])
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .action(async (flags: AgentFlags) => run(context, flags, version));
 }
@@ -126,6 +139,7 @@ async function run(context: CliContext, flags: AgentFlags, version: string): Pro
     ztunnel,
     times: { drainMs: flags.unenrolDeadline * 1000 },
     dnsCapture: flags.dnsCapture,
+    wireguard: wireguardOptions(flags),
     clock,
     random: systemRandom,
     log,
@@ -139,6 +153,19 @@ function cniInstall(flags: AgentFlags): AgentOptions["cniInstall"] {
   const { cniConfDir: confDir, cniBinDir: binDir, cniPlugin: plugin, cniAccount: account } = flags;
   if (confDir === undefined) return undefined;
   return { confDir, binDir, plugin, strict: flags.cniStrict, credentials: flags.cniCredentials, account };
+}
+
+function wireguardOptions(flags: AgentFlags): AgentOptions["wireguard"] {
+  const { wireguard, wireguardProgram: program, wireguardStrict: strict, wireguardRanges: clusterRanges } = flags;
+  return wireguard === "off" ? undefined : { program, strict, clusterRanges };
+}
+
+function cidrs(text: string): readonly Cidr[] {
+  try {
+    return text.split(",").map(parseCidr);
+  } catch {
+    throw new InvalidArgumentError("Write prefixes with commas between, for example 10.244.0.0/16.");
+  }
 }
 
 function hostPort(text: string): HostPort {

@@ -14,6 +14,13 @@ interface NameOption {
   readonly name: string;
 }
 
+interface UpFlags {
+  readonly nodes?: number;
+  readonly port?: number;
+  /** True: the one of the system. */
+  readonly wireguard?: string | true;
+}
+
 interface OutputOption {
   readonly output: "text" | "json";
 }
@@ -66,12 +73,13 @@ function upCommand(context: CliContext): Command {
     .addOption(nameOption())
     .option("--nodes <count>", "how many nodes (default: 2, or as many as it has)", wholeNumber)
     .option("--port <port>", "port of the API on 127.0.0.1 (default: a free one)", wholeNumber)
+    .option("--wireguard [program]", "tunnels between the nodes; this wireguard-go runs them")
     .addOption(outputOption())
-    .action(async (options: NameOption & OutputOption & { nodes?: number; port?: number }) => {
+    .action(async ({ wireguard, ...options }: NameOption & OutputOption & UpFlags) => {
       const { bringUp, formatStatus, labStatus } = await import("#lab");
       const lab = await labContext(context, options.name);
       const startMs = context.clock.monotonic();
-      await bringUp(lab, options);
+      await bringUp(lab, { ...options, wireguard: wireguard === true ? "wireguard-go" : wireguard });
       const seconds = Math.round(context.clock.monotonic() - startMs) / 1000;
       const status = await labStatus(lab.lab, context.clock);
       context.out(options.output === "json" ? json({ ...status, seconds }) : formatStatus(status));

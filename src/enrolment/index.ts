@@ -7,6 +7,7 @@ export {
   type EnrolmentTimes,
   type EnrolmentTools,
 } from "./enrolment-state.ts";
+export { guardPort } from "./guard.ts";
 export { enrolmentMetrics } from "./metrics.ts";
 export { directoryFinder, procFinder, type NetnsFinder } from "./pod-netns.ts";
 export { Probes } from "./probes.ts";

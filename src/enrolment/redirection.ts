@@ -13,6 +13,7 @@ import {
   type MarkRoute,
   type Netns,
 } from "#linux";
+import { GUARD_TABLE, unguardPort } from "./guard.ts";
 import { PROBE_SOURCES, probesScript } from "./probes.ts";
 
 /**
@@ -167,6 +168,7 @@ export const nftRedirector: Redirector = {
     if (!findTables(netns).others) flushConntrack(netns);
     await runNft(removeScript(), { netns });
     changeRoutes(netns, removeMarkRoute);
+    await unguardPort(netns);
   },
   async read(netns) {
     if (!findTables(netns).ours) return "absent";
@@ -212,8 +214,8 @@ function findTables(netns: Netns): { readonly ours: boolean; readonly others: bo
     ["ip", "ip6"].map((family) => readIfThere(`/proc/thread-self/net/${family}_tables_names`)).join(""),
   );
   const tables = listTables(netns);
-  const isOurs = (table: string): boolean => table === REDIRECTION_TABLE;
-  return { ours: tables.some(isOurs), others: legacy !== "" || !tables.every(isOurs) };
+  const isOurs = (table: string): boolean => table === REDIRECTION_TABLE || table === GUARD_TABLE;
+  return { ours: tables.includes(REDIRECTION_TABLE), others: legacy !== "" || !tables.every(isOurs) };
 }
 
 /** Adds or removes the way back to the proxy, for the families that the namespace has. */

@@ -40,7 +40,7 @@ export const CLUSTER_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]
   ],
   agent: [
     { apiGroups: [""], resources: ["pods"], verbs: [...FOLLOW, "patch"] },
-    { apiGroups: [""], resources: ["namespaces"], verbs: FOLLOW },
+    { apiGroups: [""], resources: ["namespaces", "nodes"], verbs: FOLLOW },
     { apiGroups: [""], resources: ["events"], verbs: ["create"] },
   ],
   proxy: [],

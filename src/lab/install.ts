@@ -73,11 +73,12 @@ export async function credentialsOfNodes({ lab }: LabContext, spec: LabSpec): Pr
 }
 
 /** Installs or updates Veil's objects. */
-export async function installVeil(context: LabContext): Promise<void> {
+export async function installVeil(context: LabContext, { wireguard }: LabSpec): Promise<void> {
   const client = await labClient(context);
   const values: InstallValues = {
     program: context.program,
     compileCache: context.env["NODE_COMPILE_CACHE"] ?? "",
+    wireguard,
   };
   try {
     for (const { ref, object } of veilManifests(values)) {

@@ -18,6 +18,8 @@ export interface InstallValues {
   readonly program: string;
   /** For Node's cache of compiled code: without it every role compiles its sources again. */
   readonly compileCache: string;
+  /** `wireguard-go` for tunnels between the nodes; undefined: none are made. */
+  readonly wireguard?: string | undefined;
 }
 
 /** One object and where it is served. */
@@ -128,10 +130,11 @@ function daemonSet(role: VeilRole, values: InstallValues): Manifest {
   });
 }
 
-function argumentsOf(role: VeilRole): string[] {
+function argumentsOf(role: VeilRole, { wireguard }: InstallValues): string[] {
+  const tunnels = wireguard === undefined ? [] : ["--wireguard", "on", "--wireguard-program", wireguard];
   const flags: Readonly<Record<VeilRole, string[]>> = {
     controller: [],
-    agent: ["--pod-netns-dir", POD_NETNS_FOLDER],
+    agent: ["--pod-netns-dir", POD_NETNS_FOLDER, ...tunnels],
     proxy: ["--cluster-ranges", `${POD_RANGE},${SERVICE_RANGE}`],
   };
   return [role, ...flags[role]];
@@ -144,6 +147,7 @@ const FOLDERS: Readonly<Record<VeilRole, readonly { name: string; path: string }
     { name: "veil", path: "/run/veil" },
     { name: "ztunnel", path: "/run/ztunnel" },
     { name: "pod-netns", path: POD_NETNS_FOLDER },
+    { name: "wireguard", path: "/run/wireguard" },
   ],
   proxy: [
     { name: "veil", path: "/run/veil" },
@@ -160,13 +164,15 @@ function podTemplate(role: VeilRole, values: InstallValues): PodTemplateSpec {
     spec: {
       serviceAccountName: account,
       hostNetwork: role !== "controller",
+      // What runs a tunnel's device outlives the agent that has started it.
+      ...(role === "agent" && values.wireguard !== undefined && { hostPID: true }),
       dnsPolicy: role === "controller" ? "ClusterFirst" : "ClusterFirstWithHostNet",
       terminationGracePeriodSeconds: 10,
       containers: [
         {
           name: role,
           image: "veil",
-          command: [values.program, ...argumentsOf(role)],
+          command: [values.program, ...argumentsOf(role, values)],
           env: [
             fromField("NODE_NAME", "spec.nodeName"),
             fromField("POD_NAME", "metadata.name"),

@@ -14,7 +14,7 @@ lab=$1 node=$2 mark=$3 name=$4 program=$5
 run=$node/run
 mkdir -p "$run"
 mount -n -t tmpfs -o mode=755,size=512m "$mark" "$run"
-mkdir -p "$run/veil" "$run/ztunnel" "$run/netns" "$run/lock" "$run$(echo "$lab" | cut -c5-)"
+mkdir -p "$run/veil" "$run/ztunnel" "$run/netns" "$run/lock" "$run/wireguard" "$run$(echo "$lab" | cut -c5-)"
 mount -n --bind "$lab" "$run$(echo "$lab" | cut -c5-)"
 ln -s "$node/kubelet" "$run/kubelet"
 resolv=$(readlink -f /etc/resolv.conf || true)

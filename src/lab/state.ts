@@ -13,6 +13,8 @@ export interface LabSpec {
   readonly port: number;
   /** True when the port was asked for; otherwise another may be taken when it is in use at a repair. */
   readonly fixedPort: boolean;
+  /** `wireguard-go` for tunnels between the nodes. Undefined: none are made. */
+  readonly wireguard?: string | undefined;
 }
 
 /** One role that the supervisor keeps running. */
@@ -156,7 +158,8 @@ function isLabSpec(value: unknown): value is LabSpec {
     typeof value["program"] === "string" &&
     Number.isInteger(value["nodes"]) &&
     Number.isInteger(value["port"]) &&
-    typeof value["fixedPort"] === "boolean"
+    typeof value["fixedPort"] === "boolean" &&
+    ["string", "undefined"].includes(typeof value["wireguard"])
   );
 }
 

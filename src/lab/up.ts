@@ -43,6 +43,8 @@ export interface UpOptions {
   readonly nodes?: number | undefined;
   /** Port of the API on 127.0.0.1. Default: the one that the lab has, any free one for a new one. */
   readonly port?: number | undefined;
+  /** The `wireguard-go` that runs tunnels between the nodes. Default: as the lab has it, none for a new one. */
+  readonly wireguard?: string | undefined;
 }
 
 const DEFAULT_NODES = 2;
@@ -112,7 +114,7 @@ function isExecutable(file: string): boolean {
 /** What the lab shall be. Throws when its name is taken, or the number of nodes cannot be. */
 function plan(context: LabContext, before: LabSpec | undefined, options: UpOptions): LabSpec {
   checkName(context, before);
-  const had: Pick<LabSpec, "nodes" | "port" | "fixedPort"> = before ?? { nodes: 0, port: 0, fixedPort: false };
+  const had: Omit<LabSpec, "program"> = before ?? { nodes: 0, port: 0, fixedPort: false };
   const nodes = options.nodes ?? (had.nodes || DEFAULT_NODES);
   if (!Number.isInteger(nodes) || nodes < 1 || nodes > MAX_NODES) {
     throw labError("LAB_NODES", `a lab cannot have ${nodes} nodes`);
@@ -121,8 +123,9 @@ function plan(context: LabContext, before: LabSpec | undefined, options: UpOptio
     throw labError("LAB_NODES", `lab ${context.lab.name} has ${had.nodes} nodes and cannot shrink to ${nodes}`);
   }
   const { program } = context;
-  const { port } = options;
-  return port === undefined ? { ...had, program, nodes } : { program, nodes, port, fixedPort: true };
+  const { port, wireguard = had.wireguard } = options;
+  const wanted = { ...had, program, nodes, ...(wireguard !== undefined && { wireguard }) };
+  return port === undefined ? wanted : { ...wanted, port, fixedPort: true };
 }
 
 function checkName({ lab, program }: LabContext, before: LabSpec | undefined): void {
@@ -152,7 +155,7 @@ async function build(context: LabContext, before: LabSpec | undefined, wanted: L
   await together(context, (inner) => [
     progress.step("nodes ready", () => waitForNodes(inner, spec)),
     progress.step("Veil ready", async () => {
-      await installVeil(inner);
+      await installVeil(inner, spec);
       await waitForVeil(inner, spec);
     }),
   ]);

@@ -11,6 +11,8 @@ export interface Link {
   /** Bytes. */
   readonly mtu: number;
   readonly up: boolean;
+  /** Index of what it is tied to: of a veth's other end, which may be in another namespace. */
+  readonly tiedTo: number | undefined;
 }
 
 /** An address of an interface. */
@@ -21,7 +23,7 @@ export interface LinkAddress {
 }
 
 const RTM = { newLink: 16, deleteLink: 17, getLink: 18, getAddress: 22 } as const;
-const IFLA = { name: 3, mtu: 4, linkInfo: 18, infoKind: 1 } as const;
+const IFLA = { name: 3, mtu: 4, link: 5, linkInfo: 18, infoKind: 1 } as const;
 const IFA = { address: 1, local: 2 } as const;
 const IFF_UP = 1;
 /** `struct ifinfomsg`, `struct ifaddrmsg`. */
@@ -135,12 +137,14 @@ export function decodeLink(message: Buffer): Link | undefined {
   const attributes = message.subarray(LINK_HEADER_BYTES);
   const name = findAttribute(attributes, IFLA.name)?.toString("latin1").replace(/\0.*$/, "");
   const mtu = findAttribute(attributes, IFLA.mtu);
+  const tied = findAttribute(attributes, IFLA.link);
   if (name === undefined || mtu?.length !== 4) return undefined;
   return {
     index: message.readInt32LE(4),
     name,
     mtu: mtu.readUInt32LE(0),
     up: (message.readUInt32LE(8) & IFF_UP) !== 0,
+    tiedTo: tied?.length === 4 ? tied.readUInt32LE(0) : undefined,
   };
 }
 

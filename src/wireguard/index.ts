@@ -1,4 +1,6 @@
 export type { Backend } from "./backend.ts";
+export { chooseBackend } from "./choose-backend.ts";
+export { Firewall, type ClearReason, type LocalPod, type StrictMode } from "./firewall.ts";
 export { DeviceTunnels, type DeviceTunnelsOptions } from "./device-tunnels.ts";
 export { generateKeyPair } from "./keys.ts";
 export {
