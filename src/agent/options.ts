@@ -19,6 +19,8 @@ interface CniInstall extends Omit<PluginEntry, "socket" | "namespace">, CniPlace
 export interface WireguardAgentOptions {
   /** `wireguard-go`, for where the kernel cannot. */
   readonly program: string;
+  /** Whether it runs the devices even where the kernel can. */
+  readonly userspace: boolean;
   /** What becomes of packets between pods that would leave the node in clear. */
   readonly strict: StrictMode;
   /** Ranges of all pods of the cluster; empty: those of the nodes that are known. */

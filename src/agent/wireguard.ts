@@ -105,7 +105,7 @@ class NodeTunnels implements Service {
     const { options, wireguard, netns, nodes } = this.#parts;
     const { clock, random, log } = options;
     const place = placeOf(nodes.get(options.node));
-    const backend = await chooseBackend({ netns, program: wireguard.program, clock });
+    const backend = await chooseBackend({ ...wireguard, netns, clock });
     const devices = { backend, devices: DEVICES, ports: SLOT_PORTS, ...place };
     const tunnels = new DeviceTunnels({ ...devices, netns, clock, random, log: log.child({ component: "wireguard" }) });
     await tunnels.open();

@@ -47,6 +47,7 @@ interface AgentFlags {
   readonly dnsCapture: boolean;
   readonly wireguard: "off" | "on";
   readonly wireguardProgram: string;
+  readonly wireguardBackend: "auto" | "userspace";
   readonly wireguardStrict: StrictMode;
   readonly wireguardRanges: readonly Cidr[];
   readonly logLevel: LogLevel;
@@ -100,6 +101,11 @@ export function agentCommand(context: CliContext, version: string): Command {
     )
     .addOption(new Option("--wireguard <mode>", "tunnels between the nodes").choices(["off", "on"]).default("off"))
     .option("--wireguard-program <file>", "what runs them where the kernel cannot", "wireguard-go")
+    .addOption(
+      new Option("--wireguard-backend <kind>", "the kernel where it can, or the program in any case")
+        .choices(["auto", "userspace"])
+        .default("auto"),
+    )
     .addOption(
       new Option("--wireguard-strict <mode>", "drop, or count, what would leave this node's pods in clear for others")
         .choices(["off", "audit", "on"])
@@ -157,7 +163,8 @@ function cniInstall(flags: AgentFlags): AgentOptions["cniInstall"] {
 
 function wireguardOptions(flags: AgentFlags): AgentOptions["wireguard"] {
   const { wireguard, wireguardProgram: program, wireguardStrict: strict, wireguardRanges: clusterRanges } = flags;
-  return wireguard === "off" ? undefined : { program, strict, clusterRanges };
+  const userspace = flags.wireguardBackend === "userspace";
+  return wireguard === "off" ? undefined : { program, userspace, strict, clusterRanges };
 }
 
 function cidrs(text: string): readonly Cidr[] {

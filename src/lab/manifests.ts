@@ -130,8 +130,11 @@ function daemonSet(role: VeilRole, values: InstallValues): Manifest {
   });
 }
 
+/** Labs have the same tunnels on any kernel. */
+const TUNNELS = ["--wireguard", "on", "--wireguard-backend", "userspace", "--wireguard-program"];
+
 function argumentsOf(role: VeilRole, { wireguard }: InstallValues): string[] {
-  const tunnels = wireguard === undefined ? [] : ["--wireguard", "on", "--wireguard-program", wireguard];
+  const tunnels = wireguard === undefined ? [] : [...TUNNELS, wireguard];
   const flags: Readonly<Record<VeilRole, string[]>> = {
     controller: [],
     agent: ["--pod-netns-dir", POD_NETNS_FOLDER, ...tunnels],

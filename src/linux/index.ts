@@ -44,6 +44,7 @@ export {
   type Route,
   type RoutingRule,
 } from "./routes.ts";
+export { askNetlink, encodeAttribute, encodeNumber, NETLINK, NLM_F } from "./netlink.ts";
 export { runCommand, runNft, type CommandOutcome, type SystemCommand } from "./nft.ts";
 export type { ByteStream, StreamOwner, WriteOutcome } from "./byte-stream.ts";
 export { findWrongShape, refusedPeer } from "./raw-stream.ts";

@@ -14,7 +14,7 @@ const ATTRIBUTE_HEADER_BYTES = 4;
 const MAX_ANSWER_BYTES = 32_768;
 
 /** The kernel's subsystems that are asked. */
-export const NETLINK = { route: 0, netfilter: 12 } as const;
+export const NETLINK = { route: 0, netfilter: 12, generic: 16 } as const;
 /** Ask for an error number as the answer, or for a list. */
 export const NLM_F = { ack: 0x4, dump: 0x300, createExclusive: 0x600 } as const;
 
@@ -53,6 +53,7 @@ export function askNetlink(
     message.writeUInt16LE(NLM_F_REQUEST | request.flags, 6);
     message.set(request.body, HEADER_BYTES);
     checkCall("send to netlink", sendCall(fd, message, message.length, 0));
+    message.fill(0); // requests and answers of some families carry keys
     return receiveAnswer(fd);
   } finally {
     closeSync(fd);
@@ -63,13 +64,17 @@ export function askNetlink(
 function receiveAnswer(fd: number): NetlinkAnswer {
   const parts: Buffer[] = [];
   const packet = Buffer.alloc(MAX_ANSWER_BYTES);
-  for (;;) {
-    const length = checkCall("receive from netlink", recvCall(fd, packet, packet.length, MSG_DONTWAIT));
-    for (const { type, body } of decodeMessages(packet.subarray(0, length))) {
-      if (type === NLMSG_DONE) return { errno: 0, parts };
-      if (type === NLMSG_ERROR) return { errno: -body.readInt32LE(0), parts };
-      parts.push(Buffer.from(body));
+  try {
+    for (;;) {
+      const length = checkCall("receive from netlink", recvCall(fd, packet, packet.length, MSG_DONTWAIT));
+      for (const { type, body } of decodeMessages(packet.subarray(0, length))) {
+        if (type === NLMSG_DONE) return { errno: 0, parts };
+        if (type === NLMSG_ERROR) return { errno: -body.readInt32LE(0), parts };
+        parts.push(Buffer.from(body));
+      }
     }
+  } finally {
+    packet.fill(0);
   }
 }
 

@@ -125,7 +125,10 @@ async function removeAbandoned(): Promise<void> {
 }
 
 /** Brings up a lab of its own for a test file. `component` and this process make its name. */
-export async function startLab(component: string, options: { nodes?: number } = {}): Promise<TestLab> {
+export async function startLab(
+  component: string,
+  options: { nodes?: number; wireguard?: string } = {},
+): Promise<TestLab> {
   requireRoot();
   await removeAbandoned();
   const name = `vt-${component}-p${process.pid}`;
@@ -135,7 +138,8 @@ export async function startLab(component: string, options: { nodes?: number } = 
     await must([VEIL, "lab", "down", "--name", name]);
   };
   try {
-    await must([VEIL, "lab", "up", "--name", name, "--nodes", String(nodes.length)]);
+    const tunnels = options.wireguard === undefined ? [] : ["--wireguard", options.wireguard];
+    await must([VEIL, "lab", "up", "--name", name, "--nodes", String(nodes.length), ...tunnels]);
     const kubectl = await ensureKubectl({ env: process.env });
     const client = await labClient({ lab: layout, clock });
     return testLab({ name, layout, nodes, kubectl, client, down });

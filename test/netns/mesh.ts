@@ -64,7 +64,7 @@ export interface Mesh extends Pick<
 export type MeshRole = "controller" | "agent" | "apiserver" | "data path";
 
 /** A pod that only waits: commands are run in it. */
-function idlePod(mesh: Mesh, place: PodPlace): object {
+export function idlePod(mesh: Mesh, place: PodPlace): object {
   return podObject(mesh, place, ["sleep", "100000"]);
 }
 
