@@ -165,6 +165,7 @@ function createEnrolment(
     zds,
     probes: new Probes(),
     finder,
+    namespace: options.namespace,
     clock,
     random,
     log: log.child({ component: "enrolment" }),

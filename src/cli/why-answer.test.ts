@@ -47,6 +47,7 @@ const plain = proxySays({
 const base = {
   source: pod("a"),
   destination: pod("b"),
+  namespace: "veil-system",
   sourceNamespace: {},
   destinationNamespace: {},
   address: "10.0.0.1:80",

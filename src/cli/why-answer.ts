@@ -6,6 +6,8 @@ import type { Explanation } from "#proxy";
 
 /** What is known about both ends. */
 export interface WhyFacts {
+  /** Where Veil is installed. */
+  readonly namespace: string;
   readonly source: Pod;
   /** Labels of its namespace. */
   readonly sourceNamespace: Readonly<Record<string, string>>;
@@ -63,7 +65,7 @@ const WORDS: Readonly<Record<WhyEnd["labels"], string>> = {
 /** Puts the facts together. Pure. */
 export function answerWhy(facts: WhyFacts): WhyAnswer {
   const ends = {
-    source: endOf(facts.source, facts.sourceNamespace),
+    source: endOf(facts.source, facts.sourceNamespace, facts.namespace),
     destination: { ...destinationOf(facts), address: facts.address },
   };
   if (typeof facts.proxy === "string") {
@@ -102,16 +104,16 @@ interface Ends {
   readonly destination: WhyEnd;
 }
 
-function destinationOf({ destination, destinationNamespace, address }: WhyFacts): WhyEnd {
-  if (destination !== undefined) return endOf(destination, destinationNamespace ?? {});
+function destinationOf({ namespace, destination, destinationNamespace, address }: WhyFacts): WhyEnd {
+  if (destination !== undefined) return endOf(destination, destinationNamespace ?? {}, namespace);
   return { name: address, node: undefined, labels: "no_pod", wanted: false, misread: [], enrolled: false };
 }
 
-function endOf(pod: Pod, namespaceLabels: Readonly<Record<string, string>>): WhyEnd {
+function endOf(pod: Pod, namespaceLabels: Readonly<Record<string, string>>, veilNamespace: string): WhyEnd {
   const { labels = {}, annotations = {}, namespace = "", name = "", uid = "" } = pod.metadata ?? {};
   const where = { hostNetwork: pod.spec?.hostNetwork === true, phase: pod.status?.phase ?? "" };
   const facts = { uid, name, namespace, labels, annotations, serviceAccount: "", ...where };
-  const { eligible, reason } = decideEligibility(facts, namespaceLabels);
+  const { eligible, reason } = decideEligibility(facts, namespaceLabels, veilNamespace);
   const enrolled = annotations[REDIRECTION_ANNOTATION] === "enabled";
   const misread = [...misreadLabels(labels), ...misreadLabels(namespaceLabels)];
   return {

@@ -9,10 +9,10 @@ import type { CliContext } from "./context.ts";
 interface WhyFlags {
   readonly kubeconfig?: string;
   readonly lab?: string;
+  readonly namespace: string;
   readonly output: "text" | "json";
 }
 
-const SYSTEM_NAMESPACE = "veil-system";
 const PROXY_SELECTOR = "app=ztunnel";
 
 /** `veil why POD POD:PORT`: is a connection from here to there encrypted, and why (not)? */
@@ -22,6 +22,7 @@ export function whyCommand(context: CliContext): Command {
     .argument("<source>", "a pod, as NAMESPACE/POD")
     .argument("<destination>", "a pod and a port, as NAMESPACE/POD:PORT, or IP:PORT")
     .option("--kubeconfig <file>", "credentials of the cluster (default: KUBECONFIG, then ~/.kube/config)")
+    .option("--namespace <namespace>", "where Veil is installed", context.env["POD_NAMESPACE"] ?? "veil-system")
     .option("--lab <name>", "ask the lab of this name")
     .addOption(new Option("-o, --output <format>", "how to answer").choices(["text", "json"]).default("text"))
     .addHelpText("after", "\nExit code 0: encrypted; 3: not encrypted; 1: no answer could be found.")
@@ -42,12 +43,13 @@ async function why(
     const source = await findPod(client, question.source);
     const { pod: destination, address } = await findDestination(client, question.destination);
     const facts: WhyFacts = {
+      namespace: flags.namespace,
       source,
       sourceNamespace: await labelsOf(client, source),
       destination,
       destinationNamespace: destination && (await labelsOf(client, destination)),
       address,
-      proxy: await askProxy(client, { source, name: question.source, address }),
+      proxy: await askProxy(client, { namespace: flags.namespace, source, name: question.source, address }),
     };
     const answer = answerWhy(facts);
     context.out(flags.output === "json" ? `${JSON.stringify(answer, undefined, 2)}\n` : formatAnswer(answer));
@@ -107,11 +109,11 @@ async function labelsOf(client: KubeClient, pod: Pod): Promise<Readonly<Record<s
 /** Asks the proxy of the source's node, inside its pod; a sentence when it cannot be asked. */
 async function askProxy(
   client: KubeClient,
-  { source, name, address }: { source: Pod; name: string; address: string },
+  { namespace, source, name, address }: { namespace: string; source: Pod; name: string; address: string },
 ): Promise<Explanation | string> {
   const { resources } = await import("#kube");
   const node = source.spec?.nodeName ?? "its node";
-  const { items } = await client.list(resources.pods, { namespace: SYSTEM_NAMESPACE, labelSelector: PROXY_SELECTOR });
+  const { items } = await client.list(resources.pods, { namespace, labelSelector: PROXY_SELECTOR });
   const proxy = items.find(({ spec }) => spec?.nodeName === node);
   if (proxy === undefined) return `no proxy runs on ${node}`;
   const query = new URLSearchParams({ source: name, destination: address });
@@ -124,7 +126,7 @@ async function askProxy(
 
 async function execAdmin(client: KubeClient, proxy: Pod, path: string): Promise<Explanation> {
   const program = proxy.spec?.containers[0]?.command?.[0] ?? "veil";
-  const at = { namespace: SYSTEM_NAMESPACE, pod: proxy.metadata?.name ?? "" };
+  const at = { namespace: proxy.metadata?.namespace ?? "", pod: proxy.metadata?.name ?? "" };
   const { code, stdout, stderr } = await client.exec({ ...at, command: [program, "admin", path] });
   if (code !== 0) throw new Error((stderr || stdout).trim());
   return JSON.parse(stdout) as Explanation; // written by our own proxy

@@ -18,17 +18,25 @@ export interface JudgedPod {
   readonly enrolled: boolean;
 }
 
+/** How an installation judges pods. */
+interface Judging {
+  /** Labels that enrol. Default: all that Veil knows. */
+  readonly enrolLabels?: readonly string[];
+  /** Where Veil is installed. Default: `veil-system`. */
+  readonly namespace?: string;
+}
+
 /** What each pod's and its namespace's labels ask for, of those labels that enrol. */
 export function judgePods(
   pods: readonly Pod[],
   namespaces: readonly Namespace[],
-  enrolLabels: readonly string[] = ENROL_LABELS,
+  judging: Judging = {},
 ): readonly JudgedPod[] {
   const labelsOf = new Map(namespaces.map(({ metadata }) => [metadata?.name ?? "", metadata?.labels ?? {}]));
-  return pods.map((pod) => judge(pod, labelsOf.get(pod.metadata?.namespace ?? "") ?? {}, enrolLabels));
+  return pods.map((pod) => judge(pod, labelsOf.get(pod.metadata?.namespace ?? "") ?? {}, judging));
 }
 
-function judge(pod: Pod, namespaceLabels: Labels, enrolLabels: readonly string[]): JudgedPod {
+function judge(pod: Pod, namespaceLabels: Labels, { enrolLabels = ENROL_LABELS, namespace: own }: Judging): JudgedPod {
   const facts = factsOf(pod);
   const { namespace, labels, annotations } = facts;
   return {
@@ -40,6 +48,7 @@ function judge(pod: Pod, namespaceLabels: Labels, enrolLabels: readonly string[]
     eligibility: decideEligibility(
       { ...facts, labels: heededLabels(labels, enrolLabels) },
       heededLabels(namespaceLabels, enrolLabels),
+      own,
     ),
     enrolled: annotations[REDIRECTION_ANNOTATION] === "enabled",
   };

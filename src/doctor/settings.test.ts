@@ -26,7 +26,7 @@ test("what is looked at follows the values of the installation", () => {
 
 test("a label that does not enrol here asks for nothing", () => {
   const asks = (labels: readonly string[]): boolean | undefined =>
-    judgePods([podAt("shop/web")], [namespaceOf("shop")], labels)[0]?.eligibility.eligible;
+    judgePods([podAt("shop/web")], [namespaceOf("shop")], { enrolLabels: labels })[0]?.eligibility.eligible;
   assert.equal(asks(["io.cilium/mtls-enabled"]), true);
   assert.equal(asks(["istio.io/dataplane-mode"]), false);
 });

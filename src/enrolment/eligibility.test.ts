@@ -53,6 +53,14 @@ test("each outcome of eligibility has its row", () => {
   }
 });
 
+test("Veil's own pods are never enrolled, wherever it is installed", () => {
+  const of = (namespace: string) => decideEligibility({ ...plain, namespace }, mtls, "mesh").reason;
+  assert.deepEqual(
+    [of("mesh"), of("kube-system"), of("veil-system")],
+    ["namespace_excluded", "namespace_excluded", "namespace_label"],
+  );
+});
+
 test("a pod's annotations say what is captured of it", () => {
   assert.deepEqual(captureOptions(plain, false), { inbound: true, dns: false, virtualInterfaces: [] });
   const annotated = (annotations: Record<string, string>) => captureOptions({ ...plain, annotations }, false);

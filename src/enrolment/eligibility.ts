@@ -30,8 +30,8 @@ export interface Eligibility {
     | "ended";
 }
 
-/** Namespaces whose pods are never enrolled. */
-const EXCLUDED_NAMESPACES: ReadonlySet<string> = new Set(["kube-system", "veil-system"]);
+/** Where Veil is installed, unless it is said. */
+const VEIL_NAMESPACE = "veil-system";
 
 const SIDECAR_ANNOTATION = "sidecar.istio.io/status";
 const DNS_CAPTURE_ANNOTATION = "ambient.istio.io/dns-capture";
@@ -44,13 +44,17 @@ const MAX_VIRTUAL_INTERFACES = 16;
 
 /**
  * Decides whether a pod is to be enrolled. What a pod says for itself comes before what its namespace says, and an opt-out before
- * an opt-in; values that mean nothing to us are as if they were not there.
+ * an opt-in; values that mean nothing to us are as if they were not there. `veilNamespace`: where Veil is installed.
  */
-export function decideEligibility(pod: PodFacts, namespaceLabels: Readonly<Record<string, string>>): Eligibility {
+export function decideEligibility(
+  pod: PodFacts,
+  namespaceLabels: Readonly<Record<string, string>>,
+  veilNamespace?: string,
+): Eligibility {
   if (pod.phase === "Succeeded" || pod.phase === "Failed") return { eligible: false, reason: "ended" };
   if (pod.hostNetwork) return { eligible: false, reason: "host_network" };
   if (pod.annotations[SIDECAR_ANNOTATION] !== undefined) return { eligible: false, reason: "sidecar" };
-  if (isExcluded(pod.namespace)) return { eligible: false, reason: "namespace_excluded" };
+  if (isExcluded(pod.namespace, veilNamespace)) return { eligible: false, reason: "namespace_excluded" };
   const own = readLabels(pod.labels);
   if (own === "out") return { eligible: false, reason: "pod_opts_out" };
   if (own === "in") return { eligible: true, reason: "pod_label" };
@@ -58,9 +62,9 @@ export function decideEligibility(pod: PodFacts, namespaceLabels: Readonly<Recor
   return { eligible: false, reason: "not_labelled" };
 }
 
-/** Whether no pod of that namespace is ever enrolled. */
-export function isExcluded(namespace: string): boolean {
-  return EXCLUDED_NAMESPACES.has(namespace);
+/** Whether no pod of that namespace is ever enrolled: Kubernetes' own, and Veil's, without which nothing would come back. */
+export function isExcluded(namespace: string, veilNamespace = VEIL_NAMESPACE): boolean {
+  return namespace === "kube-system" || namespace === veilNamespace;
 }
 
 /**

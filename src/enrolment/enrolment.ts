@@ -38,6 +38,8 @@ export interface NamedPod {
 /** What {@link Enrolment} works with: the tools of each pod, with a ZDS server that waits for `open`. */
 export interface EnrolmentOptions extends EnrolmentTools {
   readonly zds: Pick<ZdsServer, "add" | "remove" | "declare" | "open">;
+  /** Where Veil is installed, whose pods are never enrolled. Default: `veil-system`. */
+  readonly namespace?: string;
 }
 
 /**
@@ -138,7 +140,7 @@ export class Enrolment implements Service {
     pod: NamedPod & { readonly netnsPath: string },
     signal: AbortSignal,
   ): Promise<"enrolled" | "not-eligible"> {
-    if (isExcluded(pod.namespace)) return "not-eligible"; // before the API has told of it: what the API itself needs may be there
+    if (isExcluded(pod.namespace, this.#tools.namespace)) return "not-eligible"; // before the API has told of it: what the API itself needs may be there
     const enrolment = await this.#awaitPod(pod, signal);
     if (this.#wishFor(enrolment.pod) !== "enrolled") return "not-eligible";
     enrolment.starting(pod.netnsPath);
@@ -229,7 +231,7 @@ export class Enrolment implements Service {
   }
 
   #decide(pod: PodFacts): Eligibility {
-    const decided = decideEligibility(pod, this.#namespaces.get(pod.namespace) ?? {});
+    const decided = decideEligibility(pod, this.#namespaces.get(pod.namespace) ?? {}, this.#tools.namespace);
     return this.#leaving && decided.eligible ? { eligible: false, reason: "leaving" } : decided;
   }
 
