@@ -11,6 +11,7 @@ import { doctorKinds, FOREIGN_POLICIES } from "./kinds.ts";
 import { checkNeighbours } from "./neighbours.ts";
 import { checkForeignPolicies, checkNetworkPolicies } from "./network-policies.ts";
 import { judgePods } from "./pods.ts";
+import { checkProbes } from "./probe-policies.ts";
 import { checkReadiness } from "./readiness.ts";
 import { readSettings } from "./settings.ts";
 import { checkVersions } from "./versions.ts";
@@ -63,7 +64,9 @@ async function gather(api: ApiFacts, namespace: string) {
     api.find(resources.serviceAccounts, INSTALLED.agent.account, namespace),
     api.find(resources.serviceAccounts, PLUGIN_ACCOUNT, namespace),
   ]);
-  const [admissionPolicies, bindings, mutating, validating, slices] = await Promise.all([
+  const [felix, calico, admissionPolicies, bindings, mutating, validating, slices] = await Promise.all([
+    api.list(doctorKinds.felixConfigurations),
+    api.list(doctorKinds.calicoClusters),
     api.listIfServed(doctorKinds.admissionPolicies),
     api.list(doctorKinds.admissionBindings),
     api.list(doctorKinds.mutatingWebhooks),
@@ -75,7 +78,7 @@ async function gather(api: ApiFacts, namespace: string) {
       ? pods
       : "unknown" in namespaces
         ? namespaces
-        : { value: judgePods(pods.value, namespaces.value, settings.enrolLabels) };
+        : { value: judgePods(pods.value, namespaces.value, { ...settings, namespace }) };
   return {
     settings,
     judged,
@@ -89,6 +92,8 @@ async function gather(api: ApiFacts, namespace: string) {
     bundles,
     secret,
     ciliumConfig,
+    felix,
+    calico,
     account,
     plugin,
     admissionPolicies,
@@ -120,9 +125,10 @@ function checkRoles(facts: Facts, { namespace, version, nowMs }: ClusterOptions)
 
 function checkPolicies({ judged: pods, namespaces, policies, foreign }: Facts): Finding[] {
   return [
-    ...withFacts(about("network policies", "NetworkPolicies"), { policies, pods, namespaces }, (parts) =>
-      checkNetworkPolicies(parts.policies, parts.pods, parts.namespaces),
-    ),
+    ...withFacts(about("network policies", "NetworkPolicies"), { policies, pods, namespaces }, (parts) => [
+      ...checkNetworkPolicies(parts.policies, parts.pods, parts.namespaces),
+      ...checkProbes(parts.policies, parts.pods),
+    ]),
     ...checkForeign(foreign),
   ];
 }
@@ -164,9 +170,10 @@ function checkGuards(facts: Facts, { namespace }: ClusterOptions): Finding[] {
 }
 
 function checkAround(facts: Facts, { namespace }: ClusterOptions): readonly Finding[] {
-  const { judged: pods, namespaces, ciliumConfig } = facts;
-  return withFacts(about("neighbours", "what else is installed"), { pods, namespaces, ciliumConfig }, (parts) =>
-    checkNeighbours({ namespace, ...parts }),
+  const { judged: pods, namespaces, ciliumConfig, felix, calico } = facts;
+  const parts = { pods, namespaces, ciliumConfig, felix, calico };
+  return withFacts(about("neighbours", "what else is installed"), parts, (known) =>
+    checkNeighbours({ namespace, ...known }),
   );
 }
 

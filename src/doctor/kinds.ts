@@ -63,6 +63,16 @@ export interface ForeignPolicy extends KubeObject {
   readonly specs?: unknown;
 }
 
+/** Calico's settings (crd.projectcalico.org/v1), as far as they are read. */
+export interface FelixConfiguration extends KubeObject {
+  readonly spec?: { readonly bpfEnabled?: boolean };
+}
+
+/** What Calico says of itself. */
+export interface ClusterInformation extends KubeObject {
+  readonly spec?: { readonly calicoVersion?: string };
+}
+
 const admission = { group: "admissionregistration.k8s.io", version: "v1", namespaced: false } as const;
 const cilium = { group: "cilium.io", version: "v2" } as const;
 const calico = { group: "crd.projectcalico.org", version: "v1" } as const;
@@ -96,6 +106,18 @@ export const doctorKinds = {
     ...admission,
     plural: "validatingwebhookconfigurations",
     kind: "ValidatingWebhookConfiguration",
+  }),
+  felixConfigurations: resourceRef<FelixConfiguration>({
+    ...calico,
+    plural: "felixconfigurations",
+    kind: "FelixConfiguration",
+    namespaced: false,
+  }),
+  calicoClusters: resourceRef<ClusterInformation>({
+    ...calico,
+    plural: "clusterinformations",
+    kind: "ClusterInformation",
+    namespaced: false,
   }),
 } as const;
 

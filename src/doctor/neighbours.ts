@@ -1,7 +1,9 @@
 import { isLive, NEIGHBOURS, type Neighbour } from "#discovery";
 import type { ConfigMap, Namespace } from "#kube";
 import { DATAPLANE_MODE_LABEL, MTLS_LABEL } from "#model/enrol-labels";
+import { PROBE_SOURCES } from "#enrolment";
 import { count, someOf, voiceOf, type Finding } from "./finding.ts";
+import type { ClusterInformation, FelixConfiguration } from "./kinds.ts";
 import type { JudgedPod } from "./pods.ts";
 
 const voice = voiceOf("neighbours");
@@ -14,11 +16,14 @@ export interface Neighbourhood {
   readonly namespaces: readonly Namespace[];
   /** `kube-system/cilium-config`. */
   readonly ciliumConfig: ConfigMap | undefined;
+  /** Calico's, none where it is not. */
+  readonly felix: readonly FelixConfiguration[];
+  readonly calico: readonly ClusterInformation[];
 }
 
 /** Others that would enrol the same pods, or undo what Veil does on a node. */
 export function checkNeighbours(around: Neighbourhood): readonly Finding[] {
-  const findings = [...otherVeils(around), ...istio(around), ...cilium(around)];
+  const findings = [...otherVeils(around), ...istio(around), ...cilium(around), ...calico(around)];
   return findings.length > 0
     ? findings
     : [voice.ok("no other Veil, no Istio, and no Cilium that would act on the same pods")];
@@ -80,6 +85,14 @@ function cilium(around: Neighbourhood): Finding[] {
       ),
     );
   }
+  if (ciliumConfig?.data?.["enable-bpf-masquerade"] === "true") {
+    findings.push(
+      voice.problem(
+        `Cilium masquerades by BPF (enable-bpf-masquerade of kube-system/cilium-config): answers to kubelets' probes of enrolled pods, whose source is ${PROBE_SOURCES.v4}, do not come back`,
+        "set bpf.masquerade=false in Cilium's values: it masquerades by iptables then (docs/platforms.md)",
+      ),
+    );
+  }
   const shared = labelled(namespaces, MTLS_LABEL, "true");
   const ztunnel =
     placesOf(around, NEIGHBOURS.ciliumMtls).length > 0 || ciliumConfig?.data?.["enable-ztunnel"] === "true";
@@ -92,4 +105,20 @@ function cilium(around: Neighbourhood): Finding[] {
     );
   }
   return findings;
+}
+
+/** The first minor version of Calico whose BPF programs let link-local sources through (its release notes). */
+const CALICO_MINOR = 29;
+
+function calico({ felix, calico: clusters }: Neighbourhood): Finding[] {
+  const isBpf = felix.some(({ spec }) => spec?.bpfEnabled === true);
+  const version = clusters.map(({ spec }) => spec?.calicoVersion ?? "").join("");
+  const minor = /^v?3[.](\d+)[.]/.exec(version)?.[1];
+  if (!isBpf || minor === undefined || Number(minor) >= CALICO_MINOR) return [];
+  return [
+    voice.problem(
+      `Calico ${version} judges packets by BPF: it drops kubelets' probes of enrolled pods, whose source is ${PROBE_SOURCES.v4}`,
+      `upgrade Calico to 3.${CALICO_MINOR}, or turn its eBPF mode off (docs/platforms.md)`,
+    ),
+  ];
 }

@@ -197,7 +197,9 @@ const alone: Neighbourhood = {
     [],
   ),
   namespaces: [namespaceOf("shop")],
-  ciliumConfig: { data: { "cni-exclusive": "false" } },
+  ciliumConfig: { data: { "cni-exclusive": "false", "enable-bpf-masquerade": "false" } },
+  felix: [],
+  calico: [],
 };
 
 test("Veil alone, beside a Cilium that leaves it room, is well", () => {
@@ -223,4 +225,23 @@ test("a second Veil, Istio's agents and Cilium's own mutual TLS are found", () =
     /^problem: Cilium removes other programs' CNI/,
   );
   assert.match(say({ ciliumConfig: { data: { "enable-ztunnel": "true" } } }), /^problem: Cilium's own mutual TLS/);
+});
+
+test("network plugins that would lose the kubelet's probes of enrolled pods are found", () => {
+  const say = (more: Partial<Neighbourhood>) => said(checkNeighbours({ ...alone, ...more })).join("\n");
+  assert.match(
+    say({ ciliumConfig: { data: { "enable-bpf-masquerade": "true" } } }),
+    /^problem: Cilium masquerades by BPF .*169\.254\.7\.127/,
+  );
+  const calico = (calicoVersion: string, bpfEnabled: boolean): string =>
+    say({ felix: [{ spec: { bpfEnabled } }], calico: [{ spec: { calicoVersion } }] });
+  assert.match(calico("v3.28.1", true), /^problem: Calico v3\.28\.1 judges packets by BPF/);
+  for (const [version, bpf] of [
+    ["v3.28.1", false],
+    ["v3.29.0", true],
+    ["v4.0.0", true],
+    ["", true],
+  ] as const) {
+    assert.match(calico(version, bpf), /^ok/, `${version} ${bpf}`);
+  }
 });

@@ -11,17 +11,23 @@ export function podAt(
     ports?: Record<string, number>;
     enrolled?: boolean;
     node?: string;
+    /** The port of its readiness probe. */
+    probe?: number | string;
   } = {},
 ): Pod {
   const [namespace = "", name = ""] = place.split("/");
-  const { labels = {}, ip = "10.0.0.1", ports = {}, enrolled = false, node = "node1" } = more;
+  const { labels = {}, ip = "10.0.0.1", ports = {}, enrolled = false, node = "node1", probe } = more;
   const annotations: Record<string, string> = enrolled ? { "ambient.istio.io/redirection": "enabled" } : {};
   return {
     metadata: { name, namespace, uid: `uid-${name}`, labels, annotations },
     spec: {
       nodeName: node,
       containers: [
-        { name: "main", ports: Object.entries(ports).map(([name, containerPort]) => ({ name, containerPort })) },
+        {
+          name: "main",
+          ports: Object.entries(ports).map(([name, containerPort]) => ({ name, containerPort })),
+          ...(probe !== undefined && { readinessProbe: { httpGet: { port: probe } } }),
+        },
       ],
     },
     status: { phase: "Running", podIP: ip, podIPs: [{ ip }], startTime: "2026-01-01T00:00:00Z" },

@@ -10,7 +10,8 @@ export {
 export { guardPort } from "./guard.ts";
 export { enrolmentMetrics } from "./metrics.ts";
 export { directoryFinder, procFinder, type NetnsFinder } from "./pod-netns.ts";
-export { Probes } from "./probes.ts";
+export { probePorts } from "./probe-ports.ts";
+export { PROBE_SOURCES, Probes } from "./probes.ts";
 export {
   checkRedirection,
   nftRedirector,
