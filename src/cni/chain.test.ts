@@ -50,6 +50,24 @@ test("our entry is last, everything else stays as it is", () => {
   assert.deepEqual(list, { ...source, "veil.dev/source": ["bridge"], plugins: [...source.plugins, OWN] });
 });
 
+/** What network plugins write, as far as it differs: name of the file, version, types. */
+const WRITTEN: readonly (readonly [file: string, cniVersion: string, types: string[]])[] = [
+  ["10-azure.conflist", "0.3.0", ["azure-vnet", "portmap"]],
+  ["05-cilium.conflist", "0.3.1", ["cilium-cni"]],
+  ["10-calico.conflist", "0.3.1", ["calico", "portmap", "bandwidth"]],
+  ["10-aws.conflist", "0.4.0", ["aws-cni", "egress-cni", "portmap"]],
+  ["10-flannel.conflist", "1.0.0", ["flannel", "portmap"]],
+];
+
+for (const [name, cniVersion, types] of WRITTEN) {
+  test(`${name} is followed by ours`, () => {
+    const plugins = types.map((type) => ({ type, capabilities: { portMappings: true } }));
+    const list = derive(JSON.stringify({ cniVersion, name: "net", plugins }), { name });
+    assert.deepEqual([list["cniVersion"], list.plugins], [cniVersion, [...plugins, OWN]]);
+    assert.equal([name, ownNameFor(name)].toSorted()[0], ownNameFor(name));
+  });
+}
+
 test("a single plugin becomes a list", () => {
   const conf = { cniVersion: "0.3.1", name: "net", type: "ptp", ipam: { type: "host-local" } };
   const list = derive(JSON.stringify(conf), { name: "10-net.conf" });

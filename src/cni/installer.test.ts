@@ -42,7 +42,7 @@ function setUp(t: TestContext): World {
   const entry = { socket: "/s", namespace: "veil-system", strict: false, credentials };
   const cells = new CellSet(cniMetrics);
   const problems: string[] = [];
-  const onProblem = ({ code }: { readonly code: string }): void => void problems.push(code);
+  const onProblem = (code: string): void => void problems.push(code);
   const rest = { credentials: async () => "secret", clock, log: silentLog(), cells, onProblem };
   return {
     confDir,

@@ -29,8 +29,8 @@ export interface InstallerOptions {
   readonly log: Log;
   /** Cells of `cniMetrics`. */
   readonly cells: CellSet;
-  /** Called when the plugin cannot be chained although there is a network, or for another reason than before. */
-  readonly onProblem?: (problem: { readonly code: string; readonly reason: string }) => void;
+  /** Called with the failure when the plugin cannot be chained although there is a network, or for another reason than before. */
+  readonly onProblem?: (code: string, failure: unknown) => void;
 }
 
 /** Whether the container runtime runs the plugin. */
@@ -134,7 +134,7 @@ export class CniInstaller implements Service {
       this.#status = { chained: false, code, reason: messageOf(error) };
       if (before.chained || before.reason !== this.#status.reason) {
         log.warn(this.#status, "cni plugin is not chained");
-        if (code !== "CNI_REMOVED" && code !== "CNI_NO_CONFIG") this.#options.onProblem?.(this.#status);
+        if (code !== "CNI_REMOVED" && code !== "CNI_NO_CONFIG") this.#options.onProblem?.(code, error);
       }
     }
     cells.bind("veil_cni_chained", {}).value = this.#status.chained ? 1 : 0;
