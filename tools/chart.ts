@@ -93,17 +93,20 @@ function schema(): object {
       const group = groups.get(first) ?? {};
       group[second] = property(spec);
       groups.set(first, group);
-      properties[first] = { type: "object", additionalProperties: false, properties: group };
+      properties[first] = mapOf(group);
     }
   }
   return {
     $schema: "http://json-schema.org/draft-07/schema#",
     title: "Values of Veil's chart",
     description: MADE,
-    type: "object",
-    additionalProperties: false,
-    properties,
+    ...mapOf(properties),
   };
+}
+
+/** Nothing more and nothing less: `helm upgrade --reuse-values` puts an older chart's values in place of this one's, where new ones are missing. */
+function mapOf(properties: Readonly<Record<string, object>>): object {
+  return { type: "object", additionalProperties: false, properties, required: Object.keys(properties) };
 }
 
 function property({ about, default: preset, oneOf, pattern, range }: ValueSpec): object {

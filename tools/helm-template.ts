@@ -1,4 +1,4 @@
-import { OWN_VERSION, TextOf, ValueAt, VALUE_TABLE, When, type Condition, type Tree } from "#install";
+import { OWN_VERSION, TextOf, ValueAt, VALUE_TABLE, When, type Choice, type Condition, type Tree } from "#install";
 
 /**
  * One object as a template of Helm's. Only the lines of conditions are more than YAML: values stand as JSON, which is YAML, so that
@@ -65,7 +65,15 @@ function keyOf(key: string): string {
 function expression({ path, fallback }: ValueAt): string {
   if (fallback === undefined) return `.Values.${path}`;
   if (fallback instanceof ValueAt) return `(.Values.${path} | default ${expression(fallback)})`;
+  if (typeof fallback !== "string") return `(.Values.${path} | default ${choiceOf(fallback)})`;
   return `(.Values.${path} | default ${fallback === OWN_VERSION ? ".Chart.AppVersion" : JSON.stringify(fallback)})`;
+}
+
+function choiceOf({ by, of, otherwise }: Choice): string {
+  const words = Object.entries(of)
+    .flat()
+    .map((word) => JSON.stringify(word));
+  return `(get (dict ${words.join(" ")}) .Values.${by} | default ${JSON.stringify(otherwise)})`;
 }
 
 /** Helm reads all numbers as floating ones, and would write a large one as 1e+06. */

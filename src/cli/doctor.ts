@@ -31,8 +31,8 @@ export function doctorCommand(context: CliContext, version: string): Command {
       "--node",
       "look at the node that this runs on: kernel, clock, CNI (as root; in the agent's pod, or on the node)",
     )
-    .option("--cni-conf-dir <folder>", "with --node: its CNI configuration", "/etc/cni/net.d")
-    .option("--cni-bin-dir <folder>", "with --node: its CNI plugins", "/opt/cni/bin")
+    .option("--cni-conf-dir <folder>", "with --node: its CNI configuration", env["CNI_CONF_DIR"] ?? "/etc/cni/net.d")
+    .option("--cni-bin-dir <folder>", "with --node: its CNI plugins", env["CNI_BIN_DIR"] ?? "/opt/cni/bin")
     .option("--timeout <seconds>", "what is not known by then is not checked", seconds, 30)
     .addOption(new Option("-o, --output <format>", "how to answer").choices(["text", "json"]).default("text"))
     .addHelpText("after", "\nExit code 0: nothing is wrong; 1: something is; 2: something could not be looked at.")

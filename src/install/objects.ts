@@ -28,6 +28,7 @@ const ROLES: readonly InstalledRole[] = ["controller", "agent", "proxy"];
 export function installationTrees(): ReadonlyMap<string, readonly Tree[]> {
   return new Map([
     ["namespace", [namespace()]],
+    ["quota", [criticalQuota()]],
     ["access", [...ROLES.flatMap(accessOfRole), ...accessOfPlugin()]],
     ["admission", admissionPolicies()],
     ["controller", controllerObjects()],
@@ -65,6 +66,23 @@ function namespace(): Tree {
       annotations: { "helm.sh/resource-policy": "keep" },
     },
   };
+}
+
+/** GKE lets pods of these classes into other namespaces than kube-system only where a quota speaks of them. */
+function criticalQuota(): Tree {
+  const values = ["system-node-critical", "system-cluster-critical"];
+  return when(
+    { path: "platform", equals: "gke" },
+    {
+      apiVersion: "v1",
+      kind: "ResourceQuota",
+      metadata: { name: "veil-critical-pods", namespace: value("namespace") },
+      spec: {
+        hard: { pods: "20000" }, // agent, proxy and the next proxy of 5,000 nodes, and some
+        scopeSelector: { matchExpressions: [{ operator: "In", scopeName: "PriorityClass", values }] },
+      },
+    },
+  );
 }
 
 function accessOfRole(role: InstalledRole): Tree[] {

@@ -18,13 +18,22 @@ export type Tree =
 /** As a fallback: the version of what is installed. */
 export const OWN_VERSION = "OWN-VERSION";
 
+/** What another value says: a text by each of its own, and one for all others. */
+export interface Choice {
+  readonly by: string;
+  readonly of: Readonly<Record<string, string>>;
+  readonly otherwise: string;
+}
+
+export type Fallback = ValueAt | Choice | string;
+
 /** A value, as it is. */
 export class ValueAt {
   readonly path: string;
   /** Stands for a value that is empty. */
-  readonly fallback: ValueAt | string | undefined;
+  readonly fallback: Fallback | undefined;
 
-  constructor(path: string, fallback?: ValueAt | string) {
+  constructor(path: string, fallback?: Fallback) {
     this.path = path;
     this.fallback = fallback;
   }
@@ -62,7 +71,7 @@ export interface Condition {
 }
 
 /** The value of `path`, or `fallback` where that is empty. */
-export function value(path: string, fallback?: ValueAt | string): ValueAt {
+export function value(path: string, fallback?: Fallback): ValueAt {
   return new ValueAt(path, fallback);
 }
 
@@ -109,7 +118,9 @@ function holds({ path, equals, above, matches }: Condition, values: Values): boo
 function valueOf({ path, fallback }: ValueAt, values: Values): unknown {
   const found = values.get(path);
   if (!isEmpty(found) || fallback === undefined) return found;
-  return typeof fallback === "string" ? fallback : valueOf(fallback, values);
+  if (typeof fallback === "string") return fallback;
+  if (fallback instanceof ValueAt) return valueOf(fallback, values);
+  return fallback.of[String(values.get(fallback.by))] ?? fallback.otherwise;
 }
 
 function textOf(part: string | ValueAt, values: Values): string {

@@ -29,6 +29,13 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
     about: "Where Veil lives. Its own: nothing else belongs in it, as its pods may do much on their nodes.",
   },
   {
+    path: "platform",
+    default: "generic",
+    oneOf: ["generic", "azure", "calico", "cilium", "gke", "k3s", "microk8s"],
+    about:
+      "What the cluster runs on, for what is in another place there. generic, azure, calico, cilium: Kubernetes' usual folders. k3s, microk8s: their folders. gke: its folder of plugins, and the quota without which critical pods run in kube-system alone. What else each needs is in docs/platforms.md.",
+  },
+  {
     path: "image.repository",
     default: "docker.io/local/veil",
     pattern: "[^\\s:@]+(:[0-9]+/[^\\s:@]+)?",
@@ -199,11 +206,16 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
   },
   {
     path: "cni.confDir",
-    default: "/etc/cni/net.d",
-    pattern: "/[^\\s:]+",
-    about: "The node's folder of CNI configurations.",
+    default: "",
+    pattern: "(/[^\\s:]+)?",
+    about: "The node's folder of CNI configurations. Empty: the platform's, usually /etc/cni/net.d.",
   },
-  { path: "cni.binDir", default: "/opt/cni/bin", pattern: "/[^\\s:]+", about: "The node's folder of CNI plugins." },
+  {
+    path: "cni.binDir",
+    default: "",
+    pattern: "(/[^\\s:]+)?",
+    about: "The node's folder of CNI plugins. Empty: the platform's, usually /opt/cni/bin.",
+  },
   {
     path: "cni.strict",
     default: false,

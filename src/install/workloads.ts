@@ -20,6 +20,24 @@ const POD_NAMESPACES = "/run/netns";
 const KERNEL_SETTINGS = "/host/proc/sys/net";
 /** Where the agent keeps the CNI plugin on its node. */
 export const withCni = { path: "cni.enabled" };
+/** The folders that the container runtimes of platforms read; as Istio's profiles of platforms have them. */
+const CNI_CONF_DIR = value("cni.confDir", {
+  by: "platform",
+  of: {
+    k3s: "/var/lib/rancher/k3s/agent/etc/cni/net.d",
+    microk8s: "/var/snap/microk8s/current/args/cni-network",
+  },
+  otherwise: "/etc/cni/net.d",
+});
+const CNI_BIN_DIR = value("cni.binDir", {
+  by: "platform",
+  of: {
+    gke: "/home/kubernetes/bin",
+    k3s: "/var/lib/rancher/k3s/data/cni",
+    microk8s: "/var/snap/microk8s/current/opt/cni/bin",
+  },
+  otherwise: "/opt/cni/bin",
+});
 /** Where the controller runs: as a Deployment, or in the pods of the agents. */
 export const inAgents = { path: "controller.mode", equals: "agents" };
 export const asDeployment = { ...inAgents, not: true };
@@ -156,8 +174,8 @@ export function agentObjects(): Tree[] {
       folder("sockets", SOCKETS),
       folder("pod-namespaces", POD_NAMESPACES),
       when({ path: "proxy.enabled", not: true }, folder("ztunnel", "/run/ztunnel")),
-      when(withCni, folder("cni-conf", value("cni.confDir"))),
-      when(withCni, folder("cni-bin", value("cni.binDir"))),
+      when(withCni, folder("cni-conf", CNI_CONF_DIR)),
+      when(withCni, folder("cni-bin", CNI_BIN_DIR)),
     ],
   };
   return [
@@ -185,8 +203,8 @@ function agentContainer(): Tree {
       // Another ztunnel looks where it always does.
       "--zds-socket": when({ path: "proxy.enabled" }, `${SOCKETS}/ztunnel.sock`),
       "--ztunnel-listen": value("agent.ztunnelListen"),
-      "--cni-conf-dir": when(withCni, value("cni.confDir")),
-      "--cni-bin-dir": when(withCni, value("cni.binDir")),
+      "--cni-conf-dir": when(withCni, CNI_CONF_DIR),
+      "--cni-bin-dir": when(withCni, CNI_BIN_DIR),
       "--cni-account": when(withCni, PLUGIN_ACCOUNT),
       "--cni-strict": when([withCni, { path: "cni.strict" }], true),
       "--enrol-labels": text`${value("enrolLabels")}`,
@@ -195,7 +213,12 @@ function agentContainer(): Tree {
       "--metrics-listen": listening(INSTALLED.agent.readyPort),
       "--log-level": value("logLevel"),
     }),
-    env: nodeEnvironment(),
+    // The folders: for the doctor that somebody starts in it.
+    env: [
+      ...nodeEnvironment(),
+      when(withCni, { name: "CNI_CONF_DIR", value: CNI_CONF_DIR }),
+      when(withCni, { name: "CNI_BIN_DIR", value: CNI_BIN_DIR }),
+    ],
     securityContext: asRoot(["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"]),
     volumeMounts: [
       { name: "token", mountPath: "/var/run/secrets/tokens", readOnly: true },
@@ -203,8 +226,9 @@ function agentContainer(): Tree {
       // Those of pods that start later, too.
       { name: "pod-namespaces", mountPath: POD_NAMESPACES, mountPropagation: "HostToContainer" },
       when({ path: "proxy.enabled", not: true }, { name: "ztunnel", mountPath: "/run/ztunnel" }),
-      when(withCni, { name: "cni-conf", mountPath: value("cni.confDir") }),
-      when(withCni, { name: "cni-bin", mountPath: value("cni.binDir") }),
+      // What the node mounts over them later, too.
+      when(withCni, { name: "cni-conf", mountPath: CNI_CONF_DIR, mountPropagation: "HostToContainer" }),
+      when(withCni, { name: "cni-bin", mountPath: CNI_BIN_DIR, mountPropagation: "HostToContainer" }),
     ],
   };
 }

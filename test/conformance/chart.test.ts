@@ -52,6 +52,19 @@ function byName(objects: readonly unknown[]): Map<string, unknown> {
   return new Map(named.toSorted(([a], [b]) => (a < b ? -1 : 1)));
 }
 
+/** What of an object is looked at. */
+interface Rendered {
+  readonly kind: string;
+  readonly metadata: { readonly name: string };
+  readonly spec?: {
+    readonly template?: {
+      readonly spec?: {
+        readonly volumes?: readonly { readonly name: string; readonly hostPath?: { readonly path: string } }[];
+      };
+    };
+  };
+}
+
 /** Another value than the default that is allowed. */
 function otherThan(spec: ValueSpec): unknown {
   const { path, oneOf, range } = spec;
@@ -87,6 +100,8 @@ const CASES: readonly (readonly [string, GivenValues])[] = [
     "the controller in the agents' pods, another ztunnel beside it",
     { controller: { mode: "agents" }, proxy: { enabled: false }, agent: { ztunnelListen: "127.0.0.1:15010" } },
   ],
+  ...["gke", "k3s", "microk8s"].map((platform) => [`platform ${platform}`, { platform }] as const),
+  ["a folder that is not the platform's", { platform: "k3s", cni: { binDir: "/opt/other/bin" } }],
   ["words that mean something in YAML", { network: "yes", clusterId: "0x10", proxy: { threads: "1" } }],
 ];
 
@@ -116,6 +131,8 @@ const REFUSED: readonly (readonly [GivenValues, RegExp])[] = [
   [{ nonsense: 1 }, /nonsense/],
   [{ proxy: { thread: "2" } }, /thread/],
   [{ mode: "Strict" }, /mode/],
+  [{ platform: "openstack" }, /platform/],
+  [{ controller: { mode: null } }, /missing property 'mode'/], // as --reuse-values of an older chart leaves it
   [{ controller: { replicas: 0 } }, /replicas/],
   [{ controller: { replicas: "2" } }, /replicas/],
   [{ namespace: "a\nb" }, /namespace/],
@@ -141,6 +158,33 @@ for (const [values, said] of REFUSED) {
     assert.throws(() => readValues(values));
   });
 }
+
+/** Where a node's runtime reads configurations and finds plugins. */
+const FOLDERS: Readonly<Record<string, readonly [confDir: string, binDir: string]>> = {
+  generic: ["/etc/cni/net.d", "/opt/cni/bin"],
+  azure: ["/etc/cni/net.d", "/opt/cni/bin"],
+  calico: ["/etc/cni/net.d", "/opt/cni/bin"],
+  cilium: ["/etc/cni/net.d", "/opt/cni/bin"],
+  gke: ["/etc/cni/net.d", "/home/kubernetes/bin"],
+  k3s: ["/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/lib/rancher/k3s/data/cni"],
+  microk8s: ["/var/snap/microk8s/current/args/cni-network", "/var/snap/microk8s/current/opt/cni/bin"],
+};
+
+test("each platform has its folders of the CNI, and GKE the quota for critical pods", () => {
+  assert.deepEqual(Object.keys(FOLDERS), VALUE_TABLE.find(({ path }) => path === "platform")?.oneOf);
+  for (const [platform, folders] of Object.entries(FOLDERS)) {
+    const objects = new Map(
+      renderInstallation(readValues({ platform }), version).map((object) => {
+        const { kind, metadata, spec } = JSON.parse(JSON.stringify(object)) as Rendered;
+        return [`${kind} ${metadata.name}`, spec] as const;
+      }),
+    );
+    const { volumes = [] } = objects.get("DaemonSet veil-agent")?.template?.spec ?? {};
+    const mounted = volumes.flatMap(({ name, hostPath }) => (name.startsWith("cni-") ? [hostPath?.path] : []));
+    assert.deepEqual(mounted, folders, platform);
+    assert.equal(objects.has("ResourceQuota veil-critical-pods"), platform === "gke");
+  }
+});
 
 test("a release in Veil's own namespace does not make that namespace a second time", () => {
   const inside = run(["template", "any", chart, "--namespace", "veil-system"]);
