@@ -2,19 +2,30 @@
  * What an upgrade of the whole chart, and the way back, does to connections under load: the test's body
  * (test/kubernetes/version-changes.ts), with half of what the pair of pods can carry.
  *
- *     node --conditions=veil-source bench/upgrade.ts [--share 0.5]     (root; takes about four minutes)
+ *     node --conditions=veil-source bench/upgrade.ts [--share 0.5] [--from CHECKOUT]     (root; takes about four minutes)
  *
+ * With `--from` the older version is another checkout's, with its modules; otherwise this one's under another name.
  * Writes bench/results/upgrade.md.
  */
+import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { cpus, loadavg } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { VersionChanges } from "../test/kubernetes/version-changes.ts";
 
-const { values } = parseArgs({ options: { share: { type: "string", default: "0.5" } } });
+const { values } = parseArgs({ options: { share: { type: "string", default: "0.5" }, from: { type: "string" } } });
 
-await using changes = await VersionChanges.start(Number(values.share));
+await using changes = await VersionChanges.start(Number(values.share), values.from);
+const { from } = values;
+const commit =
+  from === undefined
+    ? ""
+    : execFileSync("git", ["-C", from, "log", "-1", "--format=%h of %ci"], { encoding: "utf8" }).trim();
+const versions =
+  from === undefined
+    ? "go to the next minor version and back"
+    : `go from an older commit (${commit}; its own image and chart, under the minor version before) to this one, and back`;
 const lines: string[] = [];
 for (const [what, change] of [
   ["the same load, nothing changes", undefined],
@@ -29,7 +40,7 @@ for (const [what, change] of [
 }
 const text = `# An upgrade under load
 
-\`node --conditions=veil-source bench/upgrade.ts --share ${values.share}\`: Kubernetes 1.35.4, two kubelets, containerd and real pods on one machine; a controller of two replicas, agent and proxy of each node go to the next minor version and back. ${cpus()[0]?.model.trim()}, ${cpus().length} processors for all of it, load ${loadavg()[0]?.toFixed(1)} at the end.
+\`node --conditions=veil-source bench/upgrade.ts --share ${values.share}${from === undefined ? "" : " --from CHECKOUT"}\`: Kubernetes 1.35.4, two kubelets, containerd and real pods on one machine; a controller of two replicas, agent and proxy of each node ${versions}. ${cpus()[0]?.model.trim()}, ${cpus().length} processors for all of it, load ${loadavg()[0]?.toFixed(1)} at the end.
 Asked for are ${changes.rate} new connections a second from a pod of one node to a pod of the other, ${values.share} of what eight at a time can; each carries some kilobytes, every byte is checked.
 
 | | s, until all runs and the old proxies are gone | connections | failed | p50, ms | p99, ms |

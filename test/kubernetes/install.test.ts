@@ -3,11 +3,13 @@ import { readFileSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
 import { findWords, readTls, tcpStreams } from "#capture";
 import { resources, type Pod } from "#kube";
+import { DATAPLANE_MODE_LABEL } from "#model/enrol-labels";
 import { RawClient } from "../conformance/apiserver-world.ts";
 import { eventually, run, VEIL } from "../netns/harness.ts";
 import { startCluster, type TestCluster } from "./cluster.ts";
 import { BUSYBOX_IMAGE } from "./images.ts";
-import { helm, readmeLines, rolledOut, VEIL_NAMESPACE, type ReadmeLines } from "./veil.ts";
+import { assertRights } from "./role-rights.ts";
+import { CHART, helm, readmeLines, rolledOut, VEIL_NAMESPACE, type ReadmeLines } from "./veil.ts";
 
 /** Words that only the test's own pods say. */
 const QUESTION = "a-question-about-green-umbrellas";
@@ -22,13 +24,13 @@ interface Place {
 }
 
 /** A pod that answers HTTP; with `first` its first process asks that URL before anything else, and keeps what it got in /www/first. */
-function podOf({ namespace, name, node }: Place, first?: string): object {
+function podOf({ namespace, name, node }: Place, first?: string, annotations: Record<string, string> = {}): object {
   const ask = first === undefined ? "" : `timeout 20 wget -q -O /www/first '${first}' || echo refused >/www/first;`;
   const command = ["sh", "-c", `mkdir /www; echo ${ANSWER} >/www/index.html; ${ask} exec httpd -f -p 8080 -h /www`];
   return {
     apiVersion: "v1",
     kind: "Pod",
-    metadata: { namespace, name, labels: { app: name } },
+    metadata: { namespace, name, labels: { app: name }, annotations },
     spec: {
       nodeName: node,
       terminationGracePeriodSeconds: 0,
@@ -54,18 +56,25 @@ describe("Veil on a cluster", () => {
   before(async () => {
     cluster = await startCluster();
     readme = await readmeLines(cluster);
-    await readme.run("helm install");
-    await readme.run("kubectl -n veil-system rollout status");
     await cluster.apply([
       namespaceOf("shop"),
       namespaceOf("plain"),
+      namespaceOf("older", { [DATAPLANE_MODE_LABEL]: "ambient" }),
       podOf({ namespace: "shop", name: "ledger", node: "node1" }),
       podOf({ namespace: "shop", name: "customer", node: "node2" }),
       podOf({ namespace: "plain", name: "board", node: "node1" }),
       podOf({ namespace: "plain", name: "reader", node: "node2" }),
+      podOf({ namespace: "older", name: "than-veil", node: "node2" }),
     ]);
     for (const name of ["ledger", "customer"]) await cluster.readyPod("shop", name);
     for (const name of ["board", "reader"]) await cluster.readyPod("plain", name);
+    await cluster.readyPod("older", "than-veil");
+    const notes = await readme.run("helm install");
+    assert.match(
+      notes,
+      /kubectl -n veil-system rollout status [^]*helm -n default test veil\n[^]*kubectl label namespace/,
+    );
+    await readme.run("kubectl -n veil-system rollout status");
   });
   after(() => cluster?.[Symbol.asyncDispose]());
 
@@ -95,6 +104,10 @@ describe("Veil on a cluster", () => {
       ["veil-agent-own-node", undefined],
       ["veil-redirection", undefined],
     ]);
+  });
+
+  it("enrols pods that were there before it, and whose labels ask for it", async () => {
+    await enrolled("older", "than-veil");
   });
 
   it("enrols by a label pods that run, and what they say is read by nobody between the nodes", async () => {
@@ -142,11 +155,8 @@ describe("Veil on a cluster", () => {
     assert.deepEqual([...sources], [plain], "the capture finds the twin's question, and no other");
   });
 
-  it("holds enrolled pods while its agent is away, and no others", async () => {
-    const nowhere = { spec: { template: { spec: { nodeSelector: { "veil.test/nowhere": "true" } } } } };
-    const patch = (value: object): Promise<string> =>
-      cluster.kubectl("-n", VEIL_NAMESPACE, "patch", "daemonset/veil-agent", "-p", JSON.stringify(value));
-    await patch(nowhere);
+  it("leaves pods enrolled when somebody deletes the agents' DaemonSet, holds new enrolled ones, and no others", async () => {
+    await cluster.kubectl("-n", VEIL_NAMESPACE, "delete", "daemonset", "veil-agent");
     await cluster.readyPods(VEIL_NAMESPACE, "app=veil-agent", 0);
     await cluster.apply([
       podOf({ namespace: "shop", name: "held", node: "node2" }),
@@ -161,7 +171,13 @@ describe("Veil on a cluster", () => {
     assert.match(reason, /type="veil-cni" failed \(add\)/);
     const held = await cluster.client.find(resources.pods, { namespace: "shop", name: "held" });
     assert.equal(held?.status?.phase, "Pending");
-    await patch({ spec: { template: { spec: { nodeSelector: { "veil.test/nowhere": null } } } } });
+    await using capture = await cluster.captureNode("node1", { filter: "tcp" });
+    for (const name of ["ledger", "customer"]) await enrolled("shop", name);
+    assert.equal(await ask("shop", "customer", await urlOf("shop", "ledger")), ANSWER);
+    assert.equal(await ask("plain", "free", await urlOf("plain", "board")), ANSWER);
+    const sources = new Set(findWords(await capture.stop(), [QUESTION]).map(({ packet }) => String(packet.source)));
+    assert.deepEqual([...sources], [await addressOf("plain", "free")], "the capture finds the twin's question alone");
+    await helm(cluster, "upgrade", "veil", CHART, "--reuse-values");
     await rolledOut(cluster);
     await enrolled("shop", "held");
     assert.equal(await ask("shop", "held", await urlOf("shop", "ledger")), ANSWER);
@@ -193,6 +209,8 @@ describe("Veil on a cluster", () => {
     await until(/^$/);
   });
 
+  it("gives each role the rights of the chart's list, and no other, as the API tells it", () => assertRights(cluster));
+
   it("lets an agent mark pods of its own node alone, and nobody else mark any", async () => {
     const agents = await cluster.readyPods(VEIL_NAMESPACE, "app=veil-agent", 2);
     const agent = agents.find((pod) => pod.spec?.nodeName === "node2");
@@ -201,6 +219,8 @@ describe("Veil on a cluster", () => {
     const token = (await cluster.kubectl(...account, `--bound-object-uid=${agent?.metadata?.uid}`)).trim();
     const kubeconfig = readFileSync(cluster.kubeconfig, "utf8");
     const asAgent = new RawClient(kubeconfig, { token });
+    const unbound = (await cluster.kubectl("-n", VEIL_NAMESPACE, "create", "token", "veil-agent")).trim();
+    const asNoNode = new RawClient(kubeconfig, { token: unbound });
     const asAdministrator = new RawClient(kubeconfig);
     const marked = (value: string | null): object => ({ annotations: { [REDIRECTION]: value } });
     const change = async (as: RawClient, pod: string, metadata: object): Promise<unknown[]> => {
@@ -214,9 +234,21 @@ describe("Veil on a cluster", () => {
     assert.deepEqual(await change(asAgent, "ledger", marked(null)), refused);
     assert.deepEqual(await change(asAgent, "customer", { annotations: { other: "1" } }), refused);
     assert.deepEqual(await change(asAgent, "customer", { labels: { "istio.io/dataplane-mode": "none" } }), refused);
+    assert.deepEqual(await change(asNoNode, "customer", marked("enabled")), refused);
     assert.deepEqual(await change(asAdministrator, "customer", marked(null)), [403, "veil-redirection"]);
     asAgent.close();
+    asNoNode.close();
     asAdministrator.close();
+  });
+
+  it("takes the mark off a pod that comes with it and is not enrolled", async () => {
+    const liar = podOf({ namespace: "plain", name: "liar", node: "node1" }, undefined, { [REDIRECTION]: "enabled" });
+    await cluster.apply([liar]);
+    await eventually("the mark to go", async () => {
+      const pod = await cluster.readyPod("plain", "liar");
+      return pod.metadata?.annotations?.[REDIRECTION] === undefined || undefined;
+    });
+    assert.equal(await ask("shop", "customer", await urlOf("plain", "liar")), ANSWER);
   });
 
   it("goes by helm uninstall when the last connection has ended, and leaves pods in clear and nothing on the nodes", async () => {

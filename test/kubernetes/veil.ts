@@ -34,28 +34,42 @@ async function bringImage(cluster: TestCluster): Promise<void> {
 
 async function bringImages(cluster: TestCluster, images: readonly Image[]): Promise<void> {
   await makeImages(images);
+  await importOnce(cluster, images);
+}
+
+async function importOnce(cluster: TestCluster, images: readonly Pick<Image, "file">[]): Promise<void> {
   for (const { file } of images) {
     await cluster.importImage(file);
     rmSync(file); // it would fill the memory file system
   }
 }
 
-/**
- * Releases of this checkout in several versions: charts that want the image of their own version, and the images on all nodes.
- * Answers the charts' paths.
- */
-export async function bringReleases(cluster: TestCluster, ...versions: string[]): Promise<string[]> {
+/** A version of Veil: of this checkout under another name, or of another checkout. */
+export interface Release {
+  readonly version: string;
+  /** The other checkout's folder, with its modules. */
+  readonly checkout?: string;
+}
+
+/** Brings releases: charts that want the image of their own version, and the images on all nodes. Answers the charts' paths. */
+export async function bringReleases(cluster: TestCluster, ...releases: Release[]): Promise<string[]> {
   const folder = join(FOLDER, "releases");
   mkdirSync(folder);
-  const fileOf = (version: string): string => join(folder, `image-${version}.tar`);
-  await bringImages(
-    cluster,
-    versions.map((version) => ({ tag: version, version, file: fileOf(version) })),
-  );
-  for (const version of versions) {
-    await helm(cluster, "package", CHART, "--version", version, "--app-version", version, "--destination", folder);
+  const imageOf = ({ version }: Release): Image => {
+    return { tag: version, version, file: join(folder, `image-${version}.tar`) };
+  };
+  await bringImages(cluster, releases.filter(({ checkout }) => checkout === undefined).map(imageOf));
+  for (const release of releases) {
+    const { version, checkout = CHECKOUT } = release;
+    if (checkout !== CHECKOUT) {
+      const { tag, file } = imageOf(release);
+      await must([process.execPath, "--conditions=veil-source", join(checkout, "tools/image.ts"), tag, file]);
+      await importOnce(cluster, [{ file }]);
+    }
+    const names = ["--version", version, "--app-version", version];
+    await helm(cluster, "package", join(checkout, "deploy/chart"), ...names, "--destination", folder);
   }
-  return versions.map((version) => join(folder, `veil-${version}.tgz`));
+  return releases.map(({ version }) => join(folder, `veil-${version}.tgz`));
 }
 
 /** Installs the chart of this checkout, with these values besides; ready on return. */
