@@ -6,6 +6,9 @@
 /** One of a node's two devices. */
 export type Slot = 0 | 1;
 
+/** Both. */
+export const SLOTS = [0, 1] as const;
+
 /** UDP port of each slot, unless it is set otherwise; that of slot 0 is the one that Cilium uses. */
 export const SLOT_PORTS: Readonly<Record<Slot, number>> = { 0: 51871, 1: 51872 };
 
