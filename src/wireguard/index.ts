@@ -2,7 +2,9 @@ export type { Backend } from "./backend.ts";
 export { chooseBackend } from "./choose-backend.ts";
 export { Firewall, type ClearReason, type LocalPod, type StrictMode } from "./firewall.ts";
 export { DeviceTunnels, type DeviceTunnelsOptions } from "./device-tunnels.ts";
+export { NodeRotation, type NodeRotationOptions } from "./driver.ts";
 export { generateKeyPair } from "./keys.ts";
+export { wireguardMetrics } from "./metrics.ts";
 export {
   SLOT_PORTS,
   slotOf,
@@ -13,3 +15,4 @@ export {
   type Tunnels,
 } from "./slots.ts";
 export { findUserspaceVersion, UserspaceBackend, type UserspaceOptions } from "./userspace.ts";
+export { type NodeView, type PairView, type SlotView } from "./view.ts";

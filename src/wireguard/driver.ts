@@ -1,0 +1,262 @@
+import { every, sleep, type Clock } from "#base/clock";
+import { messageOf } from "#base/errors";
+import type { Log } from "#base/log";
+import type { CellSet } from "#base/metrics";
+import type { Random } from "#base/random";
+import type { Service } from "#base/service";
+import { Informer, resources, type KubeClient, type KubeObject, type Node } from "#kube";
+import { DeviceQueue } from "./device-queue.ts";
+import { advance, newNode } from "./node.ts";
+import { NodeObjects } from "./node-objects.ts";
+import type { NodeEvent, NodeState } from "./node-state.ts";
+import {
+  claimOf,
+  FIRST_GENERATION,
+  ROTATION_NAME,
+  wireguardResources,
+  type CiliumNode,
+  type WireGuardRotation,
+} from "./objects.ts";
+import { PeerDirectory } from "./peers.ts";
+import { Prover } from "./prover.ts";
+import { SLOT_PORTS, SLOTS, type Tunnels } from "./slots.ts";
+import { countNode, describeNode, reportOf, type NodeView } from "./view.ts";
+
+/** Steps that were refused are tried again, and the report is brought up to date, so often. */
+const TICK_MS = 500;
+/** Between two tries to begin. */
+const RETRY_MS = 1_000;
+
+/** What a node's rotation is made of. */
+export interface NodeRotationOptions {
+  readonly client: KubeClient;
+  readonly node: string;
+  /** The node's devices, open. */
+  readonly tunnels: Tunnels;
+  /** UDP ports of the slots. Default: {@link SLOT_PORTS}. */
+  readonly ports?: readonly [number, number];
+  /** What carries the tunnels, for the report. */
+  readonly backend: { readonly kind: string; readonly version: string };
+  /** Whether keys are published and read where Cilium has them: not where Cilium itself is. */
+  readonly foreignKeys: boolean;
+  /** Of the table `wireguardMetrics`. */
+  readonly metrics: CellSet;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+}
+
+/**
+ * Carries out a node's part of the rotation: events come from the API and from the devices, {@link advance} decides, and its actions
+ * go to the devices and the API.
+ *
+ *     CiliumNodes ──▶ PeerDirectory ─┐                  ┌─▶ devices (in order, per slot) ──▶ done or failed ─┐
+ *     WireGuardRotation ─────────────┼──▶ advance() ────┼─▶ proofs (handshake and echo) ──▶ proven ──────────┼──▶ advance()
+ *     a device that was lost ────────┘                  └─▶ CiliumNode annotation, WireGuardNode status      ┘
+ *
+ * It may end at any step: devices, routes and what was published stay, and the next one goes on from there.
+ */
+export class NodeRotation implements Service {
+  readonly name = "wireguard rotation";
+  readonly #options: NodeRotationOptions;
+  readonly #state: NodeState;
+  readonly #objects: NodeObjects;
+  readonly #peers: PeerDirectory;
+  readonly #queue: DeviceQueue;
+  readonly #prover: Prover;
+  readonly #nodes: Informer<CiliumNode>;
+  readonly #rotations: Informer<WireGuardRotation>;
+  readonly #own: Informer<Node>;
+  readonly #stop = new AbortController();
+  #cancels: (() => void)[] = [];
+  #running: Promise<void> | undefined;
+  #reported = "";
+
+  constructor(options: NodeRotationOptions) {
+    const { client, node, tunnels, ports = [SLOT_PORTS[0], SLOT_PORTS[1]], clock, random, log } = options;
+    const { signal } = this.#stop;
+    this.#options = options;
+    this.#state = newNode(node, ports);
+    this.#objects = new NodeObjects(options);
+    this.#peers = new PeerDirectory(node, (name, peer) => this.#take({ kind: "peer", node: name, peer }));
+    const take = (event: NodeEvent): void => this.#take(event);
+    this.#queue = new DeviceQueue({ tunnels, log, signal, onDone: take });
+    this.#prover = new Prover({ state: this.#state, tunnels, queue: this.#queue, clock, signal, onProven: take });
+    const shared = { client, clock, random, log };
+    const { ciliumNodes, wireguardRotations } = wireguardResources;
+    this.#nodes = new Informer({ ...shared, ref: ciliumNodes });
+    this.#rotations = new Informer({
+      ...shared,
+      ref: wireguardRotations,
+      fieldSelector: `metadata.name=${ROTATION_NAME}`,
+    });
+    this.#own = new Informer({ ...shared, ref: resources.nodes, fieldSelector: `metadata.name=${node}` });
+  }
+
+  /** Every pair and slot as it is now. */
+  async view(): Promise<NodeView> {
+    const { tunnels, clock } = this.#options;
+    const devices = await Promise.all(SLOTS.map((slot) => tunnels.status(slot)));
+    return describeNode(this.#state, { devices, refusals: this.#peers.refusals, nowMs: clock.now() });
+  }
+
+  /** Starts; resolves at once: the API is waited for beside it. */
+  start(): Promise<void> {
+    this.#running = this.#run();
+    return Promise.resolve();
+  }
+
+  /** Ends; what is published and what is in the devices stays. */
+  async drain(deadlineMs: number): Promise<void> {
+    this.#stop.abort(new Error("draining"));
+    for (const cancel of this.#cancels) cancel();
+    await this.#running;
+    await Promise.all([this.#nodes, this.#rotations, this.#own].map((one) => one.drain(deadlineMs)));
+    await Promise.all([this.#objects.stop(), this.#queue.idle()]);
+  }
+
+  async #run(): Promise<void> {
+    const { clock, log } = this.#options;
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      try {
+        await this.#begin();
+        return;
+      } catch (error) {
+        if (signal.aborted) return;
+        log.warn({ error: messageOf(error) }, "the rotation of keys cannot begin yet, trying again");
+        await sleep(clock, RETRY_MS, signal).catch(() => undefined);
+      }
+    }
+  }
+
+  async #begin(): Promise<void> {
+    const { clock, tunnels } = this.#options;
+    const { signal } = this.#stop;
+    const started = await this.#adopt(await this.#objects.open(signal));
+    // Before anything is sent: whoever waits for this node's report must not take an old one for it.
+    await this.#objects.reportNow({ ...this.#status(), done: started.done }, signal);
+    await Promise.all([this.#nodes, this.#rotations, this.#own].map((one) => one.start(signal)));
+    this.#take(started);
+    this.#cancels = [
+      tunnels.onLost((slot) => this.#lost(slot)),
+      this.#followPeers(),
+      this.#followTarget(),
+      this.#followOwnNode(),
+      every(clock, TICK_MS, () => this.#tick()),
+    ];
+    this.#take({ kind: "synced" });
+  }
+
+  /** What an earlier agent left in the devices: a slot whose key is the one that was published goes on as it is. */
+  async #adopt({ record, done }: Awaited<ReturnType<NodeObjects["open"]>>): Promise<NodeEvent & { kind: "started" }> {
+    const own: NodeState["own"] = [undefined, undefined];
+    const found: NodeState["found"] = [new Set(), new Set()];
+    for (const slot of SLOTS) {
+      const key = record?.keys[slot];
+      const status = await this.#options.tunnels.status(slot);
+      if (key === undefined || status.publicKey !== key.publicKey) continue;
+      own[slot] = { ...key, port: this.#state.ports[slot] };
+      for (const publicKey of status.peers.keys()) found[slot].add(publicKey);
+    }
+    const isAdopted = own[0] !== undefined || own[1] !== undefined;
+    if (isAdopted) this.#options.log.info({ done }, "devices go on with the keys that they have");
+    return { kind: "started", own, found, done: isAdopted ? done : -1 };
+  }
+
+  #followPeers(): () => void {
+    const { node, foreignKeys } = this.#options;
+    const upserted = (object: CiliumNode): void => {
+      if (object.metadata?.name === node) this.#objects.observe(object);
+      this.#peers.upsert(claimOf(object, foreignKeys));
+    };
+    const own = this.#nodes.get(node);
+    if (own !== undefined) upserted(own); // first: nobody may claim what this node has
+    for (const object of this.#nodes.list().toSorted(olderFirst)) upserted(object);
+    return this.#nodes.on({ upserted, deleted: ({ metadata }) => this.#peers.remove(metadata?.name ?? "") });
+  }
+
+  #followTarget(): () => void {
+    const upserted = ({ status }: WireGuardRotation): void => {
+      if (status?.generation !== undefined) this.#take({ kind: "target", generation: status.generation });
+    };
+    const unfollow = this.#rotations.on({ upserted });
+    if (this.#state.target === undefined) {
+      // No controller has ever said one: go where the others are.
+      const sending = this.#peers.peers.filter(({ hasSlots }) => hasSlots).map((peer) => peer.sending);
+      this.#take({ kind: "target", generation: Math.max(FIRST_GENERATION, this.#state.done, ...sending) });
+    }
+    return unfollow;
+  }
+
+  #followOwnNode(): () => void {
+    const { node, log } = this.#options;
+    const upserted = (own: Node): void => {
+      const object = this.#nodes.get(node);
+      if (object === undefined) return;
+      this.#objects.follow(own, object, this.#stop.signal).catch((error: unknown) => {
+        if (!this.#stop.signal.aborted)
+          log.warn({ error: messageOf(error) }, "the node's addresses cannot be published");
+      });
+    };
+    return this.#own.on({ upserted });
+  }
+
+  #take(event: NodeEvent): void {
+    if (this.#stop.signal.aborted) return;
+    const { clock, log, metrics } = this.#options;
+    for (const action of advance(this.#state, event, clock.monotonic())) {
+      switch (action.kind) {
+        case "publish":
+          this.#objects.publish(action.record);
+          break;
+        case "report":
+          log.info({ done: action.done }, "this generation of keys is in use to all peers");
+          this.#report();
+          break;
+        case "wake":
+          clock.after(Math.max(1, action.atMs - clock.monotonic()), () => this.#take({ kind: "tick" }));
+          break;
+        case "prove":
+          this.#prover.prove(action);
+          break;
+        default:
+          if (action.kind === "rekey")
+            metrics.bind("veil_wireguard_rotations_total", { slot: `${action.slot}` }).value++;
+          this.#queue.push(action);
+      }
+    }
+    if (event.kind === "failed") metrics.bind("veil_wireguard_device_failures_total", {}).value++;
+  }
+
+  #lost(slot: 0 | 1): void {
+    this.#options.log.warn({ slot }, "a wireguard device was lost and gets a fresh key");
+    this.#options.metrics.bind("veil_wireguard_lost_devices_total", { slot: `${slot}` }).value++;
+    this.#take({ kind: "lost", slot });
+  }
+
+  #tick(): void {
+    this.#take({ kind: "tick" });
+    this.#report();
+  }
+
+  #status(): ReturnType<typeof reportOf> {
+    const { backend, clock } = this.#options;
+    return reportOf(this.#state, { backend, refusals: this.#peers.refusals, nowMs: clock.monotonic() });
+  }
+
+  #report(): void {
+    const status = this.#status();
+    countNode(this.#state, this.#peers.refusals, this.#options.metrics);
+    const text = JSON.stringify(status);
+    if (text === this.#reported) return;
+    this.#reported = text;
+    this.#objects.report(status);
+  }
+}
+
+/** By the API's own clock, then by name: of two that claim the same, the one that was there first. */
+function olderFirst(a: KubeObject, b: KubeObject): number {
+  const key = ({ metadata }: KubeObject): string => `${metadata?.creationTimestamp ?? ""} ${metadata?.name ?? ""}`;
+  return key(a) < key(b) ? -1 : 1;
+}

@@ -1,0 +1,174 @@
+import { hash } from "node:crypto";
+import type { CellSet } from "#base/metrics";
+import type { NodeState, Pair } from "./node-state.ts";
+import type { WireGuardNode } from "./objects.ts";
+import { hasMoved } from "./pair.ts";
+import type { Refusal } from "./peers.ts";
+import { SLOTS, slotOf, type Slot, type SlotStatus } from "./slots.ts";
+
+/** A pair that is not proven is a problem after so long. */
+export const PROOF_DEADLINE_MS = 10_000;
+/** Problems that a report names. */
+const MAX_PROBLEMS = 20;
+
+/** One slot of one pair, for people. */
+export interface SlotView {
+  readonly slot: Slot;
+  /** Of the peer's key, and a short text by which the key can be compared. */
+  readonly generation: number;
+  readonly fingerprint: string;
+  /** `sending`: packets leave here; `proven`: they could; `proving`: keys are there, no handshake and echo yet; `idle`: no pair of keys of one generation. */
+  readonly state: "sending" | "proven" | "proving" | "idle";
+  /** Since the last handshake, seconds; undefined: none. */
+  readonly handshakeAgeSeconds: number | undefined;
+  readonly receivedBytes: number;
+  readonly sentBytes: number;
+}
+
+/** One peer, for people. */
+export interface PairView {
+  readonly node: string;
+  readonly endpoint: string;
+  readonly slots: readonly SlotView[];
+  /** Why it is not on the newest keys; undefined: it is. */
+  readonly reason: string | undefined;
+}
+
+/** A node's tunnels, for people. */
+export interface NodeView {
+  readonly node: string;
+  readonly generation: number | undefined;
+  readonly done: number;
+  readonly own: readonly {
+    readonly slot: Slot;
+    readonly generation: number;
+    readonly fingerprint: string;
+    readonly port: number;
+  }[];
+  readonly pairs: readonly PairView[];
+  readonly refused: readonly Refusal[];
+}
+
+/** The first 8 hex digits of a key's SHA-256: enough to compare by eye. */
+export function fingerprintOf(publicKey: string): string {
+  return hash("sha256", Buffer.from(publicKey, "base64"), "hex").slice(0, 8);
+}
+
+/** Everything about a node's pairs. `nowMs` is the wall clock. */
+export function describeNode(
+  state: NodeState,
+  facts: { readonly devices: readonly SlotStatus[]; readonly refusals: readonly Refusal[]; readonly nowMs: number },
+): NodeView {
+  const own = SLOTS.flatMap((slot) => {
+    const key = state.own[slot];
+    if (key === undefined) return [];
+    return [{ slot, generation: key.generation, fingerprint: fingerprintOf(key.publicKey), port: key.port }];
+  });
+  const pairs = [...state.pairs.values()].map((pair) => ({
+    node: pair.peer.node,
+    endpoint: pair.peer.endpoint,
+    slots: SLOTS.flatMap((slot) => viewOf(pair, { slot, device: facts.devices[slot], nowMs: facts.nowMs })),
+    reason: reasonOf(state, pair)?.message,
+  }));
+  return { node: state.self, generation: state.target, done: state.done, own, pairs, refused: facts.refusals };
+}
+
+function viewOf(
+  pair: Pair,
+  { slot, device, nowMs }: { slot: Slot; device: SlotStatus | undefined; nowMs: number },
+): SlotView[] {
+  const key = pair.peer.keys[slot];
+  if (key === undefined) return [];
+  const { lastHandshakeMs = 0, receivedBytes = 0, sentBytes = 0 } = device?.peers.get(key.publicKey) ?? {};
+  const handshakeAgeSeconds =
+    lastHandshakeMs === 0 ? undefined : Math.max(0, Math.round((nowMs - lastHandshakeMs) / 1000));
+  const { generation, publicKey } = key;
+  return [
+    {
+      slot,
+      generation,
+      fingerprint: fingerprintOf(publicKey),
+      state: stateOf(pair, slot),
+      handshakeAgeSeconds,
+      receivedBytes,
+      sentBytes,
+    },
+  ];
+}
+
+function stateOf(pair: Pair, slot: Slot): SlotView["state"] {
+  if (pair.route === slot) return "sending";
+  if (pair.proven[slot] !== undefined) return "proven";
+  return pair.proving[slot] === undefined ? "idle" : "proving";
+}
+
+/** What a node reports. `nowMs` is monotonic. */
+export function reportOf(
+  state: NodeState,
+  facts: {
+    readonly backend: { readonly kind: string; readonly version: string };
+    readonly refusals: readonly Refusal[];
+    readonly nowMs: number;
+  },
+): Required<NonNullable<WireGuardNode["status"]>> {
+  const pairs = [...state.pairs.values()];
+  const devices = SLOTS.flatMap((slot) => {
+    const message = state.failure[slot];
+    return message === undefined ? [] : [{ node: "", reason: "DeviceFailed", message: `slot ${slot}: ${message}` }];
+  });
+  const late = pairs.flatMap((pair) => {
+    if (facts.nowMs - Math.max(state.targetMs, pair.sinceMs) < PROOF_DEADLINE_MS) return [];
+    const found = reasonOf(state, pair);
+    return found === undefined ? [] : [{ node: pair.peer.node, ...found }];
+  });
+  return {
+    done: state.done,
+    observedGeneration: state.target ?? -1,
+    backend: facts.backend.kind,
+    version: facts.backend.version,
+    pairs: pairs.length,
+    proven: pairs.filter((pair) => hasMoved(state, pair)).length,
+    oneSlot: pairs.filter(({ peer }) => !peer.hasSlots).map(({ peer }) => peer.node),
+    problems: [...devices, ...facts.refusals, ...late].slice(0, MAX_PROBLEMS),
+  };
+}
+
+/** Why a pair is not on the newest keys; undefined: it is. */
+function reasonOf(state: NodeState, pair: Pair): { reason: string; message: string } | undefined {
+  if (hasMoved(state, pair)) return undefined;
+  const { target } = state;
+  if (pair.failure !== undefined) return { reason: "DeviceFailed", message: pair.failure };
+  if (target === undefined)
+    return { reason: "NoGeneration", message: "the cluster's generation of keys is not known yet" };
+  const slot = pair.peer.hasSlots ? slotOf(target) : 0;
+  if (state.own[slot] === undefined || (pair.peer.hasSlots && state.own[slot].generation < target)) {
+    return { reason: "NoOwnKey", message: `this node has no key of generation ${target} yet` };
+  }
+  if (pair.peer.hasSlots && pair.peer.keys[slot]?.generation !== target) {
+    return { reason: "PeerBehind", message: `${pair.peer.node} has not published a key of generation ${target}` };
+  }
+  const port = pair.peer.keys[slot]?.port ?? 0;
+  return {
+    reason: "NotProven",
+    message: `no answer from ${pair.peer.endpoint} on UDP ${port}: is the port open in both directions?`,
+  };
+}
+
+/** Sets what can be read from the state at any time. */
+export function countNode(state: NodeState, refusals: readonly Refusal[], cells: CellSet): void {
+  const pairs = [...state.pairs.values()];
+  const proven = pairs.filter((pair) => hasMoved(state, pair)).length;
+  const older = pairs.filter((pair) => pair.route !== undefined).length - proven;
+  cells.bind("veil_wireguard_generation", {}).value = state.target ?? -1;
+  cells.bind("veil_wireguard_done_generation", {}).value = state.done;
+  const states = { proven, older: Math.max(0, older), none: pairs.length - proven - Math.max(0, older) };
+  for (const [name, count] of Object.entries(states)) {
+    cells.bind("veil_wireguard_pairs", { state: name }).value = count;
+  }
+  const byReason = new Map<string, number>();
+  for (const { reason } of refusals) byReason.set(reason, (byReason.get(reason) ?? 0) + 1);
+  for (const { name, labels } of cells.series(0, Infinity)) {
+    if (name === "veil_wireguard_refused_peers") cells.bind(name, labels).value = 0;
+  }
+  for (const [reason, count] of byReason) cells.bind("veil_wireguard_refused_peers", { reason }).value = count;
+}
