@@ -3,14 +3,22 @@ import { globSync, readFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { test } from "node:test";
 import { securityKinds } from "#discovery";
-import { CLUSTER_RULES, INSIDE_RULES, PLUGIN_RULES, type AccessRule, type InstalledRole } from "#install";
+import {
+  CLUSTER_RULES,
+  INSIDE_RULES,
+  PLUGIN_RULES,
+  WIREGUARD_RULES,
+  type AccessRule,
+  type InstalledRole,
+} from "#install";
 import { gatewayResources, istioNetworkingResources, resources, type ResourceRef } from "#kube";
+import { wireguardResources } from "#wireguard";
 
 const source = resolve(import.meta.dirname, "../src");
 /** The components whose calls of the API a role makes. */
 const COMPONENTS: Readonly<Record<InstalledRole, readonly string[]>> = {
   controller: ["controller", "ca", "discovery"],
-  agent: ["agent", "enrolment", "identity"],
+  agent: ["agent", "enrolment", "identity", "wireguard"],
   proxy: ["proxy", "hbone", "dns", "l7"],
 };
 
@@ -19,6 +27,7 @@ const TABLES: Readonly<Record<string, Readonly<Record<string, ResourceRef>>>> = 
   gatewayResources,
   istioNetworkingResources,
   securityKinds,
+  wireguardResources,
 };
 const VERBS: Readonly<Record<string, readonly string[]>> = {
   find: ["get"],
@@ -111,11 +120,14 @@ test("the CNI plugin may do what it asks for, and nothing else", () => {
 
 for (const role of ["controller", "agent", "proxy"] as const) {
   test(`the ${role} may do what its code asks for, and nothing else`, () => {
-    assert.deepEqual(granted([...CLUSTER_RULES[role], ...INSIDE_RULES[role]]), askedFor(role));
+    assert.deepEqual(
+      granted([...CLUSTER_RULES[role], ...WIREGUARD_RULES[role], ...INSIDE_RULES[role]]),
+      askedFor(role),
+    );
   });
 
   test(`the ${role} touches no Secret outside of Veil's namespace, and no rule of its has a wildcard`, () => {
-    const words = [...CLUSTER_RULES[role], ...INSIDE_RULES[role]].flatMap((rule) => [
+    const words = [...CLUSTER_RULES[role], ...WIREGUARD_RULES[role], ...INSIDE_RULES[role]].flatMap((rule) => [
       ...rule.resources,
       ...rule.verbs,
       ...rule.apiGroups,

@@ -24,6 +24,7 @@ import { Leaving, type LeavingParts } from "./leaving.ts";
 import { LabelWarnings } from "./label-warnings.ts";
 import type { AgentOptions } from "./options.ts";
 import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
+import { wireguardMetrics } from "#wireguard";
 import { createWireguard } from "./wireguard.ts";
 import { stuckWarning } from "./stuck-warning.ts";
 
@@ -82,7 +83,8 @@ export function createAgent(options: AgentOptions): Agent {
   const status = createStatus(options, {
     cells: { ...cells, cni: cni.cells },
     pending: () => [...pending(), ...(cni.status()?.chained === false && !leaving.asked ? ["cni"] : [])],
-    more: { "/pods": () => enrolment.list(), "/cni": cni.status },
+    wireguard: tunnels?.cells,
+    more: { "/pods": () => enrolment.list(), "/cni": cni.status, ...tunnels?.pages },
   });
   const first = [preflight(options), status, ...(tunnels?.services ?? []), certificates, local.zds, enrolment];
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
@@ -134,17 +136,19 @@ function createStatus(
   { status, log }: AgentOptions,
   parts: {
     readonly cells: Readonly<Record<"xds" | "own" | "ids" | "cni", CellSet>>;
+    readonly wireguard: CellSet | undefined;
     readonly pending: () => readonly string[];
     readonly more: Readonly<Record<string, () => unknown>>;
   },
 ): PageServer {
-  const { cells, pending, more } = parts;
+  const { cells, wireguard, pending, more } = parts;
   const handle = statusPages({
     sources: [
       { table: enrolmentMetrics, cells: cells.own },
       { table: xdsMetrics, cells: cells.xds },
       { table: identityMetrics, cells: cells.ids },
       { table: cniMetrics, cells: cells.cni },
+      ...(wireguard === undefined ? [] : [{ table: wireguardMetrics, cells: wireguard }]),
     ],
     pending,
     more,

@@ -2,11 +2,20 @@ import { Backoff } from "#base/backoff";
 import { sleep } from "#base/clock";
 import { messageOf } from "#base/errors";
 import { findIp, isV6, parseCidr, type Cidr, type IpAddress } from "#base/ip";
+import { CellSet } from "#base/metrics";
 import type { Service } from "#base/service";
 import { nftRedirector, type Redirector } from "#enrolment";
 import { Informer, resources, type Node } from "#kube";
 import { openNetns, type Netns } from "#linux";
-import { chooseBackend, DeviceTunnels, Firewall, SLOT_PORTS } from "#wireguard";
+import {
+  chooseBackend,
+  DeviceTunnels,
+  Firewall,
+  NodeRotation,
+  SLOT_PORTS,
+  wireguardMetrics,
+  type NodeView,
+} from "#wireguard";
 import type { UpdateGate } from "./controller-link.ts";
 import { GuardedRedirector } from "./guarded-redirector.ts";
 import type { AgentOptions, WireguardAgentOptions } from "./options.ts";
@@ -22,6 +31,10 @@ export interface WireguardParts {
   readonly services: readonly Service[];
   readonly redirector: Redirector;
   readonly gate: UpdateGate;
+  /** Of the table `wireguardMetrics`. */
+  readonly cells: CellSet;
+  /** Every pair and slot, once the devices are there. */
+  readonly pages: { readonly "/wireguard": () => Promise<NodeView | undefined> };
   /** The pods that were found redirected are all there are. */
   readonly synced: () => Promise<void>;
 }
@@ -36,10 +49,13 @@ export function createWireguard(options: AgentOptions): WireguardParts | undefin
   const firewall = new Firewall({ netns, devices: Object.values(DEVICES), strict, clusterRanges });
   const redirector = new GuardedRedirector(nftRedirector, { set: firewall, node: netns });
   const nodes = new Informer({ client, clock, random, log, ref: resources.nodes });
-  const tunnels = new NodeTunnels({ options, wireguard, netns, firewall, nodes });
+  const cells = new CellSet(wireguardMetrics);
+  const tunnels = new NodeTunnels({ options, wireguard, netns, firewall, nodes, cells });
   return {
     services: [rules(firewall), tunnels],
     redirector,
+    cells,
+    pages: { "/wireguard": () => tunnels.view() },
     gate: new ProtectedAddresses(firewall, log),
     synced: () => redirector.synced(),
   };
@@ -55,6 +71,7 @@ interface NodeTunnelsParts {
   readonly netns: Netns;
   readonly firewall: Firewall;
   readonly nodes: Informer<Node>;
+  readonly cells: CellSet;
 }
 
 /** Opens this node's devices once the API has told its addresses and ranges, and tells the rules where pods are. Devices outlive it. */
@@ -64,6 +81,7 @@ class NodeTunnels implements Service {
   readonly #stop = new AbortController();
   #running: Promise<void> = Promise.resolve();
   #tunnels: DeviceTunnels | undefined;
+  #rotation: NodeRotation | undefined;
 
   constructor(parts: NodeTunnelsParts) {
     this.#parts = parts;
@@ -82,7 +100,12 @@ class NodeTunnels implements Service {
     this.#stop.abort();
     await this.#parts.nodes.drain(deadlineMs);
     await this.#running;
+    await this.#rotation?.drain(deadlineMs);
     this.#tunnels?.close();
+  }
+
+  async view(): Promise<NodeView | undefined> {
+    return this.#rotation?.view();
   }
 
   async #run(signal: AbortSignal): Promise<void> {
@@ -102,8 +125,8 @@ class NodeTunnels implements Service {
   }
 
   async #open(): Promise<void> {
-    const { options, wireguard, netns, nodes } = this.#parts;
-    const { clock, random, log } = options;
+    const { options, wireguard, netns, nodes, cells } = this.#parts;
+    const { client, clock, random, log, node } = options;
     const place = placeOf(nodes.get(options.node));
     const backend = await chooseBackend({ ...wireguard, netns, clock });
     const devices = { backend, devices: DEVICES, ports: SLOT_PORTS, ...place };
@@ -111,6 +134,9 @@ class NodeTunnels implements Service {
     await tunnels.open();
     this.#tunnels = tunnels;
     this.#tellRanges();
+    const shared = { client, node, tunnels, clock, random, log: log.child({ component: "wireguard" }) };
+    this.#rotation = new NodeRotation({ ...shared, backend, foreignKeys: true, metrics: cells });
+    await this.#rotation.start();
   }
 
   /** Where this node's pods are, and those of all others. */

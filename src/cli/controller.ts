@@ -29,6 +29,7 @@ interface Flags {
   readonly workloadLifeHours: number;
   readonly intermediateLifeDays: number;
   readonly rootLifeDays: number;
+  readonly wireguard: "off" | "on";
   readonly logLevel: LogLevel;
 }
 
@@ -58,6 +59,11 @@ export function controllerCommand(context: CliContext): Command {
     .option("--workload-life-hours <n>", "life of the certificates of workloads", wholeNumber, 24)
     .option("--intermediate-life-days <n>", "life of the intermediate, when one is made", wholeNumber, 90)
     .option("--root-life-days <n>", "life of the root, when one is made", wholeNumber, 365)
+    .addOption(
+      new Option("--wireguard <mode>", "rotate the keys of tunnels between the nodes")
+        .choices(["off", "on"])
+        .default("off"),
+    )
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .action(async (flags: Flags) => run(context, flags));
 }
@@ -81,6 +87,7 @@ async function run(context: CliContext, flags: Flags): Promise<void> {
     trustBundle: flags.trustBundle,
     replicaApp,
     listen,
+    wireguard: flags.wireguard === "on",
     status: metricsListen,
     lives: {
       workloadMs: flags.workloadLifeHours * HOUR_MS,

@@ -30,6 +30,7 @@ import { Peers, type Peer } from "./peers.ts";
 import { LivePods } from "./pod-directory.ts";
 import { PropagationService } from "./propagation.ts";
 import { warnOnOwnPod } from "./own-event.ts";
+import { WireguardBarrier } from "./wireguard-barrier.ts";
 import { TrustBundles, type TrustBundlesOptions } from "./trust-bundles.ts";
 
 /** What is under way when the controller is told to stop may take so long before the lease is let go. */
@@ -51,6 +52,8 @@ export interface ControllerOptions {
   readonly nodeAccounts?: readonly string[];
   /** Name of the ConfigMaps with the roots. Default `istio-ca-root-cert`, where the field's tools look. */
   readonly trustBundle?: string;
+  /** Whether there are tunnels between the nodes, whose keys rotate. Default: no. */
+  readonly wireguard?: boolean;
   /** Of what the authority signs from now on. */
   readonly lives?: Partial<AuthorityLives>;
   /** Of the election among the replicas; for tests. */
@@ -122,6 +125,7 @@ export function createController(options: ControllerOptions): Controller {
       started.watch(catalog),
       started.watch(serving),
       ...bundles.map((one) => started.watch(one)),
+      ...createBarrier(options, leader),
       started.watch(rpc),
       lettingGo(election),
     ],
@@ -146,6 +150,12 @@ function createBundles(
   const everywhere = new TrustBundles({ ...shared, bundleName, onForeign });
   if (bundleName === OWN_TRUST_BUNDLE) return [everywhere];
   return [everywhere, new TrustBundles({ ...shared, bundleName: OWN_TRUST_BUNDLE, only: namespace })];
+}
+
+function createBarrier(options: ControllerOptions, leader: LeaderClient): Service[] {
+  if (options.wireguard !== true) return [];
+  const log = options.log.child({ component: "wireguard" });
+  return [new WireguardBarrier({ ...options, leader, foreignKeys: true, log })];
 }
 
 function createElection(options: ControllerOptions, metrics: CellSet): Election {

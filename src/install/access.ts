@@ -46,6 +46,27 @@ export const CLUSTER_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]
   proxy: [],
 };
 
+/**
+ * In the whole cluster besides, where there are tunnels between nodes. An agent may change CiliumNodes and WireGuardNodes, and of them its
+ * own node's only: admission.ts.
+ */
+export const WIREGUARD_RULES: Readonly<Record<InstalledRole, readonly AccessRule[]>> = {
+  controller: [
+    { apiGroups: ["cilium.io"], resources: ["ciliumnodes"], verbs: FOLLOW },
+    { apiGroups: ["veil.dev"], resources: ["wireguardnodes"], verbs: FOLLOW },
+    { apiGroups: ["veil.dev"], resources: ["wireguardrotations"], verbs: [...FOLLOW, "create"] },
+    { apiGroups: ["veil.dev"], resources: ["wireguardrotations/status"], verbs: ["patch"] },
+  ],
+  agent: [
+    { apiGroups: [""], resources: ["nodes"], verbs: ["get", ...FOLLOW] },
+    { apiGroups: ["cilium.io"], resources: ["ciliumnodes"], verbs: ["get", ...FOLLOW, "create", "patch"] },
+    { apiGroups: ["veil.dev"], resources: ["wireguardnodes"], verbs: ["get", "create"] },
+    { apiGroups: ["veil.dev"], resources: ["wireguardnodes/status"], verbs: ["patch"] },
+    { apiGroups: ["veil.dev"], resources: ["wireguardrotations"], verbs: FOLLOW },
+  ],
+  proxy: [],
+};
+
 /** What the CNI plugin asks the API for while its node's agent is away. */
 export const PLUGIN_RULES: readonly AccessRule[] = [
   { apiGroups: [""], resources: ["pods", "namespaces"], verbs: ["get"] },

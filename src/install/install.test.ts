@@ -161,6 +161,14 @@ test("every value says what it is for in a sentence, and stands under one name",
 test("the kinds that users write policies in come with the installation", () => {
   assert.deepEqual(
     installedKinds().map(({ metadata }) => metadata?.name?.split(".")[0]),
-    ["authorizationpolicies", "peerauthentications", "serviceentries", "workloadentries"],
+    [
+      "authorizationpolicies",
+      "peerauthentications",
+      "serviceentries",
+      "workloadentries",
+      "ciliumnodes",
+      "wireguardnodes",
+      "wireguardrotations",
+    ],
   );
 });

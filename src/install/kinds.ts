@@ -94,6 +94,92 @@ export const NETWORKING_KINDS: readonly CustomResourceDefinition[] = [
   definition("networking.istio.io", { kind: "WorkloadEntry", plural: "workloadentries" }, workload),
 ];
 
+const nodeName = text;
+const refusals = list(object({ node: nodeName, reason: text, message: text }));
+
+/**
+ * The kinds of the tunnels between nodes. CiliumNode is Cilium's (`cilium.io`), with the fields that Veil reads and writes: where Cilium
+ * is installed, its own definition stays.
+ */
+export const WIREGUARD_KINDS: readonly CustomResourceDefinition[] = [
+  ofCluster(
+    { group: "cilium.io", version: "v2", kind: "CiliumNode" },
+    {
+      spec: object({
+        addresses: list(object({ type: text, ip: text })),
+        ipam: object({ podCIDRs: texts }),
+      }),
+    },
+  ),
+  ofCluster(
+    { group: "veil.dev", version: "v1alpha1", kind: "WireGuardNode" },
+    {
+      status: object({
+        done: number,
+        observedGeneration: number,
+        backend: text,
+        version: text,
+        pairs: number,
+        proven: number,
+        oneSlot: texts,
+        problems: refusals,
+      }),
+    },
+    [column("Done", ".status.done"), column("Pairs", ".status.pairs"), column("Proven", ".status.proven")],
+  ),
+  ofCluster(
+    { group: "veil.dev", version: "v1alpha1", kind: "WireGuardRotation" },
+    {
+      spec: object({ interval: { type: "string", pattern: "^(auto|[1-9][0-9]{0,6}[smh])$" } }),
+      status: object({
+        generation: number,
+        phase: text,
+        nodes: number,
+        intervalSeconds: number,
+        since: text,
+        waitingFor: list(object({ node: nodeName, reason: text })),
+        refused: refusals,
+      }),
+    },
+    [column("Generation", ".status.generation"), { name: "Phase", type: "string", jsonPath: ".status.phase" }],
+  ),
+];
+
+function column(name: string, jsonPath: string): { name: string; type: string; jsonPath: string } {
+  return { name, type: "integer", jsonPath };
+}
+
+/** A kind of the cluster with one version; what it has besides the given fields is kept as it is. */
+function ofCluster(
+  { group, version, kind }: { readonly group: string; readonly version: string; readonly kind: string },
+  properties: Readonly<Record<string, object>>,
+  additionalPrinterColumns: { name: string; type: string; jsonPath: string }[] = [],
+): CustomResourceDefinition {
+  const plural = `${kind.toLowerCase()}s`;
+  const open = Object.entries(properties).map(([name, schema]) => [
+    name,
+    { ...schema, "x-kubernetes-preserve-unknown-fields": true },
+  ]);
+  return {
+    metadata: { name: `${plural}.${group}` },
+    spec: {
+      group,
+      scope: "Cluster",
+      names: { kind, plural, singular: kind.toLowerCase(), listKind: `${kind}List` },
+      versions: [
+        {
+          name: version,
+          served: true,
+          storage: true,
+          schema: { openAPIV3Schema: { type: "object", properties: Object.fromEntries(open) } },
+          subresources: { status: {} },
+          ...(additionalPrinterColumns.length > 0 && { additionalPrinterColumns }),
+        },
+      ],
+    },
+  };
+}
+
 function definition(
   group: string,
   { kind, plural }: { readonly kind: string; readonly plural: string },

@@ -9,7 +9,7 @@ import {
   type InstalledRole,
 } from "./access.ts";
 import { admissionPolicies } from "./admission.ts";
-import { NETWORKING_KINDS, POLICY_KINDS } from "./kinds.ts";
+import { NETWORKING_KINDS, POLICY_KINDS, WIREGUARD_KINDS } from "./kinds.ts";
 import { resolveTree, value, when, type Tree, type Values } from "./template.ts";
 import {
   agentObjects,
@@ -40,7 +40,7 @@ export function installationTrees(): ReadonlyMap<string, readonly Tree[]> {
 
 /** The kinds that users write policies and entries in, as they are installed where nobody has them. */
 export function installedKinds(): readonly CustomResourceDefinition[] {
-  return [...POLICY_KINDS, ...NETWORKING_KINDS].map((kind) => ({
+  return [...POLICY_KINDS, ...NETWORKING_KINDS, ...WIREGUARD_KINDS].map((kind) => ({
     apiVersion: "apiextensions.k8s.io/v1",
     kind: "CustomResourceDefinition",
     ...kind,

@@ -1,4 +1,13 @@
-import { CLUSTER_RULES, INSIDE_RULES, INSTALLED, NETWORKING_KINDS, POLICY_KINDS, type AccessRule } from "#install";
+import {
+  CLUSTER_RULES,
+  INSIDE_RULES,
+  INSTALLED,
+  NETWORKING_KINDS,
+  POLICY_KINDS,
+  WIREGUARD_KINDS,
+  WIREGUARD_RULES,
+  type AccessRule,
+} from "#install";
 import { resources, type KubeObject, type PodTemplateSpec, type ResourceRef } from "#kube";
 import { POD_NETNS_FOLDER, POD_RANGE, SERVICE_RANGE } from "./layout.ts";
 
@@ -39,8 +48,10 @@ export function veilManifests(values: InstallValues): Manifest[] {
   const roles: readonly VeilRole[] = ["controller", "agent", "proxy"];
   return [
     manifest(resources.namespaces, { metadata: { name: VEIL_NAMESPACE } }),
-    ...[...POLICY_KINDS, ...NETWORKING_KINDS].map((kind) => manifest(resources.customResourceDefinitions, kind)),
-    ...roles.flatMap(accountOf),
+    ...[...POLICY_KINDS, ...NETWORKING_KINDS, ...WIREGUARD_KINDS].map((kind) =>
+      manifest(resources.customResourceDefinitions, kind),
+    ),
+    ...roles.flatMap((role) => accountOf(role, values)),
     ...roles.flatMap(accessInside),
     controllerService(),
     controllerDeployment(values),
@@ -53,12 +64,12 @@ function subjectsOf(role: VeilRole): { kind: string; name: string; namespace: st
   return [{ kind: "ServiceAccount", name: VEIL_ROLES[role].account, namespace: VEIL_NAMESPACE }];
 }
 
-function accountOf(role: VeilRole): Manifest[] {
+function accountOf(role: VeilRole, { wireguard }: InstallValues): Manifest[] {
   const name = VEIL_ROLES[role].account;
   // Every node's agent has this account: the API lets each write only what is its own node's.
   const annotations: Record<string, string> = role === "agent" ? { "veil.dev/node-bound": "true" } : {};
   const account = manifest(resources.serviceAccounts, { metadata: { name, namespace: VEIL_NAMESPACE, annotations } });
-  const rules = asRules(CLUSTER_RULES[role]);
+  const rules = asRules([...CLUSTER_RULES[role], ...(wireguard === undefined ? [] : WIREGUARD_RULES[role])]);
   if (rules.length === 0) return [account];
   return [
     account,
@@ -136,7 +147,7 @@ const TUNNELS = ["--wireguard", "on", "--wireguard-backend", "userspace", "--wir
 function argumentsOf(role: VeilRole, { wireguard }: InstallValues): string[] {
   const tunnels = wireguard === undefined ? [] : [...TUNNELS, wireguard];
   const flags: Readonly<Record<VeilRole, string[]>> = {
-    controller: [],
+    controller: wireguard === undefined ? [] : ["--wireguard", "on"],
     agent: ["--pod-netns-dir", POD_NETNS_FOLDER, ...tunnels],
     proxy: ["--cluster-ranges", `${POD_RANGE},${SERVICE_RANGE}`],
   };

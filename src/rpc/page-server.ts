@@ -137,7 +137,7 @@ export interface StatusPages {
   readonly sources: readonly { readonly table: MetricTable; readonly cells: CellSet }[];
   /** What is not ready yet; empty when everything is. */
   readonly pending: () => readonly string[];
-  /** Further pages by path, shown as JSON. */
+  /** Further pages by path; what they give, or promise, is shown as JSON. */
   readonly more?: Readonly<Record<string, () => unknown>>;
 }
 
@@ -151,7 +151,7 @@ export function statusPages({ sources, pending, more = {} }: StatusPages): (requ
       const samples = sources.flatMap(({ cells }) => cells.snapshot());
       return { status: 200, ...(await renderMetrics(table, samples, accept)) };
     },
-    ...Object.fromEntries(Object.entries(more).map(([path, show]) => [path, () => jsonPage(200, show())])),
+    ...Object.fromEntries(Object.entries(more).map(([path, show]) => [path, async () => jsonPage(200, await show())])),
   };
   return async (request) =>
     pages[request.path]?.(request) ?? textPage(404, `there is ${Object.keys(pages).join(", ")}`);

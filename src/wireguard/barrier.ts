@@ -21,7 +21,7 @@ export interface BarrierView {
 }
 
 /** Why the next generation has not begun. */
-export interface Waiting {
+interface Waiting {
   readonly node: string;
   readonly reason: "NotPublished" | "NotDone" | "OneSlot";
 }
@@ -58,4 +58,26 @@ function culprits(behind: readonly Participant[]): Waiting[] {
   const most = Math.max(1, ...named.values());
   const worst = behind.filter(({ node }) => (named.get(node) ?? 0) >= most);
   return (worst.length > 0 ? worst : behind).map(({ node }) => ({ node, reason: "NotDone" }));
+}
+
+const SECOND_MS = 1_000;
+/** Veil's documented interval, and the shortest that `auto` gives. */
+const BASE_INTERVAL_MS = 120 * SECOND_MS;
+/**
+ * Every node hears of every node's new key: a rotation of n nodes is n² deliveries, which the API server's watches share among them.
+ * So many a second are left to it at most (bench/wireguard-cost.ts shows what they weigh).
+ */
+const DELIVERIES_PER_SECOND = 20_000;
+
+/** The interval where none is set: 120 s up to about 1,500 nodes, then as long as the API server needs. Milliseconds. */
+export function defaultIntervalMs(nodes: number): number {
+  const seconds = Math.ceil((nodes * nodes) / DELIVERIES_PER_SECOND / 10) * 10;
+  return Math.max(BASE_INTERVAL_MS, seconds * SECOND_MS);
+}
+
+/** Reads `90s`, `10m` or `6h`; undefined for `auto`, for what is neither, and for less than a second. Milliseconds. */
+export function findIntervalMs(text: string): number | undefined {
+  const [, count = "", unit = ""] = /^([1-9]\d{0,6})([smh])$/.exec(text) ?? [];
+  const factor = { s: SECOND_MS, m: 60 * SECOND_MS, h: 3_600 * SECOND_MS }[unit];
+  return factor === undefined ? undefined : Number(count) * factor;
 }

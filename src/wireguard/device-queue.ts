@@ -66,18 +66,15 @@ export class DeviceQueue {
 
   async #carryOut(action: Queued): Promise<NodeEvent | undefined> {
     const { tunnels } = this.#options;
-    switch (action.kind) {
-      case "rekey":
-        return { kind: "rekeyed", action, publicKey: await tunnels.rekey(action.slot, action.peers) };
-      case "install":
-        await tunnels.install(action.slot, action.peer, action.replacing);
-        return undefined;
-      case "remove":
-        await tunnels.remove(action.slot, action.publicKey);
-        return undefined;
-      case "route":
-        await tunnels.route(action.peer, action.slot);
-        return action.slot === undefined ? undefined : { kind: "routed", node: action.peer.node, slot: action.slot };
+    if (action.kind === "rekey") {
+      return { kind: "rekeyed", action, publicKey: await tunnels.rekey(action.slot, action.peers) };
     }
+    if (action.kind === "install") await tunnels.install(action.slot, action.peer, action.replacing);
+    else if (action.kind === "remove") await tunnels.remove(action.slot, action.publicKey);
+    else {
+      await tunnels.route(action.peer, action.slot);
+      if (action.slot !== undefined) return { kind: "routed", node: action.peer.node, slot: action.slot };
+    }
+    return undefined;
   }
 }

@@ -8,7 +8,7 @@ import { Informer, resources, type KubeClient, type KubeObject, type Node } from
 import { DeviceQueue } from "./device-queue.ts";
 import { advance, newNode } from "./node.ts";
 import { NodeObjects } from "./node-objects.ts";
-import type { NodeEvent, NodeState } from "./node-state.ts";
+import type { NodeAction, NodeEvent, NodeState } from "./node-state.ts";
 import {
   claimOf,
   FIRST_GENERATION,
@@ -83,11 +83,10 @@ export class NodeRotation implements Service {
     this.#queue = new DeviceQueue({ tunnels, log, signal, onDone: take });
     this.#prover = new Prover({ state: this.#state, tunnels, queue: this.#queue, clock, signal, onProven: take });
     const shared = { client, clock, random, log };
-    const { ciliumNodes, wireguardRotations } = wireguardResources;
-    this.#nodes = new Informer({ ...shared, ref: ciliumNodes });
+    this.#nodes = new Informer({ ...shared, ref: wireguardResources.ciliumNodes });
     this.#rotations = new Informer({
       ...shared,
-      ref: wireguardRotations,
+      ref: wireguardResources.wireguardRotations,
       fieldSelector: `metadata.name=${ROTATION_NAME}`,
     });
     this.#own = new Informer({ ...shared, ref: resources.nodes, fieldSelector: `metadata.name=${node}` });
@@ -193,7 +192,7 @@ export class NodeRotation implements Service {
     const { node, log } = this.#options;
     const upserted = (own: Node): void => {
       const object = this.#nodes.get(node);
-      if (object === undefined) return;
+      if (object === undefined || own.metadata?.name !== node) return;
       this.#objects.follow(own, object, this.#stop.signal).catch((error: unknown) => {
         if (!this.#stop.signal.aborted)
           log.warn({ error: messageOf(error) }, "the node's addresses cannot be published");
@@ -204,29 +203,24 @@ export class NodeRotation implements Service {
 
   #take(event: NodeEvent): void {
     if (this.#stop.signal.aborted) return;
-    const { clock, log, metrics } = this.#options;
-    for (const action of advance(this.#state, event, clock.monotonic())) {
-      switch (action.kind) {
-        case "publish":
-          this.#objects.publish(action.record);
-          break;
-        case "report":
-          log.info({ done: action.done }, "this generation of keys is in use to all peers");
-          this.#report();
-          break;
-        case "wake":
-          clock.after(Math.max(1, action.atMs - clock.monotonic()), () => this.#take({ kind: "tick" }));
-          break;
-        case "prove":
-          this.#prover.prove(action);
-          break;
-        default:
-          if (action.kind === "rekey")
-            metrics.bind("veil_wireguard_rotations_total", { slot: `${action.slot}` }).value++;
-          this.#queue.push(action);
-      }
-    }
+    const { clock, metrics } = this.#options;
     if (event.kind === "failed") metrics.bind("veil_wireguard_device_failures_total", {}).value++;
+    for (const action of advance(this.#state, event, clock.monotonic())) this.#act(action);
+  }
+
+  #act(action: NodeAction): void {
+    const { clock, log, metrics } = this.#options;
+    if (action.kind === "publish") this.#objects.publish(action.record);
+    else if (action.kind === "prove") this.#prover.prove(action);
+    else if (action.kind === "wake") {
+      clock.after(Math.max(1, action.atMs - clock.monotonic()), () => this.#take({ kind: "tick" }));
+    } else if (action.kind === "report") {
+      log.info({ done: action.done }, "this generation of keys is in use to all peers");
+      this.#report();
+    } else {
+      if (action.kind === "rekey") metrics.bind("veil_wireguard_rotations_total", { slot: `${action.slot}` }).value++;
+      this.#queue.push(action);
+    }
   }
 
   #lost(slot: 0 | 1): void {

@@ -5,6 +5,17 @@ export { DeviceTunnels, type DeviceTunnelsOptions } from "./device-tunnels.ts";
 export { NodeRotation, type NodeRotationOptions } from "./driver.ts";
 export { generateKeyPair } from "./keys.ts";
 export { wireguardMetrics } from "./metrics.ts";
+export { decide, defaultIntervalMs, findIntervalMs, type BarrierVerdict, type Participant } from "./barrier.ts";
+export {
+  claimOf,
+  FIRST_GENERATION,
+  ROTATION_NAME,
+  wireguardResources,
+  type CiliumNode,
+  type WireGuardNode,
+  type WireGuardRotation,
+} from "./objects.ts";
+export { PeerDirectory, type Refusal } from "./peers.ts";
 export {
   SLOT_PORTS,
   slotOf,

@@ -107,14 +107,13 @@ export class NodeObjects {
     const { client, node: name } = this.#options;
     const node = await client.get(resources.nodes, name, { signal });
     const metadata = { name, labels: { [MANAGED_LABEL]: MANAGER }, ownerReferences: ownedBy(node) };
-    const { ciliumNodes, wireguardNodes } = wireguardResources;
     const ciliumNode =
-      (await client.find(ciliumNodes, { name, signal })) ??
-      (await client.create(ciliumNodes, { metadata, spec: specOf(node) }, { signal }));
+      (await client.find(wireguardResources.ciliumNodes, { name, signal })) ??
+      (await client.create(wireguardResources.ciliumNodes, { metadata, spec: specOf(node) }, { signal }));
     await this.follow(node, ciliumNode, signal);
     const found =
-      (await client.find(wireguardNodes, { name, signal })) ??
-      (await client.create(wireguardNodes, { metadata }, { signal }));
+      (await client.find(wireguardResources.wireguardNodes, { name, signal })) ??
+      (await client.create(wireguardResources.wireguardNodes, { metadata }, { signal }));
     const record = parseRecord(ciliumNode.metadata?.annotations?.[RECORD_ANNOTATION] ?? "");
     return { record: typeof record === "string" ? undefined : record, done: found.status?.done ?? -1 };
   }
@@ -129,11 +128,17 @@ export class NodeObjects {
 
   async #writeStatus(status: NonNullable<WireGuardNode["status"]>, signal: AbortSignal): Promise<void> {
     const { client, node: name } = this.#options;
-    const how = { type: "merge", subresource: "status", body: { status } } as const;
-    await client.patch(wireguardResources.wireguardNodes, { name, signal }, how).catch(async (error: unknown) => {
+    const at = { name, signal };
+    try {
+      await client.patch(wireguardResources.wireguardNodes, at, {
+        type: "merge",
+        subresource: "status",
+        body: { status },
+      });
+    } catch (error) {
       if (isKubeError(error, "KUBE_NOT_FOUND")) await this.#openOnce(signal); // deleted by hand: made again, then written again
       throw error;
-    });
+    }
   }
 }
 

@@ -3,7 +3,7 @@ import type { NodeRecord } from "./record.ts";
 import type { Slot, SlotPeer } from "./slots.ts";
 
 /** A key of this node. */
-export interface OwnKey {
+interface OwnKey {
   readonly generation: number;
   readonly publicKey: string;
   readonly port: number;

@@ -15,7 +15,7 @@ import { hasMoved, removeFrom, settle, slotPeer } from "./pair.ts";
 import type { DeviceAction, NodeAction, NodeEvent, NodeState, Pair, RekeyAction, Turn } from "./node-state.ts";
 import type { Peer } from "./peers.ts";
 import type { NodeRecord } from "./record.ts";
-import { slotOf, SLOTS, type Slot, type SlotPeer } from "./slots.ts";
+import { slotOf, SLOTS, type Slot } from "./slots.ts";
 
 /** Between the last packet that may have been sent over a slot and its next key. */
 export const DRAIN_MS = 100;
@@ -55,42 +55,40 @@ export function advance(state: NodeState, event: NodeEvent, nowMs: number): Node
 
 /** Changes the state. Returns the node whose pair alone can have something to do now; undefined: all of them. */
 function take(state: NodeState, event: NodeEvent, turn: Turn): string | undefined {
-  switch (event.kind) {
-    case "started":
-      state.own = [...event.own];
-      state.done = event.done;
-      for (const slot of SLOTS) for (const key of event.found[slot]) state.found[slot].add(key);
-      turn.actions.push({ kind: "report", done: state.done });
-      return undefined;
-    case "peer":
-      takePeer(state, event, turn);
-      return event.node;
-    case "synced":
-      state.isSynced = true;
-      for (const slot of SLOTS) forgetFound(state, slot, turn);
-      return undefined;
-    case "target":
-      if (event.generation <= (state.target ?? -1)) return undefined;
-      state.target = event.generation;
-      state.targetMs = turn.nowMs;
-      return undefined;
-    case "rekeyed":
-      takeKey(state, event, turn);
-      return undefined;
-    case "proven":
-      takeProof(state, event);
-      return event.node;
-    case "routed":
-      takeRoute(state, event, turn);
-      return event.node;
-    case "lost":
-      lose(state, event.slot);
-      return undefined;
-    case "failed":
-      return takeFailure(state, event, turn);
-    case "tick":
-      return undefined;
+  if (event.kind === "failed") return takeFailure(state, event, turn);
+  if (event.kind === "peer") takePeer(state, event, turn);
+  else if (event.kind === "proven") takeProof(state, event);
+  else if (event.kind === "routed") takeRoute(state, event, turn);
+  else {
+    takeOwn(state, event, turn);
+    return undefined;
   }
+  return event.node;
+}
+
+/** What is about the node itself, and so about all of its pairs. */
+function takeOwn(
+  state: NodeState,
+  event: Exclude<NodeEvent, { kind: "failed" | "peer" | "proven" | "routed" }>,
+  turn: Turn,
+): void {
+  if (event.kind === "started") takeStart(state, event, turn);
+  else if (event.kind === "rekeyed") takeKey(state, event, turn);
+  else if (event.kind === "lost") lose(state, event.slot);
+  else if (event.kind === "synced") {
+    state.isSynced = true;
+    for (const slot of SLOTS) forgetFound(state, slot, turn);
+  } else if (event.kind === "target" && event.generation > (state.target ?? -1)) {
+    state.target = event.generation;
+    state.targetMs = turn.nowMs;
+  }
+}
+
+function takeStart(state: NodeState, event: NodeEvent & { kind: "started" }, { actions }: Turn): void {
+  state.own = [...event.own];
+  state.done = event.done;
+  for (const slot of SLOTS) for (const key of event.found[slot]) state.found[slot].add(key);
+  actions.push({ kind: "report", done: state.done });
 }
 
 function takeKey(state: NodeState, event: { action: RekeyAction; publicKey: string }, { actions }: Turn): void {
@@ -103,7 +101,7 @@ function takeKey(state: NodeState, event: { action: RekeyAction; publicKey: stri
 }
 
 /** What the node publishes. */
-export function recordOf({ own, done, target }: NodeState): NodeRecord {
+function recordOf({ own, done, target }: NodeState): NodeRecord {
   return { keys: { 0: own[0], 1: own[1] }, sending: done < 0 ? (target ?? 0) : done };
 }
 
@@ -237,26 +235,29 @@ function rekeyWhenFree(state: NodeState, slot: Slot, { nowMs, actions }: Turn): 
   if (target === undefined || !state.isSynced || state.rekeying[slot] !== undefined || nowMs < state.retryMs[slot])
     return;
   const isTargets = slotOf(target) === slot;
-  const generation = isTargets ? target : Math.max(0, target - 1);
   if (own[slot] !== undefined) {
     if (!isTargets || own[slot].generation >= target || isInUse(state, slot)) return;
-    if (nowMs < state.movedMs + DRAIN_MS) {
-      actions.push({ kind: "wake", atMs: state.movedMs + DRAIN_MS });
-      return;
-    }
+    if (isDraining(state, { nowMs, actions })) return;
   }
-  const peers: SlotPeer[] = [];
-  for (const pair of state.pairs.values()) {
+  const peers = [...state.pairs.values()].flatMap((pair) => {
     const peer = slotPeer(state, pair.peer, slot);
     pair.installed[slot] = peer?.publicKey;
     pair.proven[slot] = undefined;
     pair.proving[slot] = undefined;
-    if (peer !== undefined) peers.push(peer);
-  }
+    return peer ?? [];
+  });
   state.found[slot].clear();
   state.rekeys++;
   state.rekeying[slot] = state.rekeys;
+  const generation = isTargets ? target : Math.max(0, target - 1);
   actions.push({ kind: "rekey", slot, generation, number: state.rekeys, peers });
+}
+
+/** Whether packets may be under way still over the slot that was left last; then a tick is asked for. */
+function isDraining({ movedMs }: NodeState, { nowMs, actions }: Turn): boolean {
+  if (nowMs >= movedMs + DRAIN_MS) return false;
+  actions.push({ kind: "wake", atMs: movedMs + DRAIN_MS });
+  return true;
 }
 
 function isInUse(state: NodeState, slot: Slot): boolean {
@@ -270,10 +271,7 @@ function finish(state: NodeState, nowMs: number, actions: NodeAction[]): void {
   if (target === undefined || done >= target || !state.isSynced) return;
   if (state.own[slotOf(target)]?.generation !== target || state.rekeying[slotOf(target)] !== undefined) return;
   for (const pair of state.pairs.values()) if (pair.peer.hasSlots && !hasMoved(state, pair)) return;
-  if (nowMs < state.movedMs + DRAIN_MS) {
-    actions.push({ kind: "wake", atMs: state.movedMs + DRAIN_MS });
-    return;
-  }
+  if (isDraining(state, { nowMs, actions })) return;
   state.done = target;
   actions.push({ kind: "report", done: target });
 }

@@ -11,7 +11,7 @@ export interface CiliumNode extends KubeObject {
 }
 
 /** Something about a pair that an operator must know. */
-export interface PairProblem {
+interface PairProblem {
   /** The peer; empty: the node itself. */
   node: string;
   reason: string;

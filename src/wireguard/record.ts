@@ -1,4 +1,4 @@
-import { SLOT_PORTS, type Slot } from "./slots.ts";
+import type { Slot } from "./slots.ts";
 
 /** A slot's key as its node publishes it. */
 export interface SlotKey {
@@ -35,28 +35,35 @@ export function formatRecord({ keys, sending }: NodeRecord): string {
 /** Reads {@link RECORD_ANNOTATION}; a text is what is wrong with it. Whether the keys can be used is not looked at. */
 export function parseRecord(text: string): NodeRecord | string {
   if (text.length > MAX_RECORD_CHARACTERS) return `is longer than ${MAX_RECORD_CHARACTERS} characters`;
-  let read: unknown;
-  try {
-    read = JSON.parse(text);
-  } catch {
-    return "is no JSON";
-  }
-  const { slots, sending } = fieldsOf(read);
-  if (!Array.isArray(slots) || slots.length > 2) return "has no list of at most two slots";
+  const { slots, sending } = fieldsOf(findJson(text));
+  if (!Array.isArray(slots) || slots.length === 0) return "has no list of slots";
   if (!isGeneration(sending)) return "has no generation on which the node sends";
   const keys: Record<Slot, SlotKey | undefined> = { 0: undefined, 1: undefined };
   for (const entry of slots) {
-    const { slot, generation, publicKey, port = SLOT_PORTS[0] } = fieldsOf(entry);
-    if ((slot !== 0 && slot !== 1) || keys[slot] !== undefined)
-      return "names a slot that is neither 0 nor 1, or one twice";
-    if (!isGeneration(generation)) return `slot ${slot} has no generation`;
-    if (typeof publicKey !== "string") return `slot ${slot} has no public key`;
-    if (!isPort(port)) return `slot ${slot} has no port`;
-    keys[slot] = { generation, publicKey, port };
+    const key = parseKey(entry);
+    if (typeof key === "string") return key;
+    if (keys[key.slot] !== undefined) return `names slot ${key.slot} twice`;
+    keys[key.slot] = { generation: key.generation, publicKey: key.publicKey, port: key.port };
   }
-  if (keys[0] === undefined && keys[1] === undefined) return "has no slot";
   if (keys[0]?.port === keys[1]?.port) return "has one port for both slots";
   return { keys, sending };
+}
+
+function parseKey(entry: unknown): (SlotKey & { readonly slot: Slot }) | string {
+  const { slot, generation, publicKey, port } = fieldsOf(entry);
+  if (slot !== 0 && slot !== 1) return "names a slot that is neither 0 nor 1";
+  if (!isGeneration(generation)) return `slot ${slot} has no generation`;
+  if (typeof publicKey !== "string") return `slot ${slot} has no public key`;
+  if (!isPort(port)) return `slot ${slot} has no port`;
+  return { slot, generation, publicKey, port };
+}
+
+function findJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }
 
 function fieldsOf(value: unknown): Readonly<Record<string, unknown>> {

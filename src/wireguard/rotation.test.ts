@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import { seededRandom } from "#base/random";
-import { RotationWorld, type Choice } from "./testing.ts";
+import { RotationWorld, type Choice } from "./rotation-world.ts";
 
 /** Runs what is possible in an order drawn by `seed` until nothing is; with some chance something goes wrong instead. */
 function wander(

@@ -1,367 +1,110 @@
-import { decide } from "./barrier.ts";
-import { advance, DRAIN_MS, newNode } from "./node.ts";
-import type { DeviceAction, NodeEvent, NodeState } from "./node-state.ts";
-import { isProving } from "./pair.ts";
-import type { Peer } from "./peers.ts";
-import type { NodeRecord } from "./record.ts";
-import { SLOT_PORTS, type Slot } from "./slots.ts";
+import { sleep, systemClock } from "#base/clock";
+import type { Slot, SlotPeer, SlotStatus, Tunnels } from "./slots.ts";
 
-type Prove = Extract<DeviceAction, { kind: "prove" }>;
-type Route = Extract<DeviceAction, { kind: "route" }>;
-
-/** A device: its key, and what it has of the others, by name. */
 interface Device {
   key: string | undefined;
-  made: number;
-  readonly entries: Map<string, string>;
-  /** It was lost, and what it carries is excused until its pairs are proven again. */
-  isLost: boolean;
+  readonly peers: Map<string, { readonly peer: SlotPeer; lastHandshakeMs: number }>;
 }
 
-/** A node of the simulated world. What is below `agent` outlives it. */
-interface SimNode {
-  agent: {
-    state: NodeState;
-    readonly queues: readonly [DeviceAction[], DeviceAction[]];
-    readonly routes: Route[];
-    readonly proofs: Prove[];
-    publish: NodeRecord | undefined;
-    report: number | undefined;
-    wakeMs: number | undefined;
-    nowMs: number;
-    /** What it has been told, by node. */
-    readonly told: Map<string, NodeRecord>;
-    toldTarget: number;
-  };
-  readonly devices: readonly [Device, Device];
-  readonly routes: Map<string, Slot>;
-  record: NodeRecord | undefined;
-  done: number;
+/** What is between fake nodes. */
+export class FakeUnderlay {
+  readonly nodes = new Map<string, FakeTunnels>();
+  /** Keys that were given out; each is another one, and one that a peer may have. */
+  count = 0;
+  /** Nodes that nobody reaches. */
+  readonly cut = new Set<string>();
+
+  /** A node whose devices are empty. */
+  add(name: string): void {
+    this.nodes.set(name, new FakeTunnels(name, this));
+  }
+
+  /** A pair that has each other's keys shakes hands; an echo then comes back. */
+  reaches(from: FakeTunnels, slot: Slot, publicKey: string): boolean {
+    const to = [...this.nodes.values()].find((node) => node.devices[slot].key === publicKey);
+    if (to === undefined || this.cut.has(from.name) || this.cut.has(to.name)) return false;
+    return from.devices[slot].peers.has(publicKey) && to.devices[slot].peers.has(from.devices[slot].key ?? "");
+  }
 }
 
-/** Of these it only matters whether they are there. */
-const NUMBERS = new Set(["nowMs", "movedMs", "targetMs", "sinceMs", "retryMs", "wakeMs", "rekeys", "number"]);
-
-/** Something that can happen next, in any order. */
-export type Choice =
-  | { readonly kind: "device"; readonly node: string; readonly slot: Slot }
-  | { readonly kind: "prove"; readonly node: string; readonly at: number }
-  | { readonly kind: "route" | "publish" | "report" | "wait" | "target" | "crash"; readonly node: string }
-  | { readonly kind: "deliver"; readonly node: string; readonly of: string }
-  | { readonly kind: "lose"; readonly node: string; readonly slot: Slot }
-  | { readonly kind: "raise" };
-
-/** How a world differs from the protocol, to show that the checks see it. */
-export type Wrong = "impatient barrier" | undefined;
-
-/**
- * Nodes with two devices each, the store and the barrier, in which everything that is under way may happen in any order: the real
- * decisions of {@link advance} and {@link decide} on devices that behave as WireGuard's. A pair can talk over a slot when each has the
- * other's key.
- */
-export class RotationWorld {
-  readonly #nodes = new Map<string, SimNode>();
-  #last: number;
-  readonly #wrong: Wrong;
-  #generation = 1;
-  /** What may not happen, and did. */
+/** A node's devices without a kernel: what they are given is kept, and two nodes reach each other when their keys say so. Outlives agents. */
+export class FakeTunnels implements Tunnels {
+  readonly name: string;
+  readonly devices: readonly [Device, Device] = [newDevice(), newDevice()];
+  /** By node: where its packets leave. */
+  readonly routes = new Map<string, Slot>();
+  /** What was wrong: a key that was made anew while somebody sent over it. */
   readonly violations: string[] = [];
+  readonly #underlay: FakeUnderlay;
+  readonly #lost = new Set<(slot: Slot) => void>();
 
-  /** `last`: the generation at which the barrier stops. */
-  constructor(names: readonly string[], options: { readonly last: number; readonly wrong?: Wrong }) {
-    this.#last = options.last;
-    this.#wrong = options.wrong;
-    for (const name of names) {
-      const device = (): Device => ({ key: undefined, made: 0, entries: new Map(), isLost: false });
-      this.#nodes.set(name, {
-        agent: newAgent(name),
-        devices: [device(), device()],
-        routes: new Map(),
-        record: undefined,
-        done: -1,
-      });
+  constructor(name: string, underlay: FakeUnderlay) {
+    this.name = name;
+    this.#underlay = underlay;
+  }
+
+  async rekey(slot: Slot, peers: readonly SlotPeer[]): Promise<string> {
+    await sleep(systemClock(), 1);
+    const users = [...this.#underlay.nodes.values()].filter((node) => node.routes.get(this.name) === slot);
+    if (this.devices[slot].key !== undefined)
+      this.violations.push(...users.map(({ name }) => `${name} sends on ${slot}`));
+    this.#underlay.count++;
+    const key = Buffer.alloc(32);
+    key.writeUInt32BE(this.#underlay.count, 4);
+    const device = this.devices[slot];
+    device.key = key.toString("base64");
+    device.peers.clear();
+    for (const peer of peers) device.peers.set(peer.publicKey, { peer, lastHandshakeMs: 0 });
+    return device.key;
+  }
+
+  async install(slot: Slot, peer: SlotPeer, replacing?: string): Promise<void> {
+    await sleep(systemClock(), 1);
+    const { peers } = this.devices[slot];
+    const lastHandshakeMs = replacing === undefined ? (peers.get(peer.publicKey)?.lastHandshakeMs ?? 0) : 0;
+    if (replacing !== undefined) peers.delete(replacing);
+    peers.set(peer.publicKey, { peer, lastHandshakeMs });
+  }
+
+  async remove(slot: Slot, publicKey: string): Promise<void> {
+    await sleep(systemClock(), 1);
+    this.devices[slot].peers.delete(publicKey);
+  }
+
+  status(slot: Slot): Promise<SlotStatus> {
+    const { key, peers } = this.devices[slot];
+    for (const [publicKey, entry] of peers) {
+      if (this.#underlay.reaches(this, slot, publicKey)) entry.lastHandshakeMs ||= systemClock().now();
     }
-    for (const name of names) this.#start(name);
-  }
-
-  /** Lets the barrier go on to a later generation. */
-  goOnTo(last: number): void {
-    this.#last = last;
-  }
-
-  /** A copy that goes its own way. */
-  clone(): RotationWorld {
-    const copy = new RotationWorld([], { last: this.#last, wrong: this.#wrong });
-    for (const [name, node] of structuredClone(this.#nodes)) copy.#nodes.set(name, node); // at once: who was told what is a matter of identity
-    copy.#generation = this.#generation;
-    copy.violations.push(...this.violations);
-    return copy;
-  }
-
-  /** The same text for the same world. */
-  fingerprint(): string {
-    return JSON.stringify([this.#generation, [...this.#nodes]], (key, value: unknown) => {
-      if (NUMBERS.has(key)) return value !== undefined;
-      if (key === "rekeying" && Array.isArray(value)) return value.map((one) => one !== undefined);
-      if (value instanceof Map) return [...value].toSorted((a, b) => (String(a[0]) < String(b[0]) ? -1 : 1));
-      return value instanceof Set ? [...value].toSorted() : value;
-    });
-  }
-
-  /** Everything that can happen next by itself. Empty: it has come to rest. */
-  choices(): Choice[] {
-    const found: Choice[] = [];
-    for (const [name, { agent }] of this.#nodes) {
-      for (const slot of [0, 1] as const)
-        if (agent.queues[slot].length > 0) found.push({ kind: "device", node: name, slot });
-      agent.proofs.forEach((proof, at) => {
-        const stale = !isProving(agent.state, proof.peer.node, proof);
-        if (stale || this.#connected(name, proof.peer.node, proof.slot)) found.push({ kind: "prove", node: name, at });
-      });
-      if (agent.routes.length > 0) found.push({ kind: "route", node: name });
-      if (agent.publish !== undefined) found.push({ kind: "publish", node: name });
-      if (agent.report !== undefined) found.push({ kind: "report", node: name });
-      if (agent.wakeMs !== undefined) found.push({ kind: "wait", node: name });
-      if (agent.toldTarget < this.#generation) found.push({ kind: "target", node: name });
-      for (const [of, { record }] of this.#nodes) {
-        if (of !== name && record !== undefined && agent.told.get(of) !== record)
-          found.push({ kind: "deliver", node: name, of });
-      }
-    }
-    if (this.#next() > this.#generation) found.push({ kind: "raise" });
-    return found;
-  }
-
-  /** What can go wrong next. */
-  mishaps(): Choice[] {
-    return [...this.#nodes.keys()].flatMap((node): Choice[] => [
-      { kind: "crash", node },
-      { kind: "lose", node, slot: 0 },
-      { kind: "lose", node, slot: 1 },
-    ]);
-  }
-
-  /** Lets it happen; then looks whether every pair that could talk still can. */
-  step(choice: Choice): void {
-    if (choice.kind === "raise") this.#generation = this.#next();
-    else this.#stepNode(this.#node(choice.node), choice);
-    this.#check();
-  }
-
-  /** What is missing at rest: pairs that do not talk, nodes that are not on the last generation. */
-  unfinished(): string[] {
-    const slot = this.#last % 2;
-    return [...this.#nodes].flatMap(([name, { done, routes }]) => [
-      ...(done === this.#last ? [] : [`${name} is done with ${done}, not ${this.#last}`]),
-      ...[...this.#nodes.keys()]
-        .filter((to) => to !== name && routes.get(to) !== slot)
-        .map((to) => `${name} does not send to ${to} on ${slot}`),
-    ]);
-  }
-
-  #stepNode(node: SimNode, choice: Exclude<Choice, { kind: "raise" }>): void {
-    const { agent } = node;
-    switch (choice.kind) {
-      case "device": {
-        const action = agent.queues[choice.slot].shift();
-        if (action !== undefined) this.#act(choice.node, action);
-        return;
-      }
-      case "prove": {
-        const [proof] = agent.proofs.splice(choice.at, 1);
-        if (proof === undefined || !isProving(agent.state, proof.peer.node, proof)) return;
-        node.devices[proof.slot].isLost &&= !this.#allConnected(choice.node, proof.slot);
-        this.#take(choice.node, { kind: "proven", slot: proof.slot, node: proof.peer.node, pair: proof.pair });
-        return;
-      }
-      case "route": {
-        const route = agent.routes.shift();
-        if (route === undefined) return;
-        if (route.slot === undefined) node.routes.delete(route.peer.node);
-        else node.routes.set(route.peer.node, route.slot);
-        if (route.slot !== undefined)
-          this.#take(choice.node, { kind: "routed", node: route.peer.node, slot: route.slot });
-        return;
-      }
-      case "publish":
-        node.record = agent.publish;
-        agent.publish = undefined;
-        return;
-      case "report":
-        node.done = agent.report ?? node.done;
-        agent.report = undefined;
-        return;
-      case "wait":
-        agent.nowMs += DRAIN_MS;
-        agent.wakeMs = undefined;
-        this.#take(choice.node, { kind: "tick" });
-        return;
-      case "target":
-        agent.toldTarget = this.#generation;
-        this.#take(choice.node, { kind: "target", generation: this.#generation });
-        return;
-      case "deliver":
-        this.#deliver(choice.node, choice.of);
-        return;
-      case "crash":
-        node.agent = newAgent(choice.node);
-        this.#start(choice.node);
-        return;
-      case "lose":
-        Object.assign(node.devices[choice.slot], { key: undefined, isLost: true });
-        node.devices[choice.slot].entries.clear();
-        agent.queues[choice.slot].length = 0;
-        this.#take(choice.node, { kind: "lost", slot: choice.slot });
-    }
-  }
-
-  /** A new agent: reads what its node has published, takes over devices whose keys those are, and all that is there. */
-  #start(name: string): void {
-    const node = this.#node(name);
-    const own = ([0, 1] as const).map((slot) => {
-      const key = node.record?.keys[slot];
-      return key !== undefined && key.publicKey === node.devices[slot].key ? key : undefined;
-    });
-    const isAdopted = own[0] !== undefined || own[1] !== undefined;
-    const found = ([0, 1] as const).map(
-      (slot) => new Set(own[slot] === undefined ? [] : node.devices[slot].entries.values()),
+    const known = [...peers].map(
+      ([publicKey, { lastHandshakeMs }]) => [publicKey, { lastHandshakeMs, receivedBytes: 1, sentBytes: 2 }] as const,
     );
-    this.#take(name, {
-      kind: "started",
-      own: [own[0], own[1]],
-      found: [found[0] ?? new Set(), found[1] ?? new Set()],
-      done: isAdopted ? node.done : -1,
-    });
-    node.done = isAdopted ? node.done : -1; // reported before anything else
-    node.agent.report = undefined;
-    for (const of of this.#nodes.keys()) if (of !== name) this.#deliver(name, of);
-    this.#take(name, { kind: "synced" });
+    return Promise.resolve({ publicKey: key, peers: new Map(known) });
   }
 
-  #deliver(name: string, of: string): void {
-    const { record } = this.#node(of);
-    if (record === undefined) return;
-    this.#node(name).agent.told.set(of, record);
-    const allowedIps = [`10.0.${of.codePointAt(0) ?? 0}.0/24`];
-    const peer: Peer = {
-      node: of,
-      endpoint: of,
-      allowedIps,
-      keys: record.keys,
-      sending: record.sending,
-      hasSlots: true,
-    };
-    this.#take(name, { kind: "peer", node: of, peer });
+  probe(slot: Slot, peer: SlotPeer): Promise<boolean> {
+    return Promise.resolve(this.#underlay.reaches(this, slot, peer.publicKey));
   }
 
-  #take(name: string, event: NodeEvent): void {
-    const { agent } = this.#node(name);
-    for (const action of advance(agent.state, event, agent.nowMs)) {
-      if (action.kind === "publish") agent.publish = action.record;
-      else if (action.kind === "report") agent.report = action.done;
-      else if (action.kind === "wake") agent.wakeMs = action.atMs;
-      else if (action.kind === "prove") agent.proofs.push(action);
-      else if (action.kind === "route") agent.routes.push(action);
-      else agent.queues[action.slot].push(action);
-    }
+  route(peer: SlotPeer, slot: Slot | undefined): Promise<void> {
+    if (slot === undefined) this.routes.delete(peer.node);
+    else this.routes.set(peer.node, slot);
+    return Promise.resolve();
   }
 
-  #act(name: string, action: DeviceAction): void {
-    if (action.kind === "prove" || action.kind === "route") return;
-    const node = this.#node(name);
-    const device = node.devices[action.slot];
-    if (action.kind === "install") device.entries.set(action.peer.node, action.peer.publicKey);
-    else if (action.kind === "remove") {
-      for (const [of, key] of device.entries) if (key === action.publicKey) device.entries.delete(of);
-    } else {
-      if (device.key !== undefined) this.#checkIdle(name, action.slot);
-      device.made++;
-      device.key = `${name}${action.slot}.${device.made}`;
-      device.entries.clear();
-      for (const peer of action.peers) device.entries.set(peer.node, peer.publicKey);
-      this.#take(name, { kind: "rekeyed", action, publicKey: device.key });
-    }
+  onLost(listener: (slot: Slot) => void): () => void {
+    this.#lost.add(listener);
+    return () => void this.#lost.delete(listener);
   }
 
-  /** Nobody sends over a slot that gets a new key. */
-  #checkIdle(name: string, slot: Slot): void {
-    for (const [other, node] of this.#nodes) {
-      if (node.routes.get(name) === slot)
-        this.#violate(`${name} makes slot ${slot} anew while ${other} sends to it there`);
-    }
-    for (const [to, over] of this.#node(name).routes) {
-      if (over === slot) this.#violate(`${name} makes slot ${slot} anew while it sends to ${to} there`);
-    }
-  }
-
-  /** Whoever sends reaches the other, unless a device was lost. */
-  #check(): void {
-    for (const [name, { routes, devices }] of this.#nodes) {
-      for (const [to, slot] of routes) {
-        if (devices[slot].isLost || this.#node(to).devices[slot].isLost) continue;
-        if (!this.#connected(name, to, slot))
-          this.#violate(`${name} sends to ${to} on slot ${slot}, which does not work`);
-      }
-    }
-  }
-
-  #violate(what: string): void {
-    const excused = [...this.#nodes.values()].some(({ devices }) => devices[0].isLost || devices[1].isLost);
-    if (!excused) this.violations.push(what);
-  }
-
-  #connected(a: string, b: string, slot: Slot): boolean {
-    const [one, two] = [this.#node(a).devices[slot], this.#node(b).devices[slot]];
-    if (one.key === undefined || two.key === undefined) return false;
-    return one.entries.get(b) === two.key && two.entries.get(a) === one.key;
-  }
-
-  #allConnected(name: string, slot: Slot): boolean {
-    return [...this.#nodes.keys()].every((other) => other === name || this.#connected(name, other, slot));
-  }
-
-  /** The generation that the barrier would say now. */
-  #next(): number {
-    if (this.#generation >= this.#last) return this.#generation;
-    if (this.#wrong === "impatient barrier") return this.#generation + 1;
-    const participants = [...this.#nodes].map(([node, { done }]) => ({ node, done, hasPublished: true, missing: [] }));
-    return decide({ generation: this.#generation, forMs: 1, intervalMs: 0, participants, oneSlot: [] }).generation;
-  }
-
-  /** What "naive" means: a node that makes the key anew on which everybody sends. */
-  replaceInPlace(name: string): void {
-    const { state } = this.#node(name).agent;
-    const slot = state.own[0]?.generation === state.done ? 0 : 1;
-    const peers = [...this.#node(name).devices[slot].entries].map(([node, publicKey]) => ({
-      node,
-      publicKey,
-      endpoint: node,
-      port: 1,
-      allowedIps: [],
-      initiator: true,
-    }));
-    this.#act(name, { kind: "rekey", slot, generation: state.done, number: -1, peers });
-    this.#check();
-  }
-
-  #node(name: string): SimNode {
-    const node = this.#nodes.get(name);
-    if (node === undefined) throw new Error(`no node ${name}`);
-    return node;
+  /** Ends a device; it is there again at once, empty. */
+  lose(slot: Slot): void {
+    this.devices[slot].key = undefined;
+    this.devices[slot].peers.clear();
+    for (const listener of this.#lost) listener(slot);
   }
 }
 
-function newAgent(name: string): SimNode["agent"] {
-  return {
-    state: newNode(name, [SLOT_PORTS[0], SLOT_PORTS[1]]),
-    queues: [[], []],
-    routes: [],
-    proofs: [],
-    publish: undefined,
-    report: undefined,
-    wakeMs: undefined,
-    nowMs: 0,
-    told: new Map(),
-    toldTarget: 0,
-  };
+function newDevice(): Device {
+  return { key: undefined, peers: new Map() };
 }

@@ -7,7 +7,7 @@ import type { Refusal } from "./peers.ts";
 import { SLOTS, slotOf, type Slot, type SlotStatus } from "./slots.ts";
 
 /** A pair that is not proven is a problem after so long. */
-export const PROOF_DEADLINE_MS = 10_000;
+const PROOF_DEADLINE_MS = 10_000;
 /** Problems that a report names. */
 const MAX_PROBLEMS = 20;
 
@@ -50,7 +50,7 @@ export interface NodeView {
 }
 
 /** The first 8 hex digits of a key's SHA-256: enough to compare by eye. */
-export function fingerprintOf(publicKey: string): string {
+function fingerprintOf(publicKey: string): string {
   return hash("sha256", Buffer.from(publicKey, "base64"), "hex").slice(0, 8);
 }
 
@@ -135,22 +135,23 @@ export function reportOf(
 
 /** Why a pair is not on the newest keys; undefined: it is. */
 function reasonOf(state: NodeState, pair: Pair): { reason: string; message: string } | undefined {
-  if (hasMoved(state, pair)) return undefined;
   const { target } = state;
+  if (hasMoved(state, pair)) return undefined;
   if (pair.failure !== undefined) return { reason: "DeviceFailed", message: pair.failure };
   if (target === undefined)
     return { reason: "NoGeneration", message: "the cluster's generation of keys is not known yet" };
-  const slot = pair.peer.hasSlots ? slotOf(target) : 0;
-  if (state.own[slot] === undefined || (pair.peer.hasSlots && state.own[slot].generation < target)) {
+  const { node, endpoint, keys, hasSlots } = pair.peer;
+  const slot = hasSlots ? slotOf(target) : 0;
+  const hasKey = (key: { readonly generation: number } | undefined): boolean =>
+    key !== undefined && (!hasSlots || key.generation === target);
+  if (!hasKey(state.own[slot]))
     return { reason: "NoOwnKey", message: `this node has no key of generation ${target} yet` };
-  }
-  if (pair.peer.hasSlots && pair.peer.keys[slot]?.generation !== target) {
-    return { reason: "PeerBehind", message: `${pair.peer.node} has not published a key of generation ${target}` };
-  }
-  const port = pair.peer.keys[slot]?.port ?? 0;
+  if (!hasKey(keys[slot]))
+    return { reason: "PeerBehind", message: `${node} has published no key of generation ${target}` };
+  const port = keys[slot]?.port ?? 0;
   return {
     reason: "NotProven",
-    message: `no answer from ${pair.peer.endpoint} on UDP ${port}: is the port open in both directions?`,
+    message: `no answer from ${endpoint} on UDP ${port}: is the port open in both directions?`,
   };
 }
 
