@@ -139,11 +139,18 @@ const RESTRICTIONS: Readonly<Record<string, Restriction>> = {
   },
   "leases.coordination.k8s.io": (node, { object }) =>
     object.metadata.name === node ? undefined : "may only change its own lease",
+  "ciliumnodes.cilium.io": restrictTunnels,
+  "wireguardnodes.veil.dev": restrictTunnels,
   events: (node, { object }) => {
     const host = textAt(object, "source", "host");
     return host === "" || host === node ? undefined : "may only report what happens on it";
   },
 };
+
+/** A node's keys, addresses and reports are its own. */
+function restrictTunnels(node: string, { object }: Parameters<Admission>[0]): string | undefined {
+  return object.metadata.name === node ? undefined : "may only change what is named as it is";
+}
 
 function restrictNode(node: string, { verb, object, old }: Parameters<Admission>[0]): string | undefined {
   if (object.metadata.name !== node) return "may only change its own Node";

@@ -53,6 +53,19 @@ interface AgentFlags {
   readonly logLevel: LogLevel;
 }
 
+const WIREGUARD_BACKEND = new Option(
+  "--wireguard-backend <kind>",
+  "the kernel where it can, or the program in any case",
+)
+  .choices(["auto", "userspace"])
+  .default("auto");
+const WIREGUARD_STRICT = new Option(
+  "--wireguard-strict <mode>",
+  "drop, or count, what would leave this node's pods in clear for others",
+)
+  .choices(["off", "audit", "on"])
+  .default("off");
+
 /** `veil agent`: enrols the pods of a node and keeps its proxy supplied. */
 export function agentCommand(context: CliContext, version: string): Command {
   const { env } = context;
@@ -101,16 +114,8 @@ export function agentCommand(context: CliContext, version: string): Command {
     )
     .addOption(new Option("--wireguard <mode>", "tunnels between the nodes").choices(["off", "on"]).default("off"))
     .option("--wireguard-program <file>", "what runs them where the kernel cannot", "wireguard-go")
-    .addOption(
-      new Option("--wireguard-backend <kind>", "the kernel where it can, or the program in any case")
-        .choices(["auto", "userspace"])
-        .default("auto"),
-    )
-    .addOption(
-      new Option("--wireguard-strict <mode>", "drop, or count, what would leave this node's pods in clear for others")
-        .choices(["off", "audit", "on"])
-        .default("off"),
-    )
+    .addOption(WIREGUARD_BACKEND)
+    .addOption(WIREGUARD_STRICT)
     .option("--wireguard-ranges <cidrs>", "ranges of all pods (default: those of the nodes that are known)", cidrs, [])
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .action(async (flags: AgentFlags) => run(context, flags, version));

@@ -1,5 +1,6 @@
 import { LEFT_ANNOTATION } from "#model/leaving";
-import { text, value, type Tree } from "./template.ts";
+import { text, value, when, type Tree } from "./template.ts";
+import { withTunnels } from "./workloads.ts";
 
 const API = "admissionregistration.k8s.io/v1";
 const ANNOTATION = "ambient.istio.io/redirection";
@@ -44,6 +45,19 @@ export function admissionPolicies(): Tree[] {
         },
       ],
     }),
+    ...policy(
+      "veil-tunnels-own-node",
+      {
+        condition: { name: "is-agent", expression: ofAgent },
+        validations: [
+          {
+            expression: `'${NODE}' in request.userInfo.extra && request.userInfo.extra['${NODE}'] == [object.metadata.name]`,
+            message: "an agent may publish keys of its own node only, by a token that is bound to it",
+          },
+        ],
+      },
+      TUNNEL_OBJECTS,
+    ).map((tree) => when(withTunnels, tree)),
     ...policy("veil-redirection", {
       condition: { name: "is-not-agent", expression: notOfAgent },
       validations: [
@@ -56,12 +70,29 @@ export function admissionPolicies(): Tree[] {
   ];
 }
 
+/** Where agents publish keys and report on tunnels. */
+const TUNNEL_OBJECTS = [
+  {
+    apiGroups: ["cilium.io"],
+    apiVersions: ["v2"],
+    operations: ["CREATE", "UPDATE"],
+    resources: ["ciliumnodes", "ciliumnodes/status"],
+  },
+  {
+    apiGroups: ["veil.dev"],
+    apiVersions: ["v1alpha1"],
+    operations: ["CREATE", "UPDATE"],
+    resources: ["wireguardnodes", "wireguardnodes/status"],
+  },
+];
+const PODS = [{ apiGroups: [""], apiVersions: ["v1"], operations: ["UPDATE"], resources: ["pods", "pods/status"] }];
+
 interface PolicyParts {
   readonly condition: { readonly name: string; readonly expression: Tree };
   readonly validations: readonly { readonly expression: string; readonly message: string }[];
 }
 
-function policy(name: string, { condition, validations }: PolicyParts): Tree[] {
+function policy(name: string, { condition, validations }: PolicyParts, resourceRules: Tree = PODS): Tree[] {
   return [
     {
       apiVersion: API,
@@ -69,11 +100,7 @@ function policy(name: string, { condition, validations }: PolicyParts): Tree[] {
       metadata: { name },
       spec: {
         failurePolicy: "Fail",
-        matchConstraints: {
-          resourceRules: [
-            { apiGroups: [""], apiVersions: ["v1"], operations: ["UPDATE"], resources: ["pods", "pods/status"] },
-          ],
-        },
+        matchConstraints: { resourceRules },
         matchConditions: [condition],
         validations: validations.map((one) => ({ ...one, reason: "Forbidden" })),
       },

@@ -5,6 +5,7 @@ import {
   INSIDE_RULES,
   PLUGIN_ACCOUNT,
   PLUGIN_RULES,
+  WIREGUARD_RULES,
   type AccessRule,
   type InstalledRole,
 } from "./access.ts";
@@ -19,6 +20,7 @@ import {
   INSTALLED,
   proxyObjects,
   withCni,
+  withTunnels,
 } from "./workloads.ts";
 
 const RBAC = "rbac.authorization.k8s.io";
@@ -29,12 +31,13 @@ export function installationTrees(): ReadonlyMap<string, readonly Tree[]> {
   return new Map([
     ["namespace", [namespace()]],
     ["quota", [criticalQuota()]],
-    ["access", [...ROLES.flatMap(accessOfRole), ...accessOfPlugin()]],
+    ["access", [...ROLES.flatMap(accessOfRole), ...accessOfPlugin(), ...accessToTunnels()]],
     ["admission", admissionPolicies()],
     ["controller", controllerObjects()],
     ["agent", agentObjects()],
     ["proxy", proxyObjects()],
     ["mode", [strictMode()]],
+    ["wireguard", [rotation()]],
   ]);
 }
 
@@ -86,17 +89,31 @@ function criticalQuota(): Tree {
 }
 
 function accessOfRole(role: InstalledRole): Tree[] {
-  const { account } = INSTALLED[role];
-  if (role !== "controller") return [accountOf(account), ...grants(role, [subjectOf(account)])];
+  const account = accountOf(INSTALLED[role].account);
+  return [role === "controller" ? when(asDeployment, account) : account, ...grants(role, holdersOf(role))];
+}
+
+function holdersOf(role: InstalledRole): Tree[] {
+  const own = subjectOf(INSTALLED[role].account);
+  if (role !== "controller") return [own];
   // What runs in the agents' pods has their account.
-  const holders = [when(asDeployment, subjectOf(account)), when(inAgents, subjectOf(INSTALLED.agent.account))];
-  return [when(asDeployment, accountOf(account)), ...grants(role, holders)];
+  return [when(asDeployment, own), when(inAgents, subjectOf(INSTALLED.agent.account))];
 }
 
 function accessOfPlugin(): Tree[] {
   const name = PLUGIN_ACCOUNT;
   const access = granted(PLUGIN_RULES, { kind: "ClusterRole", metadata: { name }, subjects: [subjectOf(name)] });
   return [accountOf(name), ...access].map((tree) => when(withCni, tree));
+}
+
+/** What agents and the controller may do besides, where there are tunnels. */
+function accessToTunnels(): Tree[] {
+  return (["controller", "agent"] as const).flatMap((role) => {
+    const metadata = { name: `${INSTALLED[role].account}-wireguard` };
+    const kind = "ClusterRole";
+    const access = granted(WIREGUARD_RULES[role], { kind, metadata, subjects: holdersOf(role) });
+    return access.map((tree) => when(withTunnels, tree));
+  });
 }
 
 function accountOf(name: string): Tree {
@@ -151,4 +168,14 @@ function strictMode(): Tree {
       spec: { mtls: { mode: "STRICT" } },
     },
   );
+}
+
+/** The barrier of the rotation of keys; its status is the controller's. */
+function rotation(): Tree {
+  return when(withTunnels, {
+    apiVersion: "veil.dev/v1alpha1",
+    kind: "WireGuardRotation",
+    metadata: { name: "cluster" },
+    spec: { interval: value("wireguard.interval") },
+  });
 }

@@ -199,6 +199,27 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
   },
   { path: "agent.tolerations", default: ANY_TAINT, about: "Taints that agent and proxy tolerate." },
   {
+    path: "wireguard.mode",
+    default: "off",
+    oneOf: ["off", "on"],
+    about:
+      "Whether what mutual TLS does not carry (UDP, ICMP, pods that are not enrolled) goes from node to node through WireGuard. Needs UDP ports 51871 and 51872 between all nodes.",
+  },
+  {
+    path: "wireguard.strict",
+    default: "off",
+    oneOf: ["off", "audit", "on"],
+    about:
+      "What would leave a node in clear for another node's pods is dropped and counted (on), counted (audit), or let go (off).",
+  },
+  {
+    path: "wireguard.interval",
+    default: "auto",
+    pattern: "auto|[1-9][0-9]{0,6}[smh]",
+    about:
+      "Between two new keys of every node, as 120s, 10m or 6h. auto: 120 s up to some 1,500 nodes, more for larger clusters.",
+  },
+  {
     path: "cni.enabled",
     default: true,
     about:
@@ -273,6 +294,13 @@ export const CONTRADICTIONS: readonly { readonly conditions: readonly Condition[
   {
     conditions: [{ path: "cni.enabled", not: true }, { path: "cni.strict" }],
     reason: "cni.strict is true and cni.enabled is false: nothing would hold pods back",
+  },
+  {
+    conditions: [
+      { path: "wireguard.mode", equals: "off" },
+      { path: "wireguard.strict", equals: "on" },
+    ],
+    reason: "wireguard.mode is off and wireguard.strict is on: there is nothing for packets to go through",
   },
   {
     conditions: [{ path: "enrolLabels", not: true }],

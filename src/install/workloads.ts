@@ -20,6 +20,11 @@ const POD_NAMESPACES = "/run/netns";
 const KERNEL_SETTINGS = "/host/proc/sys/net";
 /** Where the agent keeps the CNI plugin on its node. */
 export const withCni = { path: "cni.enabled" };
+/** Where the agent makes tunnels to the other nodes, and the controller rotates their keys. */
+export const withTunnels = { path: "wireguard.mode", equals: "on" };
+/** Sockets of WireGuard devices that run in user space; they outlive the agent. */
+const TUNNEL_SOCKETS = "/run/wireguard";
+const TUN = "/dev/net/tun";
 /** The folders that the container runtimes of platforms read; as Istio's profiles of platforms have them. */
 const CNI_CONF_DIR = value("cni.confDir", {
   by: "platform",
@@ -136,6 +141,7 @@ function controllerContainer(): Tree {
       "--metrics-listen": listening(METRICS),
       "--log-level": value("logLevel"),
       "--enforce-waypoints": when({ path: "enforceWaypoints" }, true),
+      "--wireguard": when(withTunnels, "on"),
     }),
     env: [fromField("POD_NAME", "metadata.name")],
     securityContext: {
@@ -176,6 +182,8 @@ export function agentObjects(): Tree[] {
       when({ path: "proxy.enabled", not: true }, folder("ztunnel", "/run/ztunnel")),
       when(withCni, folder("cni-conf", CNI_CONF_DIR)),
       when(withCni, folder("cni-bin", CNI_BIN_DIR)),
+      when(withTunnels, folder("tunnel-sockets", TUNNEL_SOCKETS)),
+      when(withTunnels, { name: "tun", hostPath: { path: TUN } }),
     ],
   };
   return [
@@ -210,6 +218,8 @@ function agentContainer(): Tree {
       "--enrol-labels": text`${value("enrolLabels")}`,
       "--unenrol-deadline": text`${value("agent.unenrolDeadlineSeconds")}`,
       "--dns-capture": text`${value("dnsCapture")}`,
+      "--wireguard": when(withTunnels, "on"),
+      "--wireguard-strict": when(withTunnels, value("wireguard.strict")),
       "--metrics-listen": listening(INSTALLED.agent.readyPort),
       "--log-level": value("logLevel"),
     }),
@@ -229,6 +239,8 @@ function agentContainer(): Tree {
       // What the node mounts over them later, too.
       when(withCni, { name: "cni-conf", mountPath: CNI_CONF_DIR, mountPropagation: "HostToContainer" }),
       when(withCni, { name: "cni-bin", mountPath: CNI_BIN_DIR, mountPropagation: "HostToContainer" }),
+      when(withTunnels, { name: "tunnel-sockets", mountPath: TUNNEL_SOCKETS }),
+      when(withTunnels, { name: "tun", mountPath: TUN }),
     ],
   };
 }

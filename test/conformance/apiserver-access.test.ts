@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
+import { WIREGUARD_KINDS, WIREGUARD_RULES } from "#install";
 import { eventually } from "../netns/harness.ts";
 import { RawClient, startApi, type ApiWorld, type Loose } from "./apiserver-world.ts";
 
@@ -367,6 +368,53 @@ describe("a node's credentials", () => {
     assert.deepEqual(await attempts("agent", mark, true), [200, 403]);
     assert.deepEqual(await attempts("unbound", mark, false), [403, 403]);
     assert.deepEqual(await attempts("unmarked", {}, true), [200, 200]);
+  });
+
+  it("publish keys of tunnels, and report on them, under their own node's name alone, from an account that all nodes share", async (t) => {
+    if (!api.own) {
+      t.diagnostic("in a cluster an admission policy of the chart does this");
+      return;
+    }
+    const rbac = "/apis/rbac.authorization.k8s.io/v1";
+    const definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    for (const kind of WIREGUARD_KINDS)
+      assert.equal((await api.client.call("POST", definitions, { body: kind })).code, 201);
+    const body = (name: string, more: object = {}): object => ({ body: { metadata: { name, ...more } } });
+    const keys = "/apis/cilium.io/v2/ciliumnodes";
+    const reports = "/apis/veil.dev/v1alpha1/wireguardnodes";
+    for (const path of [keys, reports]) {
+      for (const name of ["n1", "n2"]) {
+        const made = async (): Promise<number> => (await api.client.call("POST", path, body(name))).code;
+        await eventually(`the kind of ${path}`, async () => (await made()) === 201 || undefined);
+      }
+    }
+    const metadata = { name: "tunnels" };
+    await api.client.call("POST", `${rbac}/clusterroles`, { body: { metadata, rules: WIREGUARD_RULES.agent } });
+    const account = { "veil.dev/node-bound": "true" };
+    await api.client.call("POST", `${home}/serviceaccounts`, body("tunnels", { annotations: account }));
+    const subjects = [{ kind: "ServiceAccount", name: "tunnels", namespace: api.namespace }];
+    const roleRef = { apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole", name: "tunnels" };
+    await api.client.call("POST", `${rbac}/clusterrolebindings`, { body: { metadata, roleRef, subjects } });
+    const spec = { serviceAccountName: "tunnels", nodeName: "n1", containers: [{ name: "c", image: "i" }] };
+    const pod = await api.client.call("POST", `${home}/pods`, { body: { metadata: { name: "of-tunnels" }, spec } });
+    const { name, uid } = pod.body.metadata;
+    const boundObjectRef = { apiVersion: "v1", kind: "Pod", name, uid };
+    const asked = { body: { spec: { audiences: [], boundObjectRef } } };
+    const token = await api.client.call("POST", `${home}/serviceaccounts/tunnels/token`, asked);
+    const client = new RawClient(api.kubeconfig, { token: token.body.status.token });
+    const key = { metadata: { annotations: { "veil.dev/wireguard": "{}" } } };
+    const report = { status: { done: 7 } };
+    const seen = await codes(client, [
+      ["PATCH", `${keys}/n1`, key],
+      ["PATCH", `${keys}/n2`, key],
+      ["PATCH", `${keys}/n2/status`, { status: {} }],
+      ["PATCH", `${reports}/n1/status`, report],
+      ["PATCH", `${reports}/n2/status`, report],
+      ["POST", keys, { metadata: { name: "n3" } }],
+      ["POST", reports, { metadata: { name: "n3" } }],
+    ]);
+    assert.deepEqual(seen, [200, 403, 403, 200, 403, 403, 403]);
+    client.close();
   });
 
   it("read Services and EndpointSlices, and change none", async () => {

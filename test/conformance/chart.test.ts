@@ -78,6 +78,8 @@ function otherThan(spec: ValueSpec): unknown {
     "agent.ztunnelListen": "127.0.0.1:15012",
     "proxy.clusterRanges": ["10.0.0.0/8", "fd00::/8"],
     "proxy.threads": "50%",
+    "wireguard.strict": "audit",
+    "wireguard.interval": "10m",
     "cni.confDir": "/var/lib/cni/conf",
     "cni.binDir": "/home/kubernetes/bin",
     "image.repository": "registry.example:5000/a/veil",
@@ -95,6 +97,11 @@ const CASES: readonly (readonly [string, GivenValues])[] = [
   ...VALUE_TABLE.filter(({ path }) => path !== "proxy.enabled").map(
     (spec) => [`another ${spec.path}`, nested(spec.path, otherThan(spec))] as const,
   ),
+  ["tunnels between nodes", { wireguard: { mode: "on", strict: "on" } }],
+  [
+    "tunnels between nodes, the controller in the agents' pods",
+    { controller: { mode: "agents" }, agent: { ztunnelListen: "none" }, wireguard: { mode: "on", interval: "90s" } },
+  ],
   ["another ztunnel", { proxy: { enabled: false }, agent: { ztunnelListen: "127.0.0.1:15012" }, mode: "strict" }],
   [
     "the controller in the agents' pods, another ztunnel beside it",
@@ -139,6 +146,8 @@ const REFUSED: readonly (readonly [GivenValues, RegExp])[] = [
   [{ proxy: { clusterRanges: ["10.0.0.0"] } }, /clusterRanges/],
   [{ cni: { enabled: false, strict: true } }, /nothing would hold pods back/],
   [{ proxy: { enabled: false } }, /nobody would carry the connections of enrolled pods/],
+  [{ wireguard: { strict: "on" } }, /nothing for packets to go through/],
+  [{ wireguard: { interval: "soon" } }, /interval/],
   [{ enrolLabels: [] }, /nothing could be enrolled/],
   [{ enrolLabels: ["app"] }, /enrolLabels/],
   [{ ca: { rootLifeDays: 60 } }, /nothing outlives what signed it/],
