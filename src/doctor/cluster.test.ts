@@ -34,6 +34,7 @@ function assertBlind(findings: readonly Finding[], reason: RegExp): void {
     "admission",
     "access",
     "neighbours",
+    "wireguard",
   ];
   assert.deepEqual([...new Set(findings.map(({ check }) => check))].toSorted(), checks.toSorted());
   assert.equal(exitCodeOf(findings), 2);

@@ -1,6 +1,7 @@
 import { resources } from "#kube";
 import { INSTALLED, PLUGIN_ACCOUNT } from "#install";
 import { AUTHORITY_SECRET } from "#model/authority-objects";
+import { wireguardResources } from "#wireguard";
 import { accessQuestions, checkAccess, type AccessAnswer, type AccessQuestion, type AccessScope } from "./access.ts";
 import { checkAdmission, checkWebhooks } from "./admission.ts";
 import { allKnown, ApiFacts, type DoctorClient } from "./api-facts.ts";
@@ -15,6 +16,7 @@ import { checkProbes } from "./probe-policies.ts";
 import { checkReadiness } from "./readiness.ts";
 import { readSettings } from "./settings.ts";
 import { checkVersions } from "./versions.ts";
+import { checkWireguard } from "./wireguard.ts";
 
 /** What a cluster is examined with. */
 export interface ClusterOptions {
@@ -101,7 +103,16 @@ async function gather(api: ApiFacts, namespace: string) {
     mutating,
     validating,
     slices,
+    ...(await gatherTunnels(api)),
   };
+}
+
+async function gatherTunnels(api: ApiFacts) {
+  const [reports, rotations] = await Promise.all([
+    api.list(wireguardResources.wireguardNodes),
+    api.list(wireguardResources.wireguardRotations),
+  ]);
+  return { reports, rotations };
 }
 
 function about(check: CheckName, what: string) {
@@ -169,12 +180,17 @@ function checkGuards(facts: Facts, { namespace }: ClusterOptions): Finding[] {
   ];
 }
 
-function checkAround(facts: Facts, { namespace }: ClusterOptions): readonly Finding[] {
-  const { judged: pods, namespaces, ciliumConfig, felix, calico } = facts;
+function checkAround(facts: Facts, { namespace, nowMs }: ClusterOptions): readonly Finding[] {
+  const { judged: pods, namespaces, ciliumConfig, felix, calico, nodes, reports, rotations } = facts;
   const parts = { pods, namespaces, ciliumConfig, felix, calico };
-  return withFacts(about("neighbours", "what else is installed"), parts, (known) =>
-    checkNeighbours({ namespace, ...known }),
-  );
+  return [
+    ...withFacts(about("neighbours", "what else is installed"), parts, (known) =>
+      checkNeighbours({ namespace, ...known }),
+    ),
+    ...withFacts(about("wireguard", "tunnels between nodes"), { nodes, reports, rotations }, (known) =>
+      checkWireguard({ ...known, nowMs }),
+    ),
+  ];
 }
 
 async function examineAccess(api: ApiFacts, facts: Facts, namespace: string): Promise<readonly Finding[]> {

@@ -11,6 +11,7 @@ export const CHECKS = [
   "admission",
   "access",
   "neighbours",
+  "wireguard",
   "kernel",
   "clock",
   "cni",
