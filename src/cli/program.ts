@@ -14,6 +14,7 @@ import { kubectlCommand } from "./kubectl.ts";
 import { manifestsCommand } from "./manifests.ts";
 import { proxyCommand } from "./proxy.ts";
 import { whyCommand } from "./why.ts";
+import { wireguardCommand } from "./wireguard.ts";
 
 /**
  * The command line. Each command lives in a file of its own, declares its options there, and loads the component that
@@ -34,6 +35,7 @@ export function buildProgram(context: CliContext, version: string): Command {
     labCommand(context),
     whyCommand(context),
     doctorCommand(context, version),
+    wireguardCommand(context),
     kubectlCommand(context),
     manifestsCommand(context, version),
     controllerCommand(context),

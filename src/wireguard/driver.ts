@@ -96,7 +96,8 @@ export class NodeRotation implements Service {
   async view(): Promise<NodeView> {
     const { tunnels, clock } = this.#options;
     const devices = await Promise.all(SLOTS.map((slot) => tunnels.status(slot)));
-    return describeNode(this.#state, { devices, refusals: this.#peers.refusals, nowMs: clock.now() });
+    const refusals = this.#peers.refusals;
+    return describeNode(this.#state, { devices, refusals, nowMs: clock.now(), monotonicMs: clock.monotonic() });
   }
 
   /** Starts; resolves at once: the API is waited for beside it. */

@@ -14,6 +14,8 @@ export interface Pair {
   peer: Peer;
   /** The peer's key that the own device has (or is being given). */
   installed: [string | undefined, string | undefined];
+  /** Since when the device has that key (monotonic); after a restart of the agent, since then. */
+  keyMs: [number, number];
   /** The pair of keys that was proven, and the one that is being proven. */
   proven: [string | undefined, string | undefined];
   proving: [string | undefined, string | undefined];

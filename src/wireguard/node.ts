@@ -129,6 +129,7 @@ function newPair(state: NodeState, peer: Peer, { nowMs, actions }: Turn): Pair {
   const pair: Pair = {
     peer,
     installed: [undefined, undefined],
+    keyMs: [nowMs, nowMs],
     proven: [undefined, undefined],
     proving: [undefined, undefined],
     route: undefined,
@@ -242,6 +243,7 @@ function rekeyWhenFree(state: NodeState, slot: Slot, { nowMs, actions }: Turn): 
   const peers = [...state.pairs.values()].flatMap((pair) => {
     const peer = slotPeer(state, pair.peer, slot);
     pair.installed[slot] = peer?.publicKey;
+    pair.keyMs[slot] = nowMs;
     pair.proven[slot] = undefined;
     pair.proving[slot] = undefined;
     return peer ?? [];

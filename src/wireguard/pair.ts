@@ -45,6 +45,7 @@ function install(state: NodeState, { pair, slot }: { pair: Pair; slot: Slot }, t
     return;
   }
   pair.installed[slot] = peer.publicKey;
+  pair.keyMs[slot] = turn.nowMs;
   pair.proven[slot] = undefined;
   pair.proving[slot] = undefined;
   turn.actions.push({ kind: "install", slot, peer, replacing });

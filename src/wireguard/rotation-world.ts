@@ -40,7 +40,7 @@ interface SimNode {
 }
 
 /** Of these it only matters whether they are there. */
-const NUMBERS = new Set(["nowMs", "movedMs", "targetMs", "sinceMs", "retryMs", "wakeMs", "rekeys", "number"]);
+const NUMBERS = new Set(["nowMs", "movedMs", "targetMs", "sinceMs", "retryMs", "wakeMs", "keyMs", "rekeys", "number"]);
 
 /** Something that can happen next, in any order. */
 export type Choice =

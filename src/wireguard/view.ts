@@ -19,6 +19,8 @@ export interface SlotView {
   readonly fingerprint: string;
   /** `sending`: packets leave here; `proven`: they could; `proving`: keys are there, no handshake and echo yet; `idle`: no pair of keys of one generation. */
   readonly state: "sending" | "proven" | "proving" | "idle";
+  /** Since this pair of keys is in the device, seconds. */
+  readonly keyAgeSeconds: number;
   /** Since the last handshake, seconds; undefined: none. */
   readonly handshakeAgeSeconds: number | undefined;
   readonly receivedBytes: number;
@@ -29,6 +31,8 @@ export interface SlotView {
 export interface PairView {
   readonly node: string;
   readonly endpoint: string;
+  /** False: a node of other software, with one static key. */
+  readonly hasSlots: boolean;
   readonly slots: readonly SlotView[];
   /** Why it is not on the newest keys; undefined: it is. */
   readonly reason: string | undefined;
@@ -54,10 +58,15 @@ function fingerprintOf(publicKey: string): string {
   return hash("sha256", Buffer.from(publicKey, "base64"), "hex").slice(0, 8);
 }
 
-/** Everything about a node's pairs. `nowMs` is the wall clock. */
+/** Everything about a node's pairs. `nowMs` is the wall clock, `monotonicMs` the other. */
 export function describeNode(
   state: NodeState,
-  facts: { readonly devices: readonly SlotStatus[]; readonly refusals: readonly Refusal[]; readonly nowMs: number },
+  facts: {
+    readonly devices: readonly SlotStatus[];
+    readonly refusals: readonly Refusal[];
+    readonly nowMs: number;
+    readonly monotonicMs: number;
+  },
 ): NodeView {
   const own = SLOTS.flatMap((slot) => {
     const key = state.own[slot];
@@ -67,7 +76,8 @@ export function describeNode(
   const pairs = [...state.pairs.values()].map((pair) => ({
     node: pair.peer.node,
     endpoint: pair.peer.endpoint,
-    slots: SLOTS.flatMap((slot) => viewOf(pair, { slot, device: facts.devices[slot], nowMs: facts.nowMs })),
+    hasSlots: pair.peer.hasSlots,
+    slots: SLOTS.flatMap((slot) => viewOf(pair, { ...facts, slot, device: facts.devices[slot] })),
     reason: reasonOf(state, pair)?.message,
   }));
   return { node: state.self, generation: state.target, done: state.done, own, pairs, refused: facts.refusals };
@@ -75,7 +85,12 @@ export function describeNode(
 
 function viewOf(
   pair: Pair,
-  { slot, device, nowMs }: { slot: Slot; device: SlotStatus | undefined; nowMs: number },
+  {
+    slot,
+    device,
+    nowMs,
+    monotonicMs,
+  }: { slot: Slot; device: SlotStatus | undefined; nowMs: number; monotonicMs: number },
 ): SlotView[] {
   const key = pair.peer.keys[slot];
   if (key === undefined) return [];
@@ -83,12 +98,14 @@ function viewOf(
   const handshakeAgeSeconds =
     lastHandshakeMs === 0 ? undefined : Math.max(0, Math.round((nowMs - lastHandshakeMs) / 1000));
   const { generation, publicKey } = key;
+  const keyAgeSeconds = Math.round((monotonicMs - pair.keyMs[slot]) / 1000);
   return [
     {
       slot,
       generation,
       fingerprint: fingerprintOf(publicKey),
       state: stateOf(pair, slot),
+      keyAgeSeconds,
       handshakeAgeSeconds,
       receivedBytes,
       sentBytes,
