@@ -82,11 +82,12 @@ async function askAgents(
 }
 
 async function askAgent(client: KubeClient, agent: Pod): Promise<NodeView | string> {
+  const { name: pod = "", namespace = "" } = agent.metadata ?? {};
   const program = agent.spec?.containers[0]?.command?.[0] ?? "veil";
-  const at = { namespace: agent.metadata?.namespace ?? "", pod: agent.metadata?.name ?? "", container: "agent" };
+  const at = { namespace, pod, container: "agent" };
   const command = [program, "admin", "--port", AGENT_PORT, "/wireguard"];
   const { code, stdout, stderr } = await client.exec({ ...at, command });
   if (code !== 0) return (stderr || stdout).trim();
-  if (stdout.trim() === "" || stdout.startsWith("undefined")) return "its devices are not there yet";
+  if (stdout.startsWith("undefined")) return "its devices are not there yet";
   return JSON.parse(stdout) as NodeView; // written by our own agent
 }
