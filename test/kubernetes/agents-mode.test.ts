@@ -5,11 +5,13 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
+import { ensureKubectl } from "#apiserver";
 import { findWords, readTls, tcpStreams } from "#capture";
 import { resources } from "#kube";
-import { eventually } from "../netns/harness.ts";
+import { eventually, must, run, VEIL } from "../netns/harness.ts";
 import { clusterProcesses } from "./cgroups.ts";
 import { startCluster, type TestCluster } from "./cluster.ts";
+import { BUSYBOX_IMAGE } from "./images.ts";
 import { addressOf, ANSWER, applySoon, askFrom, enrolledPod, namespaceOf, podOf, WEB_PORT } from "./mesh.ts";
 import { CHART, helm, installVeil, VEIL_NAMESPACE } from "./veil.ts";
 
@@ -121,28 +123,127 @@ describe("the controller in the agents' pods", () => {
     await isServed("shop");
   });
 
-  it("does not break with a node's CNI configuration, and says on the node what is wrong with it", async () => {
-    const file = "/etc/cni/net.d/10-pods.conflist";
-    const shell = (words: string) => cluster.execNode("node1", "sh", "-c", words);
-    await shell(`cp ${file} /run/kept; echo 'no json' >${file}`);
-    const reason = await eventually("the event on the node", async () => {
-      const { items } = await cluster.client.list(resources.events, { namespace: "default" });
-      return items.find((event) => event.reason === "VeilCniNotChained")?.message;
-    });
-    assert.match(reason, /10-pods\.conflist.*CNI_CONFIG_INVALID/);
-    await cluster.apply([podOf({ namespace: "shop", name: "meanwhile", node: "node1" })]);
-    await enrolledPod(cluster, "shop/meanwhile");
-    await shell(`cp /run/kept ${file}`);
+  it("does not break with a node's CNI configuration that is not JSON, or cannot be written, and says on the node what to do", async () => {
+    const folder = "/etc/cni/net.d";
+    const shell = async (node: string, words: string): Promise<void> => {
+      const { code, stderr } = await cluster.execNode(node, "sh", "-ec", words);
+      assert.equal(code, 0, stderr);
+    };
+    await shell("node1", `cp ${folder}/10-pods.conflist /run/kept; echo 'no json' >${folder}/10-pods.conflist`);
+    // Over the folder comes a read-only one that is as it was before Veil; what is behind it loses the list, which is noticed.
+    await shell(
+      "node2",
+      `mkdir /run/frozen /run/behind; cp ${folder}/10-pods.conflist /run/frozen; mount --bind ${folder} /run/behind
+       mount --make-private /run/behind
+       mount --bind /run/frozen /run/frozen; mount -o remount,bind,ro /run/frozen; mount --bind /run/frozen ${folder}
+       rm /run/behind/10-pods-veil.conflist`,
+    );
+    assert.match(await chainWarning(cluster, "node1"), /10-pods\.conflist is no JSON object; mend the named file/);
+    assert.match(await chainWarning(cluster, "node2"), /read-only file system, .*; check --cni-conf-dir/);
+    for (const [node, problem] of [
+      ["node1", /problem: the network plugin's own configuration cannot be used: 10-pods\.conflist is no JSON object/],
+      ["node2", /problem: \/etc\/cni\/net\.d cannot be written: the agent cannot keep the plugin there/],
+    ] as const) {
+      assert.match(await doctorOn(cluster, node), problem);
+      await applySoon(cluster, [podOf({ namespace: "shop", name: `meanwhile-${node}`, node })]);
+      await enrolledPod(cluster, `shop/meanwhile-${node}`);
+    }
+    await shell("node1", `cp /run/kept ${folder}/10-pods.conflist`);
+    await shell("node2", `umount ${folder} /run/frozen /run/behind`);
+    for (const node of NODES) {
+      const isChained = () => shell(node, `grep -q veil-cni ${folder}/10-pods-veil.conflist`).then(() => true);
+      await eventually(`the list on ${node}`, isChained);
+    }
     await cluster.readyPods(VEIL_NAMESPACE, "app=veil-agent", 2);
+    await isServed("shop");
   });
 
-  it("refuses a second Veil beside it, and changes nothing", async () => {
-    const second = helm(cluster, "install", "second", CHART, "--set", "namespace=veil-two,image.tag=test");
-    await assert.rejects(second, /invalid ownership metadata/);
+  it("is printed by veil manifests as objects that the API takes", async () => {
+    const printed = await must([VEIL, "manifests", "--set", "platform=gke", "--set", "mode=strict"]);
+    const apply = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"];
+    const kubectl = await ensureKubectl({ env: process.env });
+    const taken = await must([kubectl, "--kubeconfig", cluster.kubeconfig, ...apply], { input: printed });
+    assert.equal(taken.match(/serverside-applied/g)?.length, printed.match(/^---$/gm)?.length, taken);
+  });
+
+  it("names others that enrol the same pods, is not installed beside them, and changes nothing", async () => {
+    const others = [
+      { name: "second", labels: { app: "veil-agent" } },
+      { name: "istio", labels: { "k8s-app": "istio-cni-node" } },
+    ];
+    await cluster.apply(others.map(({ name, labels }) => bystander(name, labels)));
+    for (const [name, advice] of [
+      ["another Veil", "both enrol the same pods: uninstall one of the two"],
+      ["Istio's ambient mode", "it enrols what carries istio.io/dataplane-mode=ambient, too"],
+    ] as const) {
+      await eventually(`an event about ${name}`, async () => {
+        const { items } = await cluster.client.list(resources.events, { namespace: VEIL_NAMESPACE });
+        return items.find(({ message }) => message?.startsWith(`${name} is on this cluster: ${advice}`));
+      });
+    }
+    const said = await run([VEIL, "doctor", "--kubeconfig", cluster.kubeconfig]);
+    for (const found of ["Veil is installed in plain, too", "Istio's agents (plain) and Veil's both enrol"]) {
+      assert.ok(said.stdout.includes(found), said.stdout);
+    }
+    const install = (...values: string[]): Promise<string> =>
+      helm(cluster, "install", "second", CHART, "--set", ["namespace=veil-two", "image.tag=test", ...values].join(","));
+    await assert.rejects(install(), /invalid ownership metadata/);
+    await cluster.kubectl(
+      "-n",
+      "kube-system",
+      "create",
+      "configmap",
+      "cilium-config",
+      "--from-literal=cni-exclusive=true",
+    );
+    await assert.rejects(install(), /Cilium removes other programs' CNI configuration .*set cni\.exclusive=false/);
+    await cluster.apply([namespaceOf("istio-system", false), daemonSetOfNoNode("istio-system", "ztunnel")]);
+    const fixed = "cni.enabled=false";
+    await assert.rejects(install(fixed), /Istio's ambient mode is installed \(DaemonSet istio-system\/ztunnel\)/);
+    await assert.rejects(install(fixed, "enrolLabels={io.cilium/mtls-enabled}"), /invalid ownership metadata/);
     assert.equal((await cluster.tryKubectl("get", "namespace", "veil-two")).code, 1);
     await isServed("shop");
   });
 });
+
+/** What is said on a node about its CNI configuration. */
+function chainWarning(cluster: TestCluster, node: string): Promise<string> {
+  return eventually(`the event on ${node}`, async () => {
+    const { items } = await cluster.client.list(resources.events, { namespace: "default" });
+    const about = items.find(
+      ({ reason, involvedObject }) => reason === "VeilCniNotChained" && involvedObject.name === node,
+    );
+    return about?.message;
+  });
+}
+
+/** What the doctor in the node's agent says. */
+async function doctorOn(cluster: TestCluster, node: string): Promise<string> {
+  const { items } = await cluster.client.list(resources.pods, {
+    namespace: VEIL_NAMESPACE,
+    labelSelector: "app=veil-agent",
+  });
+  const agent = items.find(({ spec }) => spec?.nodeName === node)?.metadata?.name ?? "";
+  const command = ["node", "/opt/veil/dist/main/veil.js", "doctor", "--node", "-o", "json"];
+  const { stdout } = await cluster.tryKubectl("-n", VEIL_NAMESPACE, "exec", agent, "-c", "agent", "--", ...command);
+  const { findings } = JSON.parse(stdout) as { findings: { outcome: string; what: string }[] }; // our own program's
+  return findings.map(({ outcome, what }) => `${outcome}: ${what}`).join("\n");
+}
+
+/** A pod in `plain` that passes for somebody else's, as far as the API knows. */
+function bystander(name: string, labels: Record<string, string>): object {
+  const containers = [{ name: "main", image: BUSYBOX_IMAGE }];
+  const spec = { nodeName: "node1", terminationGracePeriodSeconds: 0, containers };
+  return { apiVersion: "v1", kind: "Pod", metadata: { namespace: "plain", name, labels }, spec };
+}
+
+function daemonSetOfNoNode(namespace: string, name: string): object {
+  const labels = { app: name };
+  const containers = [{ name: "main", image: BUSYBOX_IMAGE }];
+  const template = { metadata: { labels }, spec: { nodeSelector: { nowhere: "true" }, containers } };
+  const metadata = { namespace, name };
+  return { apiVersion: "apps/v1", kind: "DaemonSet", metadata, spec: { selector: { matchLabels: labels }, template } };
+}
 
 function crowdAt(i: number): { namespace: string; name: string } {
   return { namespace: CROWD, name: `member-${i}` };
