@@ -9,7 +9,7 @@ import type { Backend, PeerChange } from "./backend.ts";
 import { Echo } from "./echo.ts";
 import { wireguardError } from "./errors.ts";
 import { generateKeyPair } from "./keys.ts";
-import type { Slot, SlotPeer, SlotStatus, Tunnels } from "./slots.ts";
+import type { ProbeEcho, Slot, SlotPeer, SlotStatus, Tunnels } from "./slots.ts";
 import { ENCRYPTED_MARK, installRules, relaxReversePath, removeWays, routeEchoes, TABLES, tunnelMtu } from "./ways.ts";
 
 /** Keepalive of the side that starts handshakes, seconds. */
@@ -107,8 +107,9 @@ export class DeviceTunnels implements Tunnels {
     return { publicKey, peers: new Map(peers.map((peer) => [peer.publicKey, peer])) };
   }
 
-  async probe(slot: Slot, peer: SlotPeer, deadlineMs: number): Promise<boolean> {
-    return (await this.#echoes.get(slot)?.ask(parseIp(peer.endpoint), deadlineMs)) ?? false;
+  async probe(slot: Slot, peer: SlotPeer, { deadlineMs, full = false }: ProbeEcho): Promise<boolean> {
+    const packetBytes = full ? this.#link(this.#options.devices[slot]).mtu : 0;
+    return (await this.#echoes.get(slot)?.ask(parseIp(peer.endpoint), { deadlineMs, packetBytes })) ?? false;
   }
 
   route(peer: SlotPeer, slot: Slot | undefined): Promise<void> {

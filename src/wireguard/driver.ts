@@ -17,6 +17,8 @@ import {
   type CiliumNode,
   type WireGuardRotation,
 } from "./objects.ts";
+import { slotPeer } from "./pair.ts";
+import { PathCheck, type SendingPair } from "./path-check.ts";
 import { PeerDirectory } from "./peers.ts";
 import { Prover } from "./prover.ts";
 import { SLOT_PORTS, SLOTS, type Tunnels } from "./slots.ts";
@@ -24,6 +26,8 @@ import { countNode, describeNode, reportOf, type NodeView } from "./view.ts";
 
 /** Steps that were refused are tried again, and the report is brought up to date, so often. */
 const TICK_MS = 500;
+/** Whether large packets arrive, too, is looked at so often. */
+const PATHS_MS = 30_000;
 /** Between two tries to begin. */
 const RETRY_MS = 1_000;
 
@@ -64,6 +68,7 @@ export class NodeRotation implements Service {
   readonly #peers: PeerDirectory;
   readonly #queue: DeviceQueue;
   readonly #prover: Prover;
+  readonly #paths: PathCheck;
   readonly #nodes: Informer<CiliumNode>;
   readonly #rotations: Informer<WireGuardRotation>;
   readonly #own: Informer<Node>;
@@ -82,6 +87,7 @@ export class NodeRotation implements Service {
     const take = (event: NodeEvent): void => this.#take(event);
     this.#queue = new DeviceQueue({ tunnels, log, signal, onDone: take });
     this.#prover = new Prover({ state: this.#state, tunnels, queue: this.#queue, clock, signal, onProven: take });
+    this.#paths = new PathCheck(tunnels);
     const shared = { client, clock, random, log };
     this.#nodes = new Informer({ ...shared, ref: wireguardResources.ciliumNodes });
     this.#rotations = new Informer({
@@ -144,6 +150,7 @@ export class NodeRotation implements Service {
       this.#followTarget(),
       this.#followOwnNode(),
       every(clock, TICK_MS, () => this.#tick()),
+      every(clock, PATHS_MS, () => void this.#paths.look(this.#sendingPairs())),
     ];
     this.#take({ kind: "synced" });
   }
@@ -237,7 +244,15 @@ export class NodeRotation implements Service {
 
   #status(): ReturnType<typeof reportOf> {
     const { backend, clock } = this.#options;
-    return reportOf(this.#state, { backend, refusals: this.#peers.refusals, nowMs: clock.monotonic() });
+    const { narrow } = this.#paths;
+    return reportOf(this.#state, { backend, refusals: this.#peers.refusals, narrow, nowMs: clock.monotonic() });
+  }
+
+  #sendingPairs(): SendingPair[] {
+    return [...this.#state.pairs.values()].flatMap(({ peer, route }) => {
+      const entry = route === undefined || !peer.hasSlots ? undefined : slotPeer(this.#state, peer, route);
+      return entry === undefined || route === undefined ? [] : [{ slot: route, peer: entry }];
+    });
   }
 
   #report(): void {

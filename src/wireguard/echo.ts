@@ -8,6 +8,8 @@ const ECHO_PORT = 51873;
 const [QUESTION, ANSWER] = ["veil?", "veil!"] as const;
 const NONCE_BYTES = 8;
 const MESSAGE_BYTES = QUESTION.length + 2 * NONCE_BYTES;
+/** Of IP and UDP around a message. */
+const HEADER_BYTES = { v4: 28, v6: 48 } as const;
 /** Echoes under way at once; further ones count as lost. */
 const MAX_PENDING = 20_000;
 
@@ -43,8 +45,11 @@ export class Echo implements Disposable {
     }
   }
 
-  /** True when an answer came within the deadline. */
-  ask(ip: IpAddress, deadlineMs: number): Promise<boolean> {
+  /** True when an answer came within the deadline. The packet is `packetBytes` long, with its headers, when they are enough. */
+  ask(
+    ip: IpAddress,
+    { deadlineMs, packetBytes }: { readonly deadlineMs: number; readonly packetBytes: number },
+  ): Promise<boolean> {
     const { clock, random } = this.#options;
     const socket = this.#socketFor(isV6(ip));
     if (socket === undefined || this.#pending.size >= MAX_PENDING) return Promise.resolve(false);
@@ -57,7 +62,8 @@ export class Echo implements Disposable {
       };
       const cancel = clock.after(deadlineMs, () => settle(false));
       this.#pending.set(nonce, settle);
-      socket.send(Buffer.from(QUESTION + nonce, "latin1"), { ip, port: ECHO_PORT });
+      const bytes = packetBytes - HEADER_BYTES[isV6(ip) ? "v6" : "v4"];
+      socket.send(messageOf(QUESTION, nonce, bytes), { ip, port: ECHO_PORT });
     });
   }
 
@@ -67,14 +73,21 @@ export class Echo implements Disposable {
   }
 
   #hear(bytes: Buffer, { v6, from }: { v6: boolean; from: SocketAddress }): void {
-    if (bytes.length !== MESSAGE_BYTES) return;
-    const text = bytes.toString("latin1");
+    if (bytes.length < MESSAGE_BYTES) return;
+    const text = bytes.toString("latin1", 0, MESSAGE_BYTES);
     const nonce = text.slice(QUESTION.length);
     if (text.startsWith(ANSWER)) this.#pending.get(nonce)?.(true);
-    else if (text.startsWith(QUESTION)) this.#socketFor(v6)?.send(Buffer.from(ANSWER + nonce, "latin1"), from);
+    else if (text.startsWith(QUESTION)) this.#socketFor(v6)?.send(messageOf(ANSWER, nonce, bytes.length), from);
   }
 
   #socketFor(v6: boolean): UdpListener | undefined {
     return this.#sockets.find((each) => each.v6 === v6)?.socket;
   }
+}
+
+/** Filled up to so many bytes, where they are more than it needs. */
+function messageOf(kind: typeof QUESTION | typeof ANSWER, nonce: string, bytes: number): Buffer {
+  const message = Buffer.alloc(Math.max(bytes, MESSAGE_BYTES));
+  message.write(kind + nonce, "latin1");
+  return message;
 }

@@ -91,7 +91,7 @@ export class Prover {
     if (this.#echoes >= MAX_ECHOES) return false;
     this.#echoes++;
     try {
-      return await this.#options.tunnels.probe(slot, peer, ECHO_MS);
+      return await this.#options.tunnels.probe(slot, peer, { deadlineMs: ECHO_MS });
     } catch {
       return false; // no route yet, or the device is gone: tried again
     } finally {

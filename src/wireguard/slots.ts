@@ -48,6 +48,14 @@ export interface SlotStatus {
   readonly peers: ReadonlyMap<string, PeerStatus>;
 }
 
+/** What an echo is to be like. */
+export interface ProbeEcho {
+  /** For its answer. */
+  readonly deadlineMs: number;
+  /** As long as a packet through the tunnel can be. Default: as short as it can be. */
+  readonly full?: boolean;
+}
+
 /** A node's two devices. Methods reject with a `CodedError` when a device is gone or refuses; calls for one slot are made one after the other. */
 export interface Tunnels {
   /** Gives the slot a new key and exactly these peers, in one transaction. Resolves to the public key. */
@@ -58,7 +66,7 @@ export interface Tunnels {
   remove(slot: Slot, publicKey: string): Promise<void>;
   status(slot: Slot): Promise<SlotStatus>;
   /** Sends one echo to the node's address out of that slot: true when its answer came back on that slot within the deadline. */
-  probe(slot: Slot, peer: SlotPeer, deadlineMs: number): Promise<boolean>;
+  probe(slot: Slot, peer: SlotPeer, echo: ProbeEcho): Promise<boolean>;
   /** Packets to the node's pods leave through this slot from now on; undefined: through none. */
   route(peer: SlotPeer, slot: Slot | undefined): Promise<void>;
   /** Calls `listener` when a slot's device was lost and is there again without key and peers. The returned function ends that. */

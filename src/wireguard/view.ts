@@ -125,6 +125,8 @@ export function reportOf(
   facts: {
     readonly backend: { readonly kind: string; readonly version: string };
     readonly refusals: readonly Refusal[];
+    /** Nodes at which only small packets arrive. */
+    readonly narrow: ReadonlySet<string>;
     readonly nowMs: number;
   },
 ): Required<NonNullable<WireGuardNode["status"]>> {
@@ -138,6 +140,10 @@ export function reportOf(
     const found = reasonOf(state, pair);
     return found === undefined ? [] : [{ node: pair.peer.node, ...found }];
   });
+  const narrow = pairs.flatMap(({ peer: { node, endpoint } }) => {
+    const message = `packets as large as the tunnel takes do not arrive at ${endpoint}, small ones do`;
+    return facts.narrow.has(node) ? [{ node, reason: "BigPacketsLost", message }] : [];
+  });
   return {
     done: state.done,
     observedGeneration: state.target ?? -1,
@@ -146,7 +152,7 @@ export function reportOf(
     pairs: pairs.length,
     proven: pairs.filter((pair) => hasMoved(state, pair)).length,
     oneSlot: pairs.filter(({ peer }) => !peer.hasSlots).map(({ peer }) => peer.node),
-    problems: [...devices, ...facts.refusals, ...late].slice(0, MAX_PROBLEMS),
+    problems: [...devices, ...facts.refusals, ...late, ...narrow].slice(0, MAX_PROBLEMS),
   };
 }
 

@@ -14,6 +14,9 @@ import { DEVICES, peerOf, processOf, wireguardWorld, type WireguardNode } from "
 
 const programs = await ensureWireguardGo();
 const device = DEVICES[0];
+/** For echoes that come, and for those that do not. */
+const LONG = { deadlineMs: 10_000 };
+const SHORT = { deadlineMs: 300 };
 
 for (const program of programs) {
   void describe(`devices run by ${program}`, () => {
@@ -100,17 +103,23 @@ async function reach(program: string): Promise<void> {
     await there.install(slot, peerOf(a, ka, slot));
     const peer = peerOf(b, kb, slot);
     await here.install(slot, peer);
-    assert.ok(await here.probe(slot, peer, 10_000), `no echo by slot ${slot}`);
-    assert.ok(await here.probe(slot, { ...peer, endpoint: b.addresses[1] ?? "" }, 10_000), "no echo over IPv6");
-    assert.ok(await there.probe(slot, peerOf(a, ka, slot), 10_000), "no echo the other way");
+    assert.ok(await here.probe(slot, peer, LONG), `no echo by slot ${slot}`);
+    assert.ok(await here.probe(slot, { ...peer, endpoint: b.addresses[1] ?? "" }, LONG), "no echo over IPv6");
+    assert.ok(await there.probe(slot, peerOf(a, ka, slot), LONG), "no echo the other way");
     assert.equal((await here.status(slot)).publicKey, ka);
     const known = (await here.status(slot)).peers.get(kb);
     assert.ok((known?.lastHandshakeMs ?? 0) > 0 && (known?.receivedBytes ?? 0) > 0);
     // A new key on the other side: nothing comes until it is known.
     const fresh = await there.rekey(slot, [peerOf(a, ka, slot)]);
-    assert.equal(await here.probe(slot, peer, 300), false);
+    assert.equal(await here.probe(slot, peer, SHORT), false);
     await here.install(slot, peerOf(b, fresh, slot), kb);
-    assert.ok(await here.probe(slot, peer, 10_000), "no echo with the new key");
+    assert.ok(await here.probe(slot, peer, LONG), "no echo with the new key");
+    await narrow(
+      b,
+      () => here.probe(slot, peer, { ...SHORT, full: true }),
+      () => here.probe(slot, peer, LONG),
+    );
+    assert.ok(await here.probe(slot, peer, { ...LONG, full: true }), "no echo as long as a packet can be");
     await here.remove(slot, fresh);
     assert.equal((await here.status(slot)).peers.size, 0);
   }
@@ -124,6 +133,20 @@ async function reach(program: string): Promise<void> {
   const rules = await must(["ip", "-n", a.netnsName, "rule"]);
   assert.equal(rules.trim().split("\n").length, 3, rules);
   there.close();
+}
+
+/** Over a path that drops large packets and tells nobody, only small echoes come back. */
+async function narrow(
+  node: WireguardNode,
+  large: () => Promise<boolean>,
+  small: () => Promise<boolean>,
+): Promise<void> {
+  const rules =
+    "add table ip narrow; add chain ip narrow in { type filter hook prerouting priority -300; }; add rule ip narrow in udp dport 51871-51872 ip length > 1400 drop";
+  await node.exec("nft", rules);
+  assert.ok(await small(), "no small echo over a narrow path");
+  assert.equal(await large(), false, "a large echo over a narrow path");
+  await node.exec("nft", "delete table ip narrow");
 }
 
 async function madeAnew(program: string): Promise<void> {
