@@ -120,3 +120,26 @@ test("any bytes are decoded or refused with a code of ours", () => {
     { numRuns: 500 },
   );
 });
+
+test("packets of a tunnel's device, which have no link layer, are read in both families", () => {
+  const header = Buffer.alloc(24);
+  header.writeUInt32LE(0xa1b2c3d4, 0);
+  header.writeUInt32LE(101, 20);
+  const udp = Buffer.from("238c238d000a00006869", "hex");
+  const v4 = Buffer.concat([Buffer.from("4500001e000000004011000a0af401050af40205", "hex"), udp]);
+  const v6 = Buffer.concat([Buffer.from(`60000000000a1140fd${"00".repeat(14)}01fd${"00".repeat(14)}02`, "hex"), udp]);
+  const record = (packet: Buffer): Buffer => {
+    const own = Buffer.alloc(16);
+    own.writeUInt32LE(packet.length, 8);
+    own.writeUInt32LE(packet.length, 12);
+    return Buffer.concat([own, packet]);
+  };
+  const packets = decodePcap(Buffer.concat([header, record(v4), record(v6)]));
+  assert.deepEqual(
+    packets.map(({ source, destinationPort, payload }) => [source, destinationPort, Buffer.from(payload).toString()]),
+    [
+      ["10.244.1.5", 9101, "hi"],
+      ["fd00::1", 9101, "hi"],
+    ],
+  );
+});

@@ -22,6 +22,8 @@ const MAGIC_NANOSECONDS = 0xa1b23c4d;
 const FILE_HEADER_BYTES = 24;
 const RECORD_HEADER_BYTES = 16;
 const LINK_ETHERNET = 1;
+/** Packets alone, as a tunnel's device has them. */
+const LINK_RAW = 101;
 const LINK_COOKED = 113;
 const LINK_COOKED_V2 = 276;
 const ETHERTYPE_V4 = 0x0800;
@@ -67,6 +69,10 @@ function decodeLink(frame: Uint8Array, linkType: number, timeUs: number): Packet
     case LINK_ETHERNET: {
       const tagged = frame.length >= 18 && u16(frame, 12) === ETHERTYPE_VLAN;
       return decodeIp(frame, tagged ? 16 : 12, timeUs);
+    }
+    case LINK_RAW: {
+      const type = (frame[0] ?? 0) >> 4 === 6 ? ETHERTYPE_V6 : ETHERTYPE_V4;
+      return decodeIpAt(frame, { type, at: 0 }, timeUs);
     }
     case LINK_COOKED:
       return decodeIp(frame, 14, timeUs);

@@ -116,12 +116,12 @@ function startEnd(command: readonly string[]): {
 } {
   const child = spawn("setpriv", ["--pdeathsig", "KILL", ...command], { stdio: ["pipe", "pipe", "inherit"] });
   const waiting: ((line: string) => void)[] = [];
+  const ended = new Promise<never>((_resolve, reject) => {
+    child.once("error", reject).once("close", () => reject(new Error("the flows have ended")));
+  });
+  ended.catch(() => undefined); // whoever waits for a line hears of it
   createInterface({ input: child.stdout }).on("line", (line) => waiting.shift()?.(line));
-  const next = (): Promise<string> =>
-    new Promise((resolve, reject) => {
-      waiting.push(resolve);
-      child.once("close", () => reject(new Error("the flows have ended")));
-    });
+  const next = (): Promise<string> => Promise.race([ended, new Promise<string>((resolve) => waiting.push(resolve))]);
   const tell = (word: string): void => {
     child.stdin.write(`${word}\n`);
   };

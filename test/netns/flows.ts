@@ -7,7 +7,7 @@
  * sends as fast as it can. A datagram: number (8 bytes), time in microseconds of the machine's monotonic clock (8 bytes), filling.
  */
 import { createSocket } from "node:dgram";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 
@@ -125,7 +125,9 @@ function quantile(share: number): number {
 /** Datagrams for which this socket had no room: they came, and the machine was too slow to take them. */
 function overflow(): number {
   const hex = port.toString(16).toUpperCase().padStart(4, "0");
-  const lines = ["udp", "udp6"].flatMap((file) => readFileSync(`/proc/self/net/${file}`, "utf8").split("\n"));
+  // A pod's own /proc does not know whoever was brought in from outside: its first process has the same network.
+  const folder = existsSync("/proc/self/net") ? "/proc/self/net" : "/proc/1/net";
+  const lines = ["udp", "udp6"].flatMap((file) => readFileSync(`${folder}/${file}`, "utf8").split("\n"));
   return lines
     .filter((line) => line.trim().split(/\s+/)[1]?.endsWith(`:${hex}`))
     .reduce((sum, line) => sum + Number(line.trim().split(/\s+/).at(-1)), 0);

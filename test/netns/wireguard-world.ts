@@ -137,7 +137,7 @@ export function processesIn(netnsKey: string): number[] {
 }
 
 /** The process that runs a device in user space; undefined when there is none. */
-export function processOf(node: WireguardNode, device: string): number | undefined {
+export function processOf(node: Pick<WireguardNode, "netns">, device: string): number | undefined {
   return processesIn(node.netns.key).find((pid) => textOf(`/proc/${pid}/cmdline`).endsWith(`-f\0${device}\0`));
 }
 
