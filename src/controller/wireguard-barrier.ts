@@ -25,7 +25,9 @@ import type { LeaderClient } from "./leader-client.ts";
 
 /** How often it is looked whether the next generation may begin. */
 const LOOK_MS = 100;
-/** A node that holds the rotation for so long is told of. */
+/** Who is waited for is named when it lasts longer than a rotation does. */
+const NAMED_MS = 5_000;
+/** A node that holds the rotation for so long after its time is warned of. */
 const HELD_MS = 60_000;
 /** Names that the status carries. */
 const MAX_NAMES = 50;
@@ -128,7 +130,9 @@ export class WireguardBarrier implements Service {
     const forMs = nowMs - this.#seen.sinceMs;
     const verdict = decide({ generation, forMs, intervalMs, participants, oneSlot });
     this.#warn(verdict, forMs - intervalMs);
-    await this.#write(rotation, this.#statusOf(rotation, { verdict, intervalMs, nodes: participants.length }));
+    const isEarly = verdict.phase === "moving" && forMs < NAMED_MS;
+    const told = isEarly ? { ...verdict, waitingFor: [] } : verdict;
+    await this.#write(rotation, this.#statusOf(rotation, { verdict: told, intervalMs, nodes: participants.length }));
   }
 
   /** Where nobody has said a generation: that on which half of the nodes are. A node alone cannot push it. */

@@ -217,7 +217,7 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
     default: "auto",
     pattern: "auto|[1-9][0-9]{0,6}[smh]",
     about:
-      "Between two new keys of every node, as 120s, 10m or 6h. auto: 120 s up to some 1,500 nodes, more for larger clusters.",
+      "Between two new keys of every node, as 120s, 10m or 6h. auto: 120 s up to some 1,000 nodes, more for larger clusters.",
   },
   {
     path: "cni.enabled",

@@ -67,9 +67,9 @@ const BASE_INTERVAL_MS = 120 * SECOND_MS;
  * Every node hears of every node's new key: a rotation of n nodes is n² deliveries, which the API server's watches share among them.
  * So many a second are left to it at most (bench/wireguard-cost.ts shows what they weigh).
  */
-const DELIVERIES_PER_SECOND = 20_000;
+const DELIVERIES_PER_SECOND = 10_000;
 
-/** The interval where none is set: 120 s up to about 1,500 nodes, then as long as the API server needs. Milliseconds. */
+/** The interval where none is set: 120 s up to about 1,000 nodes, then as long as the API server needs. Milliseconds. */
 export function defaultIntervalMs(nodes: number): number {
   const seconds = Math.ceil((nodes * nodes) / DELIVERIES_PER_SECOND / 10) * 10;
   return Math.max(BASE_INTERVAL_MS, seconds * SECOND_MS);

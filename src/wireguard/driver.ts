@@ -28,6 +28,8 @@ import { countNode, describeNode, reportOf, type NodeView } from "./view.ts";
 const TICK_MS = 500;
 /** Whether large packets arrive, too, is looked at so often. */
 const PATHS_MS = 30_000;
+/** Between two reports of nothing but progress. */
+const PROGRESS_MS = 5_000;
 /** Between two tries to begin. */
 const RETRY_MS = 1_000;
 
@@ -75,7 +77,7 @@ export class NodeRotation implements Service {
   readonly #stop = new AbortController();
   #cancels: (() => void)[] = [];
   #running: Promise<void> | undefined;
-  #reported = "";
+  #reported = { text: "", whole: "", atMs: 0 };
 
   constructor(options: NodeRotationOptions) {
     const { client, node, tunnels, ports = [SLOT_PORTS[0], SLOT_PORTS[1]], clock, random, log } = options;
@@ -255,12 +257,17 @@ export class NodeRotation implements Service {
     });
   }
 
+  /** Reports what others wait for at once, and how far it has come seldom: a rotation costs a node two writes. */
   #report(): void {
     const status = this.#status();
+    const nowMs = this.#options.clock.monotonic();
     countNode(this.#state, this.#peers.refusals, this.#options.metrics);
-    const text = JSON.stringify(status);
-    if (text === this.#reported) return;
-    this.#reported = text;
+    const { proven, observedGeneration, ...urgent } = status;
+    const text = JSON.stringify(urgent);
+    const whole = `${text} ${proven} ${observedGeneration}`;
+    const isDue = this.#reported.whole !== whole && nowMs - this.#reported.atMs >= PROGRESS_MS;
+    if (this.#reported.text === text && !isDue) return;
+    this.#reported = { text, whole, atMs: nowMs };
     this.#objects.report(status);
   }
 }

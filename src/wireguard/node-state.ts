@@ -45,6 +45,8 @@ export interface NodeState {
   /** True once all peers are known that there are. */
   isSynced: boolean;
   readonly pairs: Map<string, Pair>;
+  /** Nodes whose pairs hold the report: thousands are not looked through at each event. */
+  readonly behind: Set<string>;
   /** Keys of peers in the own devices that belong to no known peer yet: what an agent before has left. */
   readonly found: readonly [Set<string>, Set<string>];
   movedMs: number;

@@ -35,6 +35,7 @@ export function newNode(self: string, ports: readonly [number, number]): NodeSta
     done: -1,
     isSynced: false,
     pairs: new Map(),
+    behind: new Set(),
     found: [new Set(), new Set()],
     movedMs: -DRAIN_MS,
     retryMs: [0, 0],
@@ -48,9 +49,16 @@ export function advance(state: NodeState, event: NodeEvent, nowMs: number): Node
   const touched = take(state, event, { nowMs, actions });
   const pairs = touched === undefined ? [...state.pairs.values()] : [state.pairs.get(touched)];
   for (const slot of SLOTS) rekeyWhenFree(state, slot, { nowMs, actions });
-  for (const pair of pairs) if (pair !== undefined) settle(state, pair, { nowMs, actions });
+  for (const pair of pairs) if (pair !== undefined) settleAndCount(state, pair, { nowMs, actions });
   finish(state, nowMs, actions);
   return actions;
+}
+
+function settleAndCount(state: NodeState, pair: Pair, turn: Turn): void {
+  settle(state, pair, turn);
+  const { node, hasSlots } = pair.peer;
+  if (hasSlots && !hasMoved(state, pair)) state.behind.add(node);
+  else state.behind.delete(node);
 }
 
 /** Changes the state. Returns the node whose pair alone can have something to do now; undefined: all of them. */
@@ -110,6 +118,7 @@ function takePeer(state: NodeState, { node, peer }: { node: string; peer: Peer |
   if (peer === undefined) {
     if (pair === undefined) return;
     state.pairs.delete(node);
+    state.behind.delete(node);
     const any = slotPeer(state, pair.peer, 0) ?? slotPeer(state, pair.peer, 1);
     if (any !== undefined) turn.actions.push({ kind: "route", peer: any, slot: undefined });
     for (const slot of SLOTS) removeFrom(pair, slot, turn);
@@ -272,8 +281,7 @@ function finish(state: NodeState, nowMs: number, actions: NodeAction[]): void {
   const { target, done } = state;
   if (target === undefined || done >= target || !state.isSynced) return;
   if (state.own[slotOf(target)]?.generation !== target || state.rekeying[slotOf(target)] !== undefined) return;
-  for (const pair of state.pairs.values()) if (pair.peer.hasSlots && !hasMoved(state, pair)) return;
-  if (isDraining(state, { nowMs, actions })) return;
+  if (state.behind.size > 0 || isDraining(state, { nowMs, actions })) return;
   state.done = target;
   actions.push({ kind: "report", done: target });
 }
