@@ -4,12 +4,15 @@ import type { KubeClient, Pod } from "#kube";
 import type { NodeView } from "#wireguard";
 import type { CliContext } from "./context.ts";
 
-interface StatusFlags {
+interface ClusterFlags {
   readonly kubeconfig?: string;
   readonly lab?: string;
+  readonly output: "text" | "json";
+}
+
+interface StatusFlags extends ClusterFlags {
   readonly namespace: string;
   readonly node?: string;
-  readonly output: "text" | "json";
 }
 
 /** Pairs are asked for without being named on clusters up to this many nodes. */
@@ -17,17 +20,46 @@ const MAX_ASKED = 10;
 const AGENT_PORT = "9965";
 const AGENT_SELECTOR = "app=veil-agent";
 
-/** `veil wireguard status`: which keys every pair of nodes uses, how old they are, and what holds their rotation. */
+/**
+ * `veil wireguard status`: which keys every pair of nodes uses, how old they are, and what holds their rotation.
+ * `veil wireguard doctor`: what is wrong with them, and what to do.
+ */
 export function wireguardCommand(context: CliContext): Command {
-  const status = new Command("status")
-    .description("show the tunnels between the nodes: peers, slots, keys and what is wrong")
-    .option("--kubeconfig <file>", "credentials of the cluster (default: KUBECONFIG, then ~/.kube/config)")
-    .option("--lab <name>", "ask the lab of this name")
+  const status = clusterCommand("status", "show the tunnels between the nodes: peers, slots, keys and what is wrong")
     .option("--namespace <namespace>", "where Veil is installed", "veil-system")
     .option("--node <name>", `show this node's pairs (default: all nodes', where there are at most ${MAX_ASKED})`)
-    .addOption(new Option("-o, --output <format>", "how to answer").choices(["text", "json"]).default("text"))
     .action((flags: StatusFlags) => show(context, flags));
-  return new Command("wireguard").description("look at the tunnels between the nodes").addCommand(status);
+  const doctor = clusterCommand("doctor", "say what is wrong with the tunnels between the nodes, and what to do")
+    .addHelpText(
+      "after",
+      "\nExit code 0: nothing is wrong; 1: something is; 2: something could not be looked at. `veil doctor` looks at everything else, too.",
+    )
+    .action((flags: ClusterFlags) => diagnose(context, flags));
+  return new Command("wireguard")
+    .description("look at the tunnels between the nodes")
+    .addCommand(status)
+    .addCommand(doctor);
+}
+
+function clusterCommand(name: string, description: string): Command {
+  return new Command(name)
+    .description(description)
+    .option("--kubeconfig <file>", "credentials of the cluster (default: KUBECONFIG, then ~/.kube/config)")
+    .option("--lab <name>", "ask the lab of this name")
+    .addOption(new Option("-o, --output <format>", "how to answer").choices(["text", "json"]).default("text"));
+}
+
+async function diagnose(context: CliContext, flags: ClusterFlags): Promise<void> {
+  const { examineTunnels, exitCodeOf, findingsAsJson, formatFindings } = await import("#doctor");
+  const client = await connect(context, flags);
+  try {
+    const findings = await examineTunnels({ client, nowMs: context.clock.now(), signal: context.signal });
+    context.signal.throwIfAborted();
+    context.out(flags.output === "json" ? findingsAsJson(findings) : formatFindings(findings));
+    process.exitCode = exitCodeOf(findings);
+  } finally {
+    client.close();
+  }
 }
 
 async function show(context: CliContext, flags: StatusFlags): Promise<void> {
@@ -51,7 +83,7 @@ async function show(context: CliContext, flags: StatusFlags): Promise<void> {
   }
 }
 
-async function connect(context: CliContext, flags: StatusFlags): Promise<KubeClient> {
+async function connect(context: CliContext, flags: ClusterFlags): Promise<KubeClient> {
   const [{ findKubeConfig, KubeClient }, { systemRandom }, { silentLog }] = await Promise.all([
     import("#kube"),
     import("#base/random"),

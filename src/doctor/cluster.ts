@@ -107,6 +107,23 @@ async function gather(api: ApiFacts, namespace: string) {
   };
 }
 
+/** Looks at the tunnels between nodes alone. Changes nothing. Never rejects. */
+export async function examineTunnels(
+  options: Pick<ClusterOptions, "client" | "nowMs" | "signal">,
+): Promise<readonly Finding[]> {
+  const api = new ApiFacts(options.client, options.signal);
+  const [nodes, tunnels] = await Promise.all([api.list(resources.nodes), gatherTunnels(api)]);
+  return checkTunnels({ nodes, ...tunnels }, options.nowMs);
+}
+
+type TunnelFacts = Pick<Facts, "nodes" | "reports" | "rotations">;
+
+function checkTunnels({ nodes, reports, rotations }: TunnelFacts, nowMs: number): readonly Finding[] {
+  return withFacts(about("wireguard", "tunnels between nodes"), { nodes, reports, rotations }, (known) =>
+    checkWireguard({ ...known, nowMs }),
+  );
+}
+
 async function gatherTunnels(api: ApiFacts) {
   const [reports, rotations] = await Promise.all([
     api.list(wireguardResources.wireguardNodes),
@@ -181,15 +198,13 @@ function checkGuards(facts: Facts, { namespace }: ClusterOptions): Finding[] {
 }
 
 function checkAround(facts: Facts, { namespace, nowMs }: ClusterOptions): readonly Finding[] {
-  const { judged: pods, namespaces, ciliumConfig, felix, calico, nodes, reports, rotations } = facts;
+  const { judged: pods, namespaces, ciliumConfig, felix, calico } = facts;
   const parts = { pods, namespaces, ciliumConfig, felix, calico };
   return [
     ...withFacts(about("neighbours", "what else is installed"), parts, (known) =>
       checkNeighbours({ namespace, ...known }),
     ),
-    ...withFacts(about("wireguard", "tunnels between nodes"), { nodes, reports, rotations }, (known) =>
-      checkWireguard({ ...known, nowMs }),
-    ),
+    ...checkTunnels(facts, nowMs),
   ];
 }
 
