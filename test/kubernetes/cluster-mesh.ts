@@ -18,7 +18,7 @@ export function clusterMesh(cluster: TestCluster): Mesh {
   const volumeMounts = MACHINE.map((path, i) => ({ name: `machine${i}`, mountPath: path, readOnly: true }));
   const volumes = MACHINE.map((path, i) => ({ name: `machine${i}`, hostPath: { path } }));
   // Without requests it would starve beside the rest of the cluster.
-  const resourcesOf = { requests: { cpu: "200m" } };
+  const resourcesOf = { requests: { cpu: "100m" } };
   return {
     ...cluster,
     programs: { container: { image: BUSYBOX_IMAGE, volumeMounts, resources: resourcesOf }, spec: { volumes } },
@@ -29,16 +29,25 @@ export function clusterMesh(cluster: TestCluster): Mesh {
       const link = await hostLink(cluster, pod);
       return cluster.captureNode(node, { interface: link, ...(filter !== undefined && { filter }) });
     },
+    async replaceProxies() {
+      const old = new Set((await proxiesOf(cluster)).map(({ metadata }) => metadata?.uid));
+      await cluster.kubectl("-n", VEIL_NAMESPACE, "rollout", "restart", "daemonset/ztunnel");
+      await rolledOut(cluster);
+      await eventually(
+        "the old proxies to be gone",
+        async () => (await proxiesOf(cluster)).every(({ metadata }) => !old.has(metadata?.uid)) || undefined,
+      );
+    },
     async proxyMetrics(node) {
-      const { items } = await cluster.client.list(resources.pods, {
-        namespace: VEIL_NAMESPACE,
-        labelSelector: "app=ztunnel",
-      });
-      const proxy = items.find(({ spec }) => spec?.nodeName === node);
+      const proxy = (await proxiesOf(cluster)).find(({ spec }) => spec?.nodeName === node);
       assert.ok(proxy, `${node} has no proxy`);
       return must([...(await enterPodNetwork(cluster, proxy)), "curl", "-sf", "http://127.0.0.1:15020/metrics"]);
     },
   };
+}
+
+async function proxiesOf({ client }: TestCluster): Promise<readonly Pod[]> {
+  return (await client.list(resources.pods, { namespace: VEIL_NAMESPACE, labelSelector: "app=ztunnel" })).items;
 }
 
 /** The node's end of a pod's link. */

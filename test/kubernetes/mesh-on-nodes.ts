@@ -1,15 +1,15 @@
 import { describe, it } from "node:test";
+import { nothingIsClear, unenrolmentFailsNothing, type EnrolledScene } from "../netns/mesh-bodies.ts";
 import {
+  controllerAwayFailsClosed,
   killFailsClosed,
-  killFailsNothing,
-  nothingIsClear,
-  unenrolmentFailsNothing,
-  type EnrolledScene,
-} from "../netns/mesh-bodies.ts";
+  killsFailNothing,
+  replacedProxiesFailNothing,
+} from "../netns/mesh-outages.ts";
 import { clusterMesh } from "./cluster-mesh.ts";
 import type { TestCluster } from "./cluster.ts";
 
-/** What is true in a lab, too: see mesh-bodies.ts. In permissive mode, as there. */
+/** What is true in a lab, too: see mesh-bodies.ts and mesh-outages.ts. In permissive mode, as there. */
 export function meshOnNodes(find: () => TestCluster): void {
   describe("the lab's tests", () => {
     let at: EnrolledScene;
@@ -18,19 +18,19 @@ export function meshOnNodes(find: () => TestCluster): void {
       at = await nothingIsClear(clusterMesh(find()));
     });
 
-    for (const [role, node] of [
-      ["controller", undefined],
-      ["agent", "node1"],
-      ["apiserver", undefined],
-    ] as const) {
-      it(`kill -9 of the ${role}${node === undefined ? "" : ` of ${node}`} fails no connection, old or new`, (t) =>
-        killFailsNothing(at, t, { role, node }));
-    }
+    it("kill -9 of the controllers, an agent and the API server fails no connection, old or new", (t) =>
+      killsFailNothing(at, t, [{ role: "controller" }, { role: "agent", node: "node1" }, { role: "apiserver" }]));
 
     for (const node of ["node1", "node2"]) {
       it(`kill -9 of the proxy's data path on ${node} breaks its connections, refuses new ones, never in clear, and passes`, (t) =>
         killFailsClosed(at, t, () => at.mesh.kill("data path", node)));
     }
+
+    it("with the controllers stopped, an old enrolled client does not reach a new enrolled server, and never in clear; also with a restarted proxy", () =>
+      controllerAwayFailsClosed(at));
+
+    it("proxies that are replaced beside each other fail no new connection, and reset those that outlast the drain", (t) =>
+      replacedProxiesFailNothing(at, t));
 
     it("un-enrolling a pair that has been enrolled for longer than the bound breaks no connection, nor does enrolling it again", () =>
       unenrolmentFailsNothing(at));

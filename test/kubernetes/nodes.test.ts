@@ -9,7 +9,7 @@ describe("Veil on real nodes", () => {
   let cluster: TestCluster;
   before(async () => {
     cluster = await startCluster();
-    await installVeil(cluster);
+    await installVeil(cluster, { nodesAtOnce: "100%", "proxy.terminationGracePeriodSeconds": "10" });
   });
   after(() => cluster?.[Symbol.asyncDispose]());
 

@@ -14,16 +14,13 @@ import { findAccessRecord } from "#model/access-log";
 import type { FlowRecord } from "#model/flow";
 import type { Pod } from "#kube";
 import { eventually, must, startLab, type TestLab } from "./harness.ts";
+import { buildEnrolled } from "./mesh-bodies.ts";
 import {
   assertFlawless,
-  buildScene,
   childrenOf,
   clearStreams,
-  enrolled,
-  label,
   labMesh,
   pidsOf,
-  PROPAGATION_BOUND_MS,
   runLoad,
   startLoad,
   TUNNEL_PORT,
@@ -47,10 +44,7 @@ let scene: Scene;
 before(async () => {
   lab = await startLab("chaos");
   mesh = labMesh(lab);
-  scene = await buildScene(mesh, "chaos");
-  await label(mesh, scene.namespaces, true);
-  await enrolled(mesh, scene.namespaces, true);
-  await sleep(clock, PROPAGATION_BOUND_MS);
+  ({ scene } = await buildEnrolled(mesh, "chaos"));
 });
 after(() => lab[Symbol.asyncDispose]());
 

@@ -17,10 +17,8 @@ import {
   PROPAGATION_BOUND_MS,
   runLoad,
   startLoad,
-  type LoadProgress,
   type LoadResult,
   type Mesh,
-  type MeshRole,
   type RunningLoad,
   type Scene,
 } from "./mesh.ts";
@@ -28,8 +26,6 @@ import {
 const LONG = 10;
 /** So many new connections are a load. */
 const SERVED = 50;
-/** It is over when nothing has failed for so long, and new connections were served. */
-const SERVED_MS = 1_500;
 /** For so long pods stay without the label. */
 const PLAIN_MS = 1_500;
 /** Connections through tunnels that show that a label has taken effect. */
@@ -39,86 +35,27 @@ const LONG_FLIPPED = 50;
 const MOST = 300;
 const clock = systemClock();
 
-/** A scene that has been enrolled for longer than the propagation bound, and the words that run a program as its far client. */
+/** An enrolled scene, and the words that run a program as its far client. */
 export interface EnrolledScene {
   readonly mesh: Mesh;
   readonly scene: Scene;
   readonly enter: readonly string[];
 }
 
-/** Builds a scene, enrols it, and waits out the bound. */
+/** Builds a scene, enrols it, and waits until its clients' nodes know of that: their connections go through tunnels. */
 export async function buildEnrolled(mesh: Mesh, prefix: string): Promise<EnrolledScene> {
-  return enrolScene(mesh, await buildScene(mesh, prefix));
-}
-
-async function enrolScene(mesh: Mesh, scene: Scene): Promise<EnrolledScene> {
+  const scene = await buildScene(mesh, prefix);
   await label(mesh, scene.namespaces, true);
   await enrolled(mesh, scene.namespaces, true);
-  await sleep(clock, PROPAGATION_BOUND_MS);
+  for (const pod of [scene.far, scene.near]) {
+    const enter = await mesh.enterPod(pod);
+    await eventually(`the connections of ${pod.metadata?.name} to go through tunnels`, async () => {
+      const before = await tunnelled(mesh, scene);
+      const { short } = await runLoad(enter, scene.server, ["--rate", "20", "--seconds", "0.5"]);
+      return (short.done > 0 && (await tunnelled(mesh, scene)) >= before + short.done) || undefined;
+    });
+  }
   return { mesh, scene, enter: await mesh.enterPod(scene.far) };
-}
-
-/**
- * Runs load on the enrolled pair, does `harm` in the middle, and goes on until `isOver` says so of what the load tells; answers what
- * the load says. Nothing between the pair went in clear.
- */
-export async function underLoad(
-  { mesh, scene, enter }: EnrolledScene,
-  harm: () => Promise<void>,
-  isOver: (now: LoadProgress, before: LoadProgress) => boolean,
-): Promise<LoadResult> {
-  const captures = await Promise.all([
-    mesh.captureNode("node1", { filter: "tcp" }),
-    mesh.capturePod(scene.far, "tcp"),
-    mesh.capturePod(scene.server, "tcp"),
-  ]);
-  const load = await startLoad(enter, scene.server, ["--long", String(LONG), "--rate", "50"]);
-  const before = await load.until("a load", ({ short }) => short.done > SERVED);
-  await harm();
-  await load.until("the load to be served after the harm", (now) => isOver(now, before));
-  const result = await load.stop();
-  const packets: Packet[] = (await Promise.all(captures.map((capture) => capture.stop()))).flat();
-  assert.deepEqual(clearStreams(packets, scene.far, scene.server), [], "an enrolled pair spoke in clear");
-  assert.ok(packets.length > 100, "the capture saw nothing");
-  return result;
-}
-
-/** Waits until the pair talks without a failure. */
-export async function healthy({ scene, enter }: EnrolledScene): Promise<void> {
-  await eventually("the mesh to be healthy again", async () => {
-    const result = await runLoad(enter, scene.server, ["--rate", "20", "--seconds", "1"]);
-    assertFlawless(result, 0);
-    return true;
-  });
-}
-
-/** The kill of what no connection goes through fails none, old or new. */
-export async function killFailsNothing(
-  at: EnrolledScene,
-  t: TestContext,
-  { role, node }: { readonly role: MeshRole; readonly node?: string | undefined },
-): Promise<void> {
-  const result = await underLoad(
-    at,
-    () => at.mesh.kill(role, node),
-    (now, before) => now.short.done > before.short.done + SERVED,
-  );
-  assertFlawless(result, LONG);
-  t.diagnostic(`${role}: ${result.short.done} new connections, 0 failed`);
-  await healthy(at);
-}
-
-/** The kill of a proxy breaks its connections and refuses new ones, none goes in clear, and it passes. */
-export async function killFailsClosed(at: EnrolledScene, t: TestContext, kill: () => Promise<void>): Promise<void> {
-  const isOver = ({ long, failedToMs, lastDoneMs }: LoadProgress): boolean =>
-    long.alive === 0 && lastDoneMs > failedToMs + SERVED_MS;
-  const result = await underLoad(at, kill, isOver);
-  const spanMs = result.failedToMs - result.failedFromMs;
-  const broken = (result.failures["long:ECONNRESET"] ?? 0) + (result.failures["long:closed"] ?? 0);
-  assert.ok(broken >= LONG, "its connections did not break");
-  assert.equal(result.corrupt, 0);
-  t.diagnostic(`connections failed for ${spanMs} ms: ${JSON.stringify(result.failures)}`);
-  await healthy(at);
 }
 
 /** Flips of the label under load break no connection: nothing reset, refused, lost or changed, as in a twin without flips. */
@@ -148,13 +85,14 @@ export async function flipsFailNothing(mesh: Mesh, t: TestContext, flips: number
 
 /**
  * Once both ends have been enrolled for the bound, no new connection has a byte in clear, on one node or across; without the label the
- * capture finds them. Answers the scene, as {@link buildEnrolled} does.
+ * capture finds them. Answers the scene.
  */
 export async function nothingIsClear(mesh: Mesh): Promise<EnrolledScene> {
   const scene = await buildScene(mesh, "clear");
   const look = async (): Promise<Packet[]> => {
     const running = await capture(mesh, scene);
-    for (const pod of [scene.far, scene.near]) assertFlawless(await shortLoad(mesh, pod, scene.server), 0);
+    const loads = [scene.far, scene.near].map((pod) => shortLoad(mesh, pod, scene.server));
+    for (const result of await Promise.all(loads)) assertFlawless(result, 0);
     return running.stop();
   };
   const bare = await look();
@@ -164,11 +102,13 @@ export async function nothingIsClear(mesh: Mesh): Promise<EnrolledScene> {
       `the capture does not see ${pod.metadata?.name} in clear`,
     );
   }
-  const at = await enrolScene(mesh, scene);
+  await label(mesh, scene.namespaces, true);
+  await enrolled(mesh, scene.namespaces, true);
+  await sleep(clock, PROPAGATION_BOUND_MS);
   const covered = await look();
   assert.ok(covered.length > 100, "the capture saw nothing");
   for (const pod of [scene.far, scene.near]) assert.deepEqual(clearStreams(covered, pod, scene.server), []);
-  return at;
+  return { mesh, scene, enter: await mesh.enterPod(scene.far) };
 }
 
 /**

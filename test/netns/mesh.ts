@@ -10,6 +10,7 @@ import { resources, type Pod } from "#kube";
 import { enterPlace, type LabStatus } from "#lab";
 import { systemClock } from "#base/clock";
 import { eventually, must, veil, type TestLab } from "./harness.ts";
+import { replaceLabProxies } from "./lab-proxies.ts";
 
 /** The program that puts load on connections and checks every byte at both ends. */
 export const LOAD_PROGRAM = fileURLToPath(new URL("load.ts", import.meta.url));
@@ -56,6 +57,8 @@ export interface Mesh extends Pick<
   enterPod(pod: Pod): Promise<readonly string[]>;
   /** Kills a role, on one node or everywhere, with SIGKILL; resolves when it runs again. */
   kill(role: MeshRole, node?: string): Promise<void>;
+  /** Replaces all proxies beside each other; resolves when the old ones have gone. Once in a mesh's life. */
+  replaceProxies(): Promise<void>;
   /** The metrics of a node's proxy. */
   proxyMetrics(node: string): Promise<string>;
 }
@@ -169,6 +172,7 @@ export function labMesh(lab: TestLab): Mesh {
     enterPod: ({ metadata }) =>
       enterPlace({ lab: lab.layout, clock: systemClock() }, `${metadata?.namespace}/${metadata?.name}`),
     kill: (role, node) => (role === "data path" ? killDataPath(lab, node) : killRole(lab, role, node)),
+    replaceProxies: () => replaceLabProxies(lab),
     proxyMetrics(node) {
       const netns = lab.nodes.find(({ name }) => name === node)?.netns ?? "";
       return must(["ip", "netns", "exec", netns, "curl", "-sf", "http://127.0.0.1:15020/metrics"]);
