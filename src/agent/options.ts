@@ -23,6 +23,8 @@ export interface WireguardAgentOptions {
   readonly userspace: boolean;
   /** What becomes of packets between pods that would leave the node in clear. */
   readonly strict: StrictMode;
+  /** Whether mTLS goes through the tunnels, too. */
+  readonly double: boolean;
   /** Ranges of all pods of the cluster; empty: those of the nodes that are known. */
   readonly clusterRanges: readonly Cidr[];
 }

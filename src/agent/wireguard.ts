@@ -45,8 +45,8 @@ export function createWireguard(options: AgentOptions): WireguardParts | undefin
   if (wireguard === undefined) return undefined;
   const log = root.child({ component: "wireguard" });
   const netns = openNetns("/proc/self/ns/net");
-  const { strict, clusterRanges } = wireguard;
-  const firewall = new Firewall({ netns, devices: Object.values(DEVICES), strict, clusterRanges });
+  const { strict, double, clusterRanges } = wireguard;
+  const firewall = new Firewall({ netns, devices: Object.values(DEVICES), strict, double, clusterRanges });
   const redirector = new GuardedRedirector(nftRedirector, { set: firewall, node: netns });
   const nodes = new Informer({ client, clock, random, log, ref: resources.nodes });
   const cells = new CellSet(wireguardMetrics);

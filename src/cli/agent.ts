@@ -49,6 +49,7 @@ interface AgentFlags {
   readonly wireguardProgram: string;
   readonly wireguardBackend: "auto" | "userspace";
   readonly wireguardStrict: StrictMode;
+  readonly wireguardDouble: boolean;
   readonly wireguardRanges: readonly Cidr[];
   readonly logLevel: LogLevel;
 }
@@ -116,6 +117,11 @@ export function agentCommand(context: CliContext, version: string): Command {
     .option("--wireguard-program <file>", "what runs them where the kernel cannot", "wireguard-go")
     .addOption(WIREGUARD_BACKEND)
     .addOption(WIREGUARD_STRICT)
+    .option(
+      "--wireguard-double",
+      "send what mutual TLS protects through the tunnels, too: it is encrypted twice",
+      false,
+    )
     .option("--wireguard-ranges <cidrs>", "ranges of all pods (default: those of the nodes that are known)", cidrs, [])
     .addOption(new Option("--log-level <level>", "how much to log").choices(LOG_LEVELS).default("info"))
     .action(async (flags: AgentFlags) => run(context, flags, version));
@@ -168,8 +174,9 @@ function cniInstall(flags: AgentFlags): AgentOptions["cniInstall"] {
 
 function wireguardOptions(flags: AgentFlags): AgentOptions["wireguard"] {
   const { wireguard, wireguardProgram: program, wireguardStrict: strict, wireguardRanges: clusterRanges } = flags;
+  const double = flags.wireguardDouble;
   const userspace = flags.wireguardBackend === "userspace";
-  return wireguard === "off" ? undefined : { program, userspace, strict, clusterRanges };
+  return wireguard === "off" ? undefined : { program, userspace, strict, double, clusterRanges };
 }
 
 function cidrs(text: string): readonly Cidr[] {

@@ -213,6 +213,12 @@ export const VALUE_TABLE: readonly ValueSpec[] = [
       "What would leave a node in clear for another node's pods is dropped and counted (on), counted (audit), or let go (off).",
   },
   {
+    path: "wireguard.double",
+    default: false,
+    about:
+      "Whether what mutual TLS protects goes through WireGuard, too, and is encrypted twice: for auditors who ask for it, at the price of both. Connections that live keep their way.",
+  },
+  {
     path: "wireguard.interval",
     default: "auto",
     pattern: "auto|[1-9][0-9]{0,6}[smh]",

@@ -220,6 +220,7 @@ function agentContainer(): Tree {
       "--dns-capture": text`${value("dnsCapture")}`,
       "--wireguard": when(withTunnels, "on"),
       "--wireguard-strict": when(withTunnels, value("wireguard.strict")),
+      "--wireguard-double": when([withTunnels, { path: "wireguard.double" }], true),
       "--metrics-listen": listening(INSTALLED.agent.readyPort),
       "--log-level": value("logLevel"),
     }),

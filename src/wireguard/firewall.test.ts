@@ -25,6 +25,12 @@ test("what is decided on is decided by a connection's first packet, and kept by 
   assert.match(script, /classify ct mark & 0x8000000 != 0 meta mark set meta mark & 0xfffff0ff \| 0xe00 accept/);
 });
 
+test("with double encryption nothing new goes outside of the tunnels, and what has begun there stays", () => {
+  const script = firewallScript({ ...base, strict: "off", double: true });
+  assert.doesNotMatch(script, /add rule .* ct mark set/);
+  assert.match(script, /classify ct mark & 0x8000000 != 0 meta mark set/);
+});
+
 test("counters are read as nft prints them, and anything else is no packets", () => {
   const text = `{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"counter": {"family": "inet", "name": "no_tunnel", "table": "veil_wireguard", "handle": 4, "packets": 7, "bytes": 412}}]}`;
   assert.deepEqual(

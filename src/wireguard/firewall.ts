@@ -24,6 +24,8 @@ export interface FirewallOptions {
   /** Names of the tunnels' devices. */
   readonly devices: readonly string[];
   readonly strict: StrictMode;
+  /** Whether mTLS goes through the tunnels, too, and is encrypted twice. What has begun outside of them stays there. Default: no. */
+  readonly double?: boolean;
   /** Ranges of all pods of the cluster, where they are known: a packet to a node that nobody has told of is in clear, too. */
   readonly clusterRanges: readonly Cidr[];
 }
@@ -50,7 +52,7 @@ const FAMILIES = [
  * - anything else between pods goes the tunnel's way. That nothing but its proxy sends to or from 15008 is seen to inside of each
  *   enrolled pod.
  */
-export function firewallScript({ devices, strict }: Omit<FirewallOptions, "netns">): string {
+export function firewallScript({ devices, strict, double = false }: Omit<FirewallOptions, "netns">): string {
   const tunnels = `{ ${devices.map((name) => `"${name}"`).join(", ")} }`;
   return `add table ${TABLE}
 ${FAMILIES.map(({ word, suffix, type }) =>
@@ -69,12 +71,16 @@ flush chain ${TABLE} classify
 flush chain ${TABLE} answer
 flush chain ${TABLE} leave
 add rule ${TABLE} classify ct mark & ${hex(PROTECTED)} != 0 ${MARK_PROTECTED} accept
-${FAMILIES.map(
-  ({ word, suffix }) =>
-    `add rule ${TABLE} classify ${HBONE} ${FIRST_PACKET} iif . ${word} saddr @local${suffix} ${word} daddr @enrolled${suffix} ct mark set ct mark | ${hex(PROTECTED)} ${MARK_PROTECTED}
-add rule ${TABLE} answer iifname != ${tunnels} ${HBONE} ${FIRST_PACKET} oif . ${word} daddr @answering${suffix} ct mark set ct mark | ${hex(PROTECTED)}`,
-).join("\n")}
+${double ? "" : outsideRules(tunnels)}
 ${strict === "off" ? "" : strictRules(tunnels, strict)}`;
+}
+
+function outsideRules(tunnels: string): string {
+  return FAMILIES.map(
+    ({ word, suffix }) =>
+      `add rule ${TABLE} classify ${HBONE} ${FIRST_PACKET} iif . ${word} saddr @local${suffix} ${word} daddr @enrolled${suffix} ct mark set ct mark | ${hex(PROTECTED)} ${MARK_PROTECTED}
+add rule ${TABLE} answer iifname != ${tunnels} ${HBONE} ${FIRST_PACKET} oif . ${word} daddr @answering${suffix} ct mark set ct mark | ${hex(PROTECTED)}`,
+  ).join("\n");
 }
 
 function strictRules(tunnels: string, strict: "audit" | "on"): string {
