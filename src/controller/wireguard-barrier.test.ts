@@ -69,7 +69,9 @@ class World implements AsyncDisposable {
     const tunnels = this.tunnels(name);
     const backend = { kind: "fake", version: "1" };
     const metrics = new CellSet(wireguardMetrics);
-    const rotation = new NodeRotation({ ...shared, client, node: name, tunnels, backend, foreignKeys: true, metrics });
+    const yearsMs = name === "late" ? 365 * 86_400_000 : 0;
+    const own = { ...shared, clock: { ...clock, now: () => clock.now() - yearsMs } };
+    const rotation = new NodeRotation({ ...own, client, node: name, tunnels, backend, foreignKeys: true, metrics });
     this.rotations.set(name, rotation);
     await rotation.start();
   }
@@ -168,6 +170,26 @@ test("a device that is lost gets a fresh key, which its peers take at once", asy
   await world.reached(generation + 2);
   const { key } = world.tunnels("b").devices[0];
   assert.ok(world.tunnels("a").devices[0].peers.has(key ?? ""));
+});
+
+test("a key that somebody puts into a node's object is replaced by the node's own again", async () => {
+  await using world = await World.of("a", "b");
+  await world.reached(1);
+  const { ciliumNodes } = wireguardResources;
+  const annotations = { "veil.dev/wireguard": '{"slots":[],"sending":1}', "network.cilium.io/wg-pub-key": "theirs" };
+  await world.client.patch(ciliumNodes, { name: "b" }, { type: "merge", body: { metadata: { annotations } } });
+  await eventually("b has written its own", async () => {
+    const { metadata } = await world.client.get(ciliumNodes, "b");
+    return metadata?.annotations?.["network.cilium.io/wg-pub-key"] === world.tunnels("b").devices[0].key;
+  });
+  await world.reached(((await world.status()).generation ?? 0) + 1);
+  assert.equal(world.tunnels("a").routes.size, 1);
+});
+
+test("a node whose clock is a year off rotates with the others", async () => {
+  await using world = await World.of("a", "late");
+  await world.reached(3);
+  assert.deepEqual(world.violations(), []);
 });
 
 test("a node that joins while keys rotate takes part; one that goes leaves nothing behind", async () => {
