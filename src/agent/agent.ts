@@ -14,7 +14,7 @@ import { cniMetrics } from "#cni";
 import { CertificateManager, identityMetrics, istioIssuer } from "#identity";
 import { Informer, resources } from "#kube";
 import { AGENTS } from "#model/leaving";
-import { PageServer, statusPages } from "#rpc";
+import { PageServer, statusPages, type StatusPages } from "#rpc";
 import { xdsMetrics, type XdsServer } from "#xds";
 import { kubeAnnouncer } from "./announcer.ts";
 import { createCni } from "./cni.ts";
@@ -24,7 +24,6 @@ import { Leaving, type LeavingParts } from "./leaving.ts";
 import { LabelWarnings } from "./label-warnings.ts";
 import type { AgentOptions } from "./options.ts";
 import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
-import { wireguardMetrics } from "#wireguard";
 import { createWireguard } from "./wireguard.ts";
 import { stuckWarning } from "./stuck-warning.ts";
 
@@ -83,7 +82,7 @@ export function createAgent(options: AgentOptions): Agent {
   const status = createStatus(options, {
     cells: { ...cells, cni: cni.cells },
     pending: () => [...pending(), ...(cni.status()?.chained === false && !leaving.asked ? ["cni"] : [])],
-    wireguard: tunnels?.cells,
+    wireguard: tunnels?.sources ?? [],
     more: { "/pods": () => enrolment.list(), "/cni": cni.status, ...tunnels?.pages },
   });
   const first = [preflight(options), status, ...(tunnels?.services ?? []), certificates, local.zds, enrolment];
@@ -136,7 +135,7 @@ function createStatus(
   { status, log }: AgentOptions,
   parts: {
     readonly cells: Readonly<Record<"xds" | "own" | "ids" | "cni", CellSet>>;
-    readonly wireguard: CellSet | undefined;
+    readonly wireguard: StatusPages["sources"];
     readonly pending: () => readonly string[];
     readonly more: Readonly<Record<string, () => unknown>>;
   },
@@ -148,7 +147,7 @@ function createStatus(
       { table: xdsMetrics, cells: cells.xds },
       { table: identityMetrics, cells: cells.ids },
       { table: cniMetrics, cells: cells.cni },
-      ...(wireguard === undefined ? [] : [{ table: wireguardMetrics, cells: wireguard }]),
+      ...wireguard,
     ],
     pending,
     more,

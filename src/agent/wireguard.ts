@@ -7,6 +7,7 @@ import type { Service } from "#base/service";
 import { nftRedirector, type Redirector } from "#enrolment";
 import { Informer, resources, type Node } from "#kube";
 import { openNetns, type Netns } from "#linux";
+import type { StatusPages } from "#rpc";
 import {
   chooseBackend,
   DeviceTunnels,
@@ -14,6 +15,7 @@ import {
   NodeRotation,
   SLOT_PORTS,
   wireguardMetrics,
+  wireguardPeerMetrics,
   type NodeView,
 } from "#wireguard";
 import type { UpdateGate } from "./controller-link.ts";
@@ -31,8 +33,8 @@ export interface WireguardParts {
   readonly services: readonly Service[];
   readonly redirector: Redirector;
   readonly gate: UpdateGate;
-  /** Of the table `wireguardMetrics`. */
-  readonly cells: CellSet;
+  /** What the page of metrics shows of them. */
+  readonly sources: StatusPages["sources"];
   /** Every pair and slot, once the devices are there. */
   readonly pages: { readonly "/wireguard": () => Promise<NodeView | undefined> };
   /** The pods that were found redirected are all there are. */
@@ -54,7 +56,10 @@ export function createWireguard(options: AgentOptions): WireguardParts | undefin
   return {
     services: [rules(firewall), tunnels],
     redirector,
-    cells,
+    sources: [
+      { table: wireguardMetrics, cells },
+      { table: wireguardPeerMetrics, cells: { snapshot: () => tunnels.samples } },
+    ],
     pages: { "/wireguard": () => tunnels.view() },
     gate: new ProtectedAddresses(firewall, log),
     synced: () => redirector.synced(),
@@ -102,6 +107,10 @@ class NodeTunnels implements Service {
     await this.#running;
     await this.#rotation?.drain(deadlineMs);
     this.#tunnels?.close();
+  }
+
+  get samples(): NodeRotation["samples"] {
+    return this.#rotation?.samples ?? [];
   }
 
   async view(): Promise<NodeView | undefined> {

@@ -1,3 +1,12 @@
-export { jsonPage, PageServer, readyPage, statusPages, textPage, type Page, type PageRequest } from "./page-server.ts";
+export {
+  jsonPage,
+  PageServer,
+  readyPage,
+  statusPages,
+  textPage,
+  type Page,
+  type PageRequest,
+  type StatusPages,
+} from "./page-server.ts";
 export { RpcServer, type RpcListen, type RpcServerOptions } from "./server.ts";
 export { rpcTransport, type RpcTransportOptions } from "./transport.ts";

@@ -134,7 +134,7 @@ export function jsonPage(status: number, body: unknown): Page {
 /** What the pages of a role show. */
 export interface StatusPages {
   /** Metrics; names are unique across all tables. */
-  readonly sources: readonly { readonly table: MetricTable; readonly cells: CellSet }[];
+  readonly sources: readonly { readonly table: MetricTable; readonly cells: Pick<CellSet, "snapshot"> }[];
   /** What is not ready yet; empty when everything is. */
   readonly pending: () => readonly string[];
   /** Further pages by path; what they give, or promise, is shown as JSON. */

@@ -22,12 +22,14 @@ import { PathCheck, type SendingPair } from "./path-check.ts";
 import { PeerDirectory } from "./peers.ts";
 import { Prover } from "./prover.ts";
 import { SLOT_PORTS, SLOTS, type Tunnels } from "./slots.ts";
-import { countNode, describeNode, reportOf, type NodeView } from "./view.ts";
+import { countNode, describeNode, reportOf, samplesOf, type NodeView, type PeerSample } from "./view.ts";
 
 /** Steps that were refused are tried again, and the report is brought up to date, so often. */
 const TICK_MS = 500;
 /** Whether large packets arrive, too, is looked at so often. */
 const PATHS_MS = 30_000;
+/** Devices are read for the metrics of peers so often. */
+const SAMPLE_MS = 15_000;
 /** Between two reports of nothing but progress. */
 const PROGRESS_MS = 5_000;
 /** Between two tries to begin. */
@@ -77,6 +79,7 @@ export class NodeRotation implements Service {
   readonly #stop = new AbortController();
   #cancels: (() => void)[] = [];
   #running: Promise<void> | undefined;
+  #samples: PeerSample[] = [];
   #reported = { text: "", whole: "", atMs: 0 };
 
   constructor(options: NodeRotationOptions) {
@@ -106,6 +109,11 @@ export class NodeRotation implements Service {
     const devices = await Promise.all(SLOTS.map((slot) => tunnels.status(slot)));
     const refusals = this.#peers.refusals;
     return describeNode(this.#state, { devices, refusals, nowMs: clock.now(), monotonicMs: clock.monotonic() });
+  }
+
+  /** Metrics of each peer and slot, as they were last read. */
+  get samples(): PeerSample[] {
+    return this.#samples;
   }
 
   /** Starts; resolves at once: the API is waited for beside it. */
@@ -152,6 +160,7 @@ export class NodeRotation implements Service {
       this.#followTarget(),
       this.#followOwnNode(),
       every(clock, TICK_MS, () => this.#tick()),
+      every(clock, SAMPLE_MS, () => void this.#sample()),
       every(clock, PATHS_MS, () => void this.#paths.look(this.#sendingPairs())),
     ];
     this.#take({ kind: "synced" });
@@ -237,6 +246,11 @@ export class NodeRotation implements Service {
     this.#options.log.warn({ slot }, "a wireguard device was lost and gets a fresh key");
     this.#options.metrics.bind("veil_wireguard_lost_devices_total", { slot: `${slot}` }).value++;
     this.#take({ kind: "lost", slot });
+  }
+
+  async #sample(): Promise<void> {
+    const view = await this.view().catch(() => undefined); // a device that is being made anew has none
+    this.#samples = view === undefined ? [] : samplesOf(view);
   }
 
   #tick(): void {

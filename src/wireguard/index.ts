@@ -4,7 +4,7 @@ export { Firewall, type ClearReason, type LocalPod, type StrictMode } from "./fi
 export { DeviceTunnels, type DeviceTunnelsOptions } from "./device-tunnels.ts";
 export { NodeRotation, type NodeRotationOptions } from "./driver.ts";
 export { generateKeyPair } from "./keys.ts";
-export { wireguardMetrics } from "./metrics.ts";
+export { wireguardMetrics, wireguardPeerMetrics } from "./metrics.ts";
 export { decide, defaultIntervalMs, findIntervalMs, type BarrierVerdict, type Participant } from "./barrier.ts";
 export {
   claimOf,

@@ -38,3 +38,32 @@ export const wireguardMetrics = defineMetrics("wireguard", {
     labels: ["slot"],
   },
 });
+
+/** Metrics of each peer of a node in each slot. */
+export const wireguardPeerMetrics = defineMetrics("wireguard-peers", {
+  veil_wireguard_peer_generation: {
+    kind: "gauge",
+    help: "Generation of the peer's key in the slot; 0 for a static one.",
+    labels: ["peer", "slot"],
+  },
+  veil_wireguard_peer_sending: {
+    kind: "gauge",
+    help: "1 where packets to the peer leave through the slot.",
+    labels: ["peer", "slot"],
+  },
+  veil_wireguard_peer_handshake_age_seconds: {
+    kind: "gauge",
+    help: "Since the last handshake with the peer in the slot; absent before the first.",
+    labels: ["peer", "slot"],
+  },
+  veil_wireguard_peer_received_bytes_total: {
+    kind: "counter",
+    help: "Bytes from the peer in the slot, since it has its key: each rotation begins at 0.",
+    labels: ["peer", "slot"],
+  },
+  veil_wireguard_peer_sent_bytes_total: {
+    kind: "counter",
+    help: "Bytes to the peer in the slot, since it has its key: each rotation begins at 0.",
+    labels: ["peer", "slot"],
+  },
+});

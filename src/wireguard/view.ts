@@ -196,3 +196,27 @@ export function countNode(state: NodeState, refusals: readonly Refusal[], cells:
   }
   for (const [reason, count] of byReason) cells.bind("veil_wireguard_refused_peers", { reason }).value = count;
 }
+
+/** One sample of a metric. */
+export interface PeerSample {
+  readonly name: string;
+  readonly labels: Record<string, string>;
+  readonly value: number;
+}
+
+/** What a view is as metrics (table `wireguardPeerMetrics`): only peers that there are. */
+export function samplesOf(view: NodeView): PeerSample[] {
+  return view.pairs.flatMap(({ node, slots }) =>
+    slots.flatMap((one) => {
+      const labels = { peer: node, slot: String(one.slot) };
+      const values = {
+        veil_wireguard_peer_generation: one.generation,
+        veil_wireguard_peer_sending: one.state === "sending" ? 1 : 0,
+        veil_wireguard_peer_handshake_age_seconds: one.handshakeAgeSeconds,
+        veil_wireguard_peer_received_bytes_total: one.receivedBytes,
+        veil_wireguard_peer_sent_bytes_total: one.sentBytes,
+      };
+      return Object.entries(values).flatMap(([name, value]) => (value === undefined ? [] : [{ name, labels, value }]));
+    }),
+  );
+}
