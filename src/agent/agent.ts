@@ -24,7 +24,7 @@ import { Leaving, type LeavingParts } from "./leaving.ts";
 import { LabelWarnings } from "./label-warnings.ts";
 import type { AgentOptions } from "./options.ts";
 import { createAgentSocket, createZtunnelPort, holdCertificate } from "./proxy-supply.ts";
-import { createWireguard } from "./wireguard.ts";
+import { createWireguard, withoutTunnels } from "./wireguard.ts";
 import { stuckWarning } from "./stuck-warning.ts";
 
 /** An agent that was put together but not started: its services in the order of their start. */
@@ -85,7 +85,8 @@ export function createAgent(options: AgentOptions): Agent {
     wireguard: tunnels?.sources ?? [],
     more: { "/pods": () => enrolment.list(), "/cni": cni.status, ...tunnels?.pages },
   });
-  const first = [preflight(options), status, ...(tunnels?.services ?? []), certificates, local.zds, enrolment];
+  const early = tunnels?.services ?? [withoutTunnels(options)];
+  const first = [preflight(options), status, ...early, certificates, local.zds, enrolment];
   const forProxy = [createAgentSocket(options, xds.server, certificates), ...ztunnel.services, endStreams(xds.server)];
   const fromCluster = [
     ...bundle.informers.map(patient),

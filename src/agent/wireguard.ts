@@ -1,5 +1,5 @@
 import { Backoff } from "#base/backoff";
-import { sleep } from "#base/clock";
+import { every, sleep } from "#base/clock";
 import { messageOf } from "#base/errors";
 import { findIp, isV6, parseCidr, type Cidr, type IpAddress } from "#base/ip";
 import { CellSet } from "#base/metrics";
@@ -13,6 +13,7 @@ import {
   DeviceTunnels,
   Firewall,
   NodeRotation,
+  removeTunnels,
   SLOT_PORTS,
   wireguardMetrics,
   wireguardPeerMetrics,
@@ -25,6 +26,8 @@ import { ProtectedAddresses } from "./protected-addresses.ts";
 
 /** The tunnels' devices. Where Cilium is, its own are called so. */
 const DEVICES = { 0: "cilium_wg0", 1: "cilium_wg1" } as const;
+/** How often packets in clear are counted. */
+const COUNT_MS = 5_000;
 const RETRY = { initialMs: 100, maxMs: 10_000 };
 
 /** An agent's part in tunnels between nodes. */
@@ -66,6 +69,18 @@ export function createWireguard(options: AgentOptions): WireguardParts | undefin
   };
 }
 
+/** Where there are to be no tunnels: those that an earlier agent has left would lead packets to peers that know nothing of them. */
+export function withoutTunnels({ log }: Pick<AgentOptions, "log">): Service {
+  const start = async (): Promise<void> => {
+    using netns = openNetns("/proc/self/ns/net");
+    const found = await removeTunnels(netns, Object.values(DEVICES)).catch((error: unknown) => {
+      log.warn({ reason: messageOf(error) }, "tunnels of an earlier agent cannot be removed");
+    });
+    if (found === true) log.info({}, "tunnels of an earlier agent are removed");
+  };
+  return { name: "without tunnels", start, drain: () => Promise.resolve() };
+}
+
 function rules(firewall: Firewall): Service {
   return { name: "wireguard rules", start: () => firewall.open(), drain: () => Promise.resolve() };
 }
@@ -87,6 +102,7 @@ class NodeTunnels implements Service {
   #running: Promise<void> = Promise.resolve();
   #tunnels: DeviceTunnels | undefined;
   #rotation: NodeRotation | undefined;
+  #stopCounting = (): void => {};
 
   constructor(parts: NodeTunnelsParts) {
     this.#parts = parts;
@@ -98,11 +114,15 @@ class NodeTunnels implements Service {
     const following = AbortSignal.any([signal, this.#stop.signal]);
     this.#running = this.#run(following).catch(() => undefined); // ended by the signal
     nodes.on({ upserted: () => this.#tellRanges(), deleted: () => this.#tellRanges() });
+    if (this.#parts.wireguard.strict !== "off") {
+      this.#stopCounting = every(this.#parts.options.clock, COUNT_MS, () => void this.#count());
+    }
     return Promise.resolve();
   }
 
   async drain(deadlineMs: number): Promise<void> {
     this.#stop.abort();
+    this.#stopCounting();
     await this.#parts.nodes.drain(deadlineMs);
     await this.#running;
     await this.#rotation?.drain(deadlineMs);
@@ -140,12 +160,26 @@ class NodeTunnels implements Service {
     const backend = await chooseBackend({ ...wireguard, netns, clock });
     const devices = { backend, devices: DEVICES, ports: SLOT_PORTS, ...place };
     const tunnels = new DeviceTunnels({ ...devices, netns, clock, random, log: log.child({ component: "wireguard" }) });
-    await tunnels.open();
+    try {
+      await tunnels.open();
+    } catch (error) {
+      tunnels.close();
+      throw error;
+    }
     this.#tunnels = tunnels;
     this.#tellRanges();
     const shared = { client, node, tunnels, clock, random, log: log.child({ component: "wireguard" }) };
     this.#rotation = new NodeRotation({ ...shared, backend, foreignKeys: true, metrics: cells });
     await this.#rotation.start();
+  }
+
+  /** Brings the metrics of packets in clear up to date; rules that cannot be read now are read next time. */
+  async #count(): Promise<void> {
+    const { firewall, cells } = this.#parts;
+    const counted = await firewall.countClear().catch(() => undefined);
+    for (const [reason, packets] of counted ?? []) {
+      cells.bind("veil_wireguard_clear_packets_total", { reason }).value = packets;
+    }
   }
 
   /** Where this node's pods are, and those of all others. */

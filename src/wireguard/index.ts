@@ -3,6 +3,7 @@ export { chooseBackend } from "./choose-backend.ts";
 export { Firewall, type ClearReason, type LocalPod, type StrictMode } from "./firewall.ts";
 export { DeviceTunnels, type DeviceTunnelsOptions } from "./device-tunnels.ts";
 export { NodeRotation, type NodeRotationOptions } from "./driver.ts";
+export { removeTunnels } from "./leftovers.ts";
 export { generateKeyPair } from "./keys.ts";
 export { wireguardMetrics, wireguardPeerMetrics } from "./metrics.ts";
 export { decide, defaultIntervalMs, findIntervalMs, type BarrierVerdict, type Participant } from "./barrier.ts";

@@ -32,6 +32,11 @@ export const wireguardMetrics = defineMetrics("wireguard", {
     help: "Changes of devices and routes that were refused; each is tried again.",
     labels: [],
   },
+  veil_wireguard_clear_packets_total: {
+    kind: "counter",
+    help: "Packets between pods that would have left this node in clear (strict mode drops them, audit mode lets them pass), by reason.",
+    labels: ["reason"],
+  },
   veil_wireguard_lost_devices_total: {
     kind: "counter",
     help: "Devices that ended and were made anew with fresh keys, by slot.",

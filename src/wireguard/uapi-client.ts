@@ -61,19 +61,17 @@ function isEnd(chunks: readonly Buffer[]): boolean {
 export async function holdUapi(path: string, onGone: () => void): Promise<() => void> {
   const socket = connect({ path });
   const { promise, resolve, reject } = Promise.withResolvers<undefined>();
-  let held = true;
-  socket.once("connect", () => resolve(undefined));
+  let held = false;
+  socket.once("connect", () => {
+    held = true;
+    resolve(undefined);
+  });
   socket.on("error", reject);
   socket.once("close", () => {
     reject(new Error("it closed the connection"));
     if (held) onGone();
   });
-  try {
-    await promise;
-  } catch (error) {
-    held = false;
-    throw error;
-  }
+  await promise;
   socket.resume();
   return () => {
     held = false;

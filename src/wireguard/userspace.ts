@@ -9,7 +9,7 @@ import { askUapi, holdUapi } from "./uapi-client.ts";
 import { checkSetAnswer, decodeDevice, encodeSet, GET_REQUEST } from "./uapi.ts";
 
 /** Where `wireguard-go` makes its sockets, and `wg` looks for them. */
-const SOCKET_FOLDER = "/run/wireguard";
+export const SOCKET_FOLDER = "/run/wireguard";
 
 /** What a back end in user space is made of. */
 export interface UserspaceOptions {

@@ -51,6 +51,11 @@ export function installRules(options: WaysOptions): void {
   }
 }
 
+/** True when rules of ours lead to one of these devices. Throws `LINUX_SYSCALL`. */
+export function hasWays(netns: Netns, devices: readonly string[]): boolean {
+  return listRules(netns, 4, [PRIORITIES.echo]).some(({ outInterface = "" }) => devices.includes(outInterface));
+}
+
 /** Removes all rules and the routes of our tables. Throws `LINUX_SYSCALL`. */
 export function removeWays(netns: Netns): void {
   for (const family of familiesOf(netns)) {

@@ -5,9 +5,10 @@ import { describe, test } from "node:test";
 import { CodedError } from "#base/errors";
 import { parseIp } from "#base/ip";
 import { findLink, setLink } from "#linux";
-import { generateKeyPair } from "#wireguard";
+import { generateKeyPair, removeTunnels } from "#wireguard";
 import { ensureWireguardGo } from "../../tools/test-programs.ts";
 import { eventually, must } from "./harness.ts";
+import { startFlows } from "./flow-mesh.ts";
 import { DEVICES, peerOf, processOf, wireguardWorld, type WireguardNode } from "./wireguard-world.ts";
 
 // What every back end has to do, and what a node's two devices do with it. Each program of user space that this machine has is held to it.
@@ -27,6 +28,9 @@ for (const program of programs) {
       madeAnew(program));
   });
 }
+
+void test("datagrams of 1,400 and 60,000 bytes arrive in both families, at 1,500 and 3,900 bytes of the underlay", () =>
+  bigPackets(programs[0]));
 
 async function tellsItBack(program: string): Promise<void> {
   await using world = await wireguardWorld(program, 1);
@@ -149,6 +153,36 @@ async function narrow(
   await node.exec("nft", "delete table ip narrow");
 }
 
+async function bigPackets(program: string): Promise<void> {
+  for (const mtu of [1500, 3900]) {
+    await using world = await wireguardWorld(program, 2, mtu);
+    const [a, b] = world.nodes;
+    assert.ok(a && b);
+    const [here, there] = [a.tunnels(), b.tunnels()];
+    await Promise.all([here.open(), there.open()]);
+    assert.equal(findLink(a.netns, device)?.mtu, mtu - 80);
+    const [ka, kb] = [await here.rekey(0, []), await there.rekey(0, [])];
+    await Promise.all([there.install(0, peerOf(a, ka)), here.install(0, peerOf(b, kb))]);
+    assert.ok(await here.probe(0, peerOf(b, kb), LONG));
+    await Promise.all([here.route(peerOf(b, kb), 0), there.route(peerOf(a, ka), 0)]);
+    for (const family of [0, 1] as const) {
+      for (const bytes of [1_400, 60_000]) {
+        const places = [a, b].map((node) => ({
+          ip: node.podAddresses[family],
+          enter: ["ip", "netns", "exec", node.netnsName],
+        }));
+        await using flows = await startFlows(places, 20, `${bytes},${bytes}`);
+        await eventually("datagrams to arrive", async () => (await flows.received()) >= 10 || undefined);
+        const { lost, by } = await flows.stop();
+        assert.deepEqual([lost, by], [0, {}], `${bytes} bytes at ${mtu}`);
+      }
+    }
+    const sent = (await here.status(0)).peers.get(kb)?.sentBytes ?? 0;
+    assert.ok(sent > 2 * 5 * 61_400, `only ${sent} bytes went through the tunnel`);
+    for (const tunnels of [here, there]) await tunnels.removeAll();
+  }
+}
+
 async function madeAnew(program: string): Promise<void> {
   await using world = await wireguardWorld(program, 2);
   const [a, b] = world.nodes;
@@ -160,7 +194,7 @@ async function madeAnew(program: string): Promise<void> {
   const key = await tunnels.rekey(0, []);
   await tunnels.route(peerOf(b, key), 0);
   const way = (): Promise<string> =>
-    must(["ip", "-n", a.netnsName, "route", "get", b.podAddress, "from", a.podAddress]);
+    must(["ip", "-n", a.netnsName, "route", "get", b.podAddresses[0], "from", a.podAddresses[0]]);
   assert.match(await way(), /dev cilium_wg0/);
   const pid = processOf(a, device) ?? 0;
   process.kill(pid, "SIGKILL");
@@ -176,7 +210,13 @@ async function madeAnew(program: string): Promise<void> {
   const next = a.tunnels();
   await next.open();
   assert.match(await way(), /dev cilium_wg0/);
+  assert.equal(await removeTunnels(b.netns, Object.values(DEVICES)), false);
   await next.route(peerOf(b, key), undefined);
   assert.doesNotMatch(await must(["ip", "-n", a.netnsName, "route", "show", "table", "201"]), /10\.30/);
-  await next.removeAll();
+  next.close();
+  // An agent that is to have no tunnels takes away what is there.
+  assert.equal(await removeTunnels(a.netns, Object.values(DEVICES), a.socketFolder), true);
+  await eventually("processes to end", () => processOf(a, device) === undefined || undefined);
+  assert.doesNotMatch(await must(["ip", "-n", a.netnsName, "rule"]), /20[123]/);
+  assert.equal(findLink(a.netns, device), undefined);
 }

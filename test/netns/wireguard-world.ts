@@ -16,9 +16,9 @@ export interface WireguardNode {
   readonly netns: Netns;
   readonly netnsName: string;
   readonly addresses: readonly string[];
-  readonly podRange: string;
-  /** An address in the range, on the loopback. */
-  readonly podAddress: string;
+  readonly podRanges: readonly [string, string];
+  /** An address in each range, on the loopback. */
+  readonly podAddresses: readonly [string, string];
   readonly socketFolder: string;
   backend(): Backend;
   tunnels(backend?: Backend): DeviceTunnels;
@@ -56,6 +56,7 @@ export async function wireguardWorld(program: string, count: number, mtu = 1500)
       `address add 172.30.0.${index}/24 dev eth0`,
       `address add fd30::${index}/64 dev eth0 nodad`,
       `address add 10.30.${index}.1/32 dev lo`,
+      `address add fd10:${index}::1/128 dev lo`,
     ];
     await must(["ip", "-n", netnsName, "-batch", "-"], { input: own.join("\n") });
   }
@@ -88,8 +89,8 @@ function nodeOf(parts: { index: number; prefix: string; folder: string; program:
     index,
     netnsName: `${prefix}node${index}`,
     addresses: [`172.30.0.${index}`, `fd30::${index}`],
-    podRange: `10.30.${index}.0/24`,
-    podAddress: `10.30.${index}.1`,
+    podRanges: [`10.30.${index}.0/24`, `fd10:${index}::/64`],
+    podAddresses: [`10.30.${index}.1`, `fd10:${index}::1`],
     socketFolder,
     program,
     version,
@@ -97,7 +98,7 @@ function nodeOf(parts: { index: number; prefix: string; folder: string; program:
 }
 
 function withActions(node: NodeFacts & { netns: Netns }): WireguardNode {
-  const { netns, netnsName, program, version, socketFolder, addresses, podRange } = node;
+  const { netns, netnsName, program, version, socketFolder, addresses, podRanges } = node;
   const clock = systemClock({ unref: true });
   const backend = (): Backend => new UserspaceBackend({ program, version, netns, socketFolder, clock });
   const inFolder = `mkdir -p /run/wireguard; mount -n --bind ${socketFolder} /run/wireguard; exec ip netns exec ${netnsName} "$@"`;
@@ -111,7 +112,7 @@ function withActions(node: NodeFacts & { netns: Netns }): WireguardNode {
         devices: DEVICES,
         ports: PORTS,
         addresses: addresses.map(parseIp),
-        podRanges: [parseCidr(podRange)],
+        podRanges: podRanges.map(parseCidr),
         clock,
         random: systemRandom,
         log: silentLog(),
@@ -124,7 +125,7 @@ function withActions(node: NodeFacts & { netns: Netns }): WireguardNode {
 export function peerOf(node: WireguardNode, publicKey: string, slot: 0 | 1 = 0): SlotPeer {
   const [endpoint = ""] = node.addresses;
   const own = node.addresses.map((ip) => `${ip}/${ip.includes(":") ? 128 : 32}`);
-  const allowedIps = [...own, node.podRange];
+  const allowedIps = [...own, ...node.podRanges];
   return { node: node.name, publicKey, endpoint, port: PORTS[slot], allowedIps, initiator: node.index > 1 };
 }
 
