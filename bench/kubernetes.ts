@@ -1,7 +1,8 @@
 /**
- * Veil on real kubelets: what the CNI plugin adds to a pod's start, and what a kill of a proxy or of a controller costs.
+ * Veil on real kubelets: how long it takes to come and to go, and what a kill of a proxy or of a controller costs. What it adds to a
+ * pod's start: pod-start.ts.
  *
- *     node --conditions=veil-source bench/kubernetes.ts [--rounds 20] [--pods 30]     (root; takes about ten minutes)
+ *     node --conditions=veil-source bench/kubernetes.ts [--pods 30]     (root; takes about five minutes)
  *
  * Brings up the test cluster (test/kubernetes) and installs the chart with agents and proxies on node1 alone: node2 is a node without
  * Veil. Writes bench/results/kubernetes.md.
@@ -22,9 +23,8 @@ import { helm, installVeil, rolledOut } from "../test/kubernetes/veil.ts";
 import { eventually } from "../test/netns/harness.ts";
 
 const { values } = parseArgs({
-  options: { rounds: { type: "string", default: "20" }, pods: { type: "string", default: "30" } },
+  options: { pods: { type: "string", default: "30" } },
 });
-const ROUNDS = Number(values.rounds);
 const PODS = Number(values.pods);
 const clock = systemClock();
 const lines: string[] = [];
@@ -48,56 +48,6 @@ function podOf({ namespace, name, node, labels = {}, resources = {} }: Place): o
     containers: [{ name: "main", image: BUSYBOX_IMAGE, command, resources }],
   };
   return { apiVersion: "v1", kind: "Pod", metadata: { namespace, name, labels }, spec };
-}
-
-function quantile(numbers: readonly number[], share: number): number {
-  return numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length * share)] ?? Number.NaN;
-}
-
-/** How long a kubelet has taken for the sandboxes of all its pods so far: their namespaces, and the CNI plugins. */
-async function sandboxMs(cluster: TestCluster, node: string): Promise<number> {
-  const metrics = await cluster.kubectl("get", "--raw", `/api/v1/nodes/${node}/proxy/metrics`);
-  const sum = /^kubelet_runtime_operations_duration_seconds_sum\{operation_type="run_podsandbox"\} (\S+)$/m;
-  return 1000 * Number(sum.exec(metrics)?.[1]);
-}
-
-interface Row {
-  readonly name: string;
-  readonly namespace: string;
-  readonly node: string;
-  readonly tookMs: number[];
-}
-
-async function measureStarts(cluster: TestCluster): Promise<void> {
-  const rows: readonly Row[] = [
-    { name: "a node without Veil", namespace: "plain", node: "node2", tookMs: [] },
-    { name: "with it, the pod is not enrolled", namespace: "plain", node: "node1", tookMs: [] },
-    { name: "with it, the pod is enrolled", namespace: "shop", node: "node1", tookMs: [] },
-  ];
-  for (let round = 0; round < ROUNDS; round++) {
-    for (const { namespace, node, tookMs } of rows) {
-      const beforeMs = await sandboxMs(cluster, node);
-      const name = `round${round}-${node}`;
-      await cluster.apply([podOf({ namespace, name, node })]);
-      await cluster.readyPod(namespace, name);
-      tookMs.push((await sandboxMs(cluster, node)) - beforeMs);
-      await cluster.kubectl("-n", namespace, "delete", "pod", name, "--wait");
-    }
-  }
-  const base = rows[0]?.tookMs ?? [];
-  lines.push(
-    "## A pod's start",
-    "",
-    `The kubelet's own measurement (\`kubelet_runtime_operations_duration_seconds\` of run_podsandbox) of ${ROUNDS} pods each, one at a time, in turns: the pod's namespaces and all CNI plugins.`,
-    "",
-    "| | median, ms | 95 %, ms | added at the median, ms |",
-    "|---|---|---|---|",
-    ...rows.map(({ name, tookMs }) => {
-      const figures = [quantile(tookMs, 0.5), quantile(tookMs, 0.95), quantile(tookMs, 0.5) - quantile(base, 0.5)];
-      return `| ${name} | ${figures.map((ms) => ms.toFixed(0)).join(" | ")} |`;
-    }),
-    "",
-  );
 }
 
 /** New connections of an enrolled pod every 20 ms, as long as it lives: when each was answered. */
@@ -240,14 +190,13 @@ await eventually("the accounts", async () => {
   const { items } = await cluster.client.list(resources.serviceAccounts, { fieldSelector: "metadata.name=default" });
   return items.length >= 5 || undefined;
 });
-await measureStarts(cluster);
 await measureKills(cluster);
 const leaveMs = performance.now();
 await helm(cluster, "uninstall", "veil", "--timeout", "15m");
 const leftMs = performance.now() - leaveMs;
 const text = `# On real kubelets
 
-\`node --conditions=veil-source bench/kubernetes.ts --rounds ${ROUNDS} --pods ${PODS}\`: Kubernetes 1.35.4, two kubelets, containerd and real pods on one machine. ${cpus()[0]?.model.trim()}, ${cpus().length} processors, load ${loadavg()[0]?.toFixed(1)} at the end.
+\`node --conditions=veil-source bench/kubernetes.ts --pods ${PODS}\`: Kubernetes 1.35.4, two kubelets, containerd and real pods on one machine. ${cpus()[0]?.model.trim()}, ${cpus().length} processors, load ${loadavg()[0]?.toFixed(1)} at the end.
 
 | | s |
 |---|---|
