@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
 import { findWords, readTls, tcpStreams } from "#capture";
+import { readValues, renderInstallation } from "#install";
 import { resources, type Pod } from "#kube";
 import { DATAPLANE_MODE_LABEL } from "#model/enrol-labels";
 import { RawClient } from "../conformance/apiserver-world.ts";
@@ -16,6 +17,10 @@ const QUESTION = "a-question-about-green-umbrellas";
 const ANSWER = "an-answer-about-green-umbrellas";
 const REDIRECTION = "ambient.istio.io/redirection";
 const TUNNEL = 15_008;
+
+interface Named {
+  readonly metadata: { readonly name: string };
+}
 
 interface Place {
   readonly namespace: string;
@@ -239,6 +244,49 @@ describe("Veil on a cluster", () => {
     asAgent.close();
     asNoNode.close();
     asAdministrator.close();
+  });
+
+  it("lets an agent publish keys of tunnels, and report on them, for its own node alone", async () => {
+    const names = ["veil-tunnels-own-node", "veil-agent-wireguard"];
+    const rendered = renderInstallation(readValues({ wireguard: { mode: "on" } }), "any") as Named[]; // as the chart has them
+    const parts = rendered.filter(({ metadata }) => names.includes(metadata.name));
+    assert.equal(parts.length, 4);
+    await cluster.apply(parts);
+    const [agent] = await cluster.readyPods(VEIL_NAMESPACE, "app=veil-agent", 2);
+    const own = agent?.spec?.nodeName ?? "";
+    const bound = [`--bound-object-name=${agent?.metadata?.name}`, `--bound-object-uid=${agent?.metadata?.uid}`];
+    const account = ["-n", VEIL_NAMESPACE, "create", "token", "veil-agent", "--bound-object-kind=Pod", ...bound];
+    const as = new RawClient(readFileSync(cluster.kubeconfig, "utf8"), {
+      token: (await cluster.kubectl(...account)).trim(),
+    });
+    const keys = "/apis/cilium.io/v2/ciliumnodes";
+    const reports = "/apis/veil.dev/v1alpha1/wireguardnodes";
+    const kinds = {
+      [keys]: { apiVersion: "cilium.io/v2", kind: "CiliumNode" },
+      [reports]: { apiVersion: "veil.dev/v1alpha1", kind: "WireGuardNode" },
+    };
+    const make = async (path: string, name: string): Promise<number> =>
+      (await as.call("POST", path, { body: { ...kinds[path], metadata: { name } } })).code;
+    await eventually("the policy", async () => (await make(keys, "another")) === 403 || undefined); // it takes a moment
+    assert.deepEqual(
+      [await make(keys, own), await make(reports, own), await make(reports, "another")],
+      [201, 201, 403],
+    );
+    await cluster.apply([{ apiVersion: "cilium.io/v2", kind: "CiliumNode", metadata: { name: "another" } }]);
+    const annotations = { "veil.dev/wireguard": "{}" };
+    const change = { type: "application/merge-patch+json", body: { metadata: { annotations } } };
+    const publish = async (name: string): Promise<number> => (await as.call("PATCH", `${keys}/${name}`, change)).code;
+    assert.deepEqual([await publish(own), await publish("another")], [200, 403]);
+    as.close();
+    await cluster.kubectl("delete", "ciliumnodes,wireguardnodes", "--all");
+    for (const kind of [
+      "validatingadmissionpolicybinding",
+      "validatingadmissionpolicy",
+      "clusterrolebinding",
+      "clusterrole",
+    ]) {
+      await cluster.kubectl("delete", kind, ...names, "--ignore-not-found");
+    }
   });
 
   it("takes the mark off a pod that comes with it and is not enrolled", async () => {
