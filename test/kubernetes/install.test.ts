@@ -261,7 +261,7 @@ describe("Veil on a cluster", () => {
     });
     const keys = "/apis/cilium.io/v2/ciliumnodes";
     const reports = "/apis/veil.dev/v1alpha1/wireguardnodes";
-    const kinds = {
+    const kinds: Readonly<Record<string, object>> = {
       [keys]: { apiVersion: "cilium.io/v2", kind: "CiliumNode" },
       [reports]: { apiVersion: "veil.dev/v1alpha1", kind: "WireGuardNode" },
     };
