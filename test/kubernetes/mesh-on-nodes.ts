@@ -1,5 +1,5 @@
 import { describe, it } from "node:test";
-import { nothingIsClear, unenrolmentFailsNothing, type EnrolledScene } from "../netns/mesh-bodies.ts";
+import { flipsFailNothing, nothingIsClear, unenrolmentFailsNothing, type EnrolledScene } from "../netns/mesh-bodies.ts";
 import {
   controllerAwayFailsClosed,
   killFailsClosed,
@@ -8,6 +8,9 @@ import {
 } from "../netns/mesh-outages.ts";
 import { clusterMesh } from "./cluster-mesh.ts";
 import type { TestCluster } from "./cluster.ts";
+
+/** A few: the lab has ten. */
+const FLIPS = 3;
 
 /** What is true in a lab, too: see mesh-bodies.ts and mesh-outages.ts. In permissive mode, as there. */
 export function meshOnNodes(find: () => TestCluster): void {
@@ -34,5 +37,8 @@ export function meshOnNodes(find: () => TestCluster): void {
 
     it("un-enrolling a pair that has been enrolled for longer than the bound breaks no connection, nor does enrolling it again", () =>
       unenrolmentFailsNothing(at));
+
+    it("flips of the label break no connection: nothing reset, refused, lost or changed, as in a twin without flips", (t) =>
+      flipsFailNothing(clusterMesh(find()), t, FLIPS));
   });
 }

@@ -31,6 +31,8 @@ const PLAIN_MS = 1_500;
 /** Connections through tunnels that show that a label has taken effect. */
 const SWITCHED = 10;
 const LONG_FLIPPED = 50;
+/** New connections of a short load. */
+const SHORT_DONE = 40;
 /** A client's port stays in TIME_WAIT for 60 s, and the kernel has 28,231 of them for one destination: more a second run out. */
 const MOST = 300;
 const clock = systemClock();
@@ -159,5 +161,7 @@ async function capture(mesh: Mesh, at: Scene): Promise<{ stop: () => Promise<Pac
 }
 
 async function shortLoad(mesh: Mesh, pod: Pod, server: Pod): Promise<LoadResult> {
-  return runLoad(await mesh.enterPod(pod), server, ["--rate", "20", "--seconds", "3"]);
+  const load = await startLoad(await mesh.enterPod(pod), server, ["--rate", "20"]);
+  await load.until("connections", ({ short }) => short.done >= SHORT_DONE);
+  return load.stop();
 }
