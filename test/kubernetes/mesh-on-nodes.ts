@@ -1,18 +1,13 @@
 import { describe, it } from "node:test";
 import { flipsFailNothing, nothingIsClear, unenrolmentFailsNothing, type EnrolledScene } from "../netns/mesh-bodies.ts";
-import {
-  controllerAwayFailsClosed,
-  killFailsClosed,
-  killsFailNothing,
-  replacedProxiesFailNothing,
-} from "../netns/mesh-outages.ts";
+import { killFailsClosed, killsFailNothing, replacedProxiesFailNothing } from "../netns/mesh-outages.ts";
 import { clusterMesh } from "./cluster-mesh.ts";
 import type { TestCluster } from "./cluster.ts";
 
 /** A few: the lab has ten. */
 const FLIPS = 3;
 
-/** What is true in a lab, too: see mesh-bodies.ts and mesh-outages.ts. In permissive mode, as there. */
+/** What is true in a lab, too: see mesh-bodies.ts and mesh-outages.ts. In permissive mode, as there. What takes a minute (controllers that are away) the lab alone shows. */
 export function meshOnNodes(find: () => TestCluster): void {
   describe("the lab's tests", () => {
     let at: EnrolledScene;
@@ -28,9 +23,6 @@ export function meshOnNodes(find: () => TestCluster): void {
       it(`kill -9 of the proxy's data path on ${node} breaks its connections, refuses new ones, never in clear, and passes`, (t) =>
         killFailsClosed(at, t, () => at.mesh.kill("data path", node)));
     }
-
-    it("with the controllers stopped, an old enrolled client does not reach a new enrolled server, and never in clear; also with a restarted proxy", () =>
-      controllerAwayFailsClosed(at));
 
     it("proxies that are replaced beside each other fail no new connection, and reset those that outlast the drain", (t) =>
       replacedProxiesFailNothing(at, t));
