@@ -47,8 +47,8 @@ const MINUTES = Number(minutes);
 const SAMPLE_MS = 15_000;
 /** Results are written every so many samples. */
 const SAVE_EVERY = 8;
-/** This part of the run is warm-up: it does not count for the slope. In the middle of it garbage is collected. */
-const WARM_UP = 0.25;
+/** This part of the run is warm-up: it does not count for the slope. In its first quarter garbage is collected, from where heaps grow to their rest. */
+const WARM_UP = 0.5;
 /** Garbage is collected so long before the end of the load. */
 const LAST_COLLECTION_MINUTES = 1;
 const RESULTS = join(import.meta.dirname, "results", out);
@@ -82,7 +82,7 @@ async function observe(lab: TestLab, soak: Soak, signal: AbortSignal): Promise<v
   const pids = await watched(lab);
   const startMs = performance.now();
   const minute = (): number => (performance.now() - startMs) / 60_000;
-  const due = [(MINUTES * WARM_UP) / 2, MINUTES - LAST_COLLECTION_MINUTES];
+  const due = [(MINUTES * WARM_UP) / 4, MINUTES - LAST_COLLECTION_MINUTES];
   while (!signal.aborted) {
     const sample: Sample = { minute: minute(), uses: look(pids) };
     soak.samples.push(sample);

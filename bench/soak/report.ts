@@ -37,9 +37,9 @@ export function formatReport(soak: Soak): string {
     "",
     loads === undefined ? brokenOff(soak) : formatLoads(loads),
     "",
-    `Memory is what a process alone has written (MiB, means of a minute). The slope is that of all samples after ${warmUp} minutes of warm-up, with half of its 95 % interval.`,
+    `Memory is what a process alone has written (MiB, means of a minute). The slope is that of all samples after ${warmUp} minutes of warm-up, until garbage is collected near the end, with half of its 95 % interval.`,
     "",
-    "| process | first minute | after warm-up | last minute | slope, KiB a minute | descriptors under load | 15 s after it |",
+    "| process | first minute | after warm-up | last minute of these | slope, KiB a minute | descriptors under load | 15 s after it |",
     "|---|---|---|---|---|---|---|",
     ...Object.keys(soak.samples[0]?.uses ?? {}).map((name) => formatProcess(soak, name)),
     ...formatHeaps(soak.heaps),
@@ -60,7 +60,7 @@ function formatLoads(loads: readonly LoadResult[]): string {
   return `New connections done: ${done}. Bytes back on long ones: ${(bytes / 1e9).toFixed(1)} GB, all checked. Failures: ${failures}, corrupt: ${loads.map(({ corrupt }) => corrupt).join(", ")}.`;
 }
 
-function formatProcess({ samples, minutes, warmUp }: Soak, name: string): string {
+function formatProcess({ samples, minutes, warmUp, heaps }: Soak, name: string): string {
   const seen = (from: number, to: number): { minute: number; use: Use }[] =>
     samples.flatMap(({ minute, uses: { [name]: use } }) =>
       use !== undefined && minute >= from && minute < to ? [{ minute, use }] : [],
@@ -69,7 +69,8 @@ function formatProcess({ samples, minutes, warmUp }: Soak, name: string): string
     const part = seen(from, from + 1);
     return (part.reduce((sum, { use }) => sum + use.dirtyKib, 0) / part.length / 1024).toFixed(1);
   };
-  const loaded = seen(warmUp, minutes);
+  const collected = heaps.map(({ minute }) => minute).find((minute) => minute > warmUp);
+  const loaded = seen(warmUp, collected ?? minutes);
   const { slope, margin } = trendOf(loaded.map(({ minute, use }) => [minute, use.dirtyKib]));
   const descriptors = loaded.map(({ use }) => use.descriptors);
   const after = samples.at(-1);
@@ -78,7 +79,7 @@ function formatProcess({ samples, minutes, warmUp }: Soak, name: string): string
     name,
     mean(0),
     mean(warmUp),
-    mean(minutes - 1),
+    mean((collected ?? minutes) - 1),
     `${slope.toFixed(1)} ± ${margin.toFixed(1)}`,
     `${Math.min(...descriptors)}–${Math.max(...descriptors)}`,
     left ?? "–",

@@ -17,7 +17,7 @@ import { writeError } from "./standard-error.ts";
 const SMALL_HEAP = [
   "--max-semi-space-size=2",
   "--no-parallel-scavenge",
-  "--heap-growing-percent=200",
+  "--heap-growing-percent=80",
   "--v8-pool-size=1",
 ];
 
